@@ -17,9 +17,14 @@
 //! moving a subject is breaking and needs a new version token in the subject.
 
 pub mod blob;
+pub mod body;
 pub mod codec;
 pub mod error;
+pub mod headers;
 pub mod id;
+pub mod secret;
+pub mod size;
+pub mod state;
 pub mod token;
 
 pub use error::{ErrorBody, ErrorCode};
