@@ -1,1 +1,3 @@
-//! placeholder
+//! The actors of a drover host, and the pure machines inside them.
+
+pub mod vm;
