@@ -1,5 +1,9 @@
 //! The actors of a drover host, and the pure machines inside them.
 
+mod chain;
 pub mod images;
+pub mod ingress;
 pub mod spec;
 pub mod vm;
+
+pub use chain::chain;
