@@ -1,1 +1,3 @@
-//! placeholder
+//! The actors of a drover host and their pure machines.
+
+pub mod journal;
