@@ -3,6 +3,7 @@
 mod chain;
 pub mod images;
 pub mod ingress;
+pub mod journal;
 pub mod spec;
 pub mod vm;
 
