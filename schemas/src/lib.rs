@@ -19,6 +19,7 @@
 pub mod blob;
 pub mod codec;
 pub mod error;
+pub mod guest;
 pub mod id;
 pub mod token;
 
