@@ -1,1 +1,5 @@
-//! placeholder
+//! The actors of a drover host, and the pure machines inside them.
+
+pub mod images;
+pub mod spec;
+pub mod vm;

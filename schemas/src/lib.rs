@@ -17,11 +17,20 @@
 //! moving a subject is breaking and needs a new version token in the subject.
 
 pub mod blob;
+pub mod body;
 pub mod codec;
 pub mod error;
+pub mod event;
 pub mod guest;
+pub mod headers;
 pub mod id;
+pub mod secret;
+pub mod size;
+pub mod state;
+pub mod stream;
+pub mod subject;
 pub mod token;
+pub mod verbs;
 
 pub use error::{ErrorBody, ErrorCode};
 pub use id::{InstallationId, RequestId, VmId};

@@ -1,0 +1,257 @@
+//! What a caller writes about a VM ([`VmSpec`]) and what it becomes ([`ResolvedSpec`]).
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::secret::Secret;
+use crate::size::ByteSize;
+use crate::token::Token;
+
+/// The family of the guest's operating system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Os {
+    /// Linux, booted by a kernel or by firmware.
+    Linux,
+    /// Windows, booted by UEFI firmware.
+    Windows,
+}
+
+/// Names of the parts that a guest boots from: image names or digests, never paths.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BootSpec {
+    /// Image of kind `kernel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Image of kind `initramfs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initramfs: Option<String>,
+    /// Image of kind `firmware`; excludes `kernel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<String>,
+    /// Kernel command line; drover appends the network and the host name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+}
+
+/// One disk of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// The image that the disk starts as; each VM writes to a copy of its own.
+    pub image: String,
+    /// The guest cannot write to it.
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+/// One network interface of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NicSpec {
+    /// The host's network to join.
+    #[serde(default = "default_network")]
+    pub network: Token,
+}
+
+fn default_network() -> Token {
+    // A literal that the token grammar allows.
+    Token::new("default").unwrap_or_else(|_| unreachable!())
+}
+
+/// What happens after a VM ends on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartPolicy {
+    /// It stays as it is.
+    #[default]
+    Never,
+    /// It starts again after a failure, not after the guest powered off.
+    OnFailure,
+    /// It starts again after any end but a user's stop.
+    Always,
+}
+
+/// Restart policy with its limits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RestartSpec {
+    /// When to start again.
+    pub policy: RestartPolicy,
+    /// Restarts within `window_ms` after which the VM is `failed`.
+    pub limit: u32,
+    /// Length of the window, in milliseconds.
+    pub window_ms: u64,
+    /// First pause before a restart, in milliseconds; doubles with each restart in the window.
+    pub backoff_ms: u64,
+    /// Longest pause, in milliseconds.
+    pub backoff_max_ms: u64,
+}
+
+impl Default for RestartSpec {
+    fn default() -> Self {
+        Self {
+            policy: RestartPolicy::Never,
+            limit: 5,
+            window_ms: 600_000,
+            backoff_ms: 1_000,
+            backoff_max_ms: 60_000,
+        }
+    }
+}
+
+/// Whether and how long drover waits for the guest agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentSpec {
+    /// The guest has an agent.
+    pub enabled: bool,
+    /// After a boot, how long until a silent agent is reported, in milliseconds.
+    pub ready_timeout_ms: u64,
+}
+
+impl Default for AgentSpec {
+    fn default() -> Self {
+        Self { enabled: true, ready_timeout_ms: 60_000 }
+    }
+}
+
+/// Where a VM may be placed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlacementSpec {
+    /// Only this host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<Token>,
+    /// Only hosts with all of these labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What a caller (or a template) says about a VM. Everything left out comes from the template.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmSpec {
+    /// The template to start from; `linux-default` if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<Token>,
+    /// Family of the guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub os: Option<Os>,
+    /// Virtual CPUs at boot, 1 to 255.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// Guest memory; a multiple of 1 MiB, 64 MiB at the least.
+    #[serde(rename = "memory_bytes", alias = "memory", skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteSize>,
+    /// What the guest boots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootSpec>,
+    /// Disks in the order in which the guest sees them; replaces the template's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disks: Option<Vec<DiskSpec>>,
+    /// Interfaces; replaces the template's. An empty list makes a VM without a network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nics: Option<Vec<NicSpec>>,
+    /// What happens after an end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart: Option<RestartSpec>,
+    /// The guest agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentSpec>,
+    /// Free text by name, for the caller's own use: at most 64 labels of 256 bytes.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Where it may run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementSpec>,
+    /// Handed to the guest; never shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<Secret>,
+}
+
+/// What an image is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageKind {
+    /// A bootable Linux kernel.
+    Kernel,
+    /// A cpio archive for the kernel.
+    Initramfs,
+    /// A raw disk.
+    Disk,
+    /// UEFI firmware.
+    Firmware,
+    /// A kind that this reader does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// An image as it was when the VM was resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResolvedImage {
+    /// The name that the spec used.
+    pub name: String,
+    /// SHA-256 of the content, 64 lower-case hexadecimal digits.
+    pub sha256: String,
+    /// What it is good for.
+    pub kind: ImageKind,
+    /// Its length.
+    pub size_bytes: u64,
+}
+
+/// What a resolved VM boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResolvedBoot {
+    /// The kernel, for a direct boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<ResolvedImage>,
+    /// The initramfs, for a direct boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initramfs: Option<ResolvedImage>,
+    /// The firmware, otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<ResolvedImage>,
+    /// The command line before drover's own additions.
+    pub cmdline: String,
+}
+
+/// A resolved disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResolvedDisk {
+    /// What it starts as.
+    pub image: ResolvedImage,
+    /// The guest cannot write to it; it is then shared, not copied.
+    pub readonly: bool,
+}
+
+/// A spec with nothing left open: what is stored, booted and shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResolvedSpec {
+    /// The template that it came from.
+    pub template: Token,
+    /// Family of the guest.
+    pub os: Os,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// What the guest boots.
+    pub boot: ResolvedBoot,
+    /// Disks in order.
+    pub disks: Vec<ResolvedDisk>,
+    /// Interfaces in order.
+    pub nics: Vec<NicSpec>,
+    /// What happens after an end.
+    pub restart: RestartSpec,
+    /// The guest agent.
+    pub agent: AgentSpec,
+    /// The caller's labels.
+    pub labels: BTreeMap<String, String>,
+    /// Where it may run.
+    #[serde(default)]
+    pub placement: PlacementSpec,
+}

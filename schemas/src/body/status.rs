@@ -1,0 +1,189 @@
+//! What is known about a VM: the reply of `get`, of most verbs, and the items of `list`.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::spec::ResolvedSpec;
+use crate::id::VmId;
+use crate::state::{Desired, VmState};
+use crate::token::Token;
+
+/// Why a VM ended, did not boot, or changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CauseKind {
+    /// A request asked for it.
+    Request,
+    /// A request stopped it.
+    UserStop,
+    /// A request deleted it.
+    UserDelete,
+    /// The guest switched itself off.
+    GuestPowerOff,
+    /// The guest rebooted itself.
+    GuestReboot,
+    /// The guest's kernel panicked.
+    GuestPanic,
+    /// The VMM exited with a status.
+    VmmExit,
+    /// The VMM was ended by a signal.
+    VmmSignal,
+    /// The kernel killed the VMM for memory.
+    OutOfMemory,
+    /// The VMM refused a call.
+    VmmError,
+    /// The VMM did not answer in time.
+    VmmTimeout,
+    /// The VMM could not be started.
+    VmmSpawn,
+    /// The kernel image is not bootable.
+    KernelFormat,
+    /// The firmware image is not bootable.
+    FirmwareFormat,
+    /// A disk could not be made or opened.
+    DiskRefused,
+    /// The network interface could not be made or opened.
+    TapRefused,
+    /// A file of the host could not be made.
+    HostResource,
+    /// The guest agent did not come up in time.
+    AgentTimeout,
+    /// The guest agent came up.
+    AgentReady,
+    /// The link to the guest agent broke.
+    AgentLost,
+    /// The host was rebooted.
+    HostReboot,
+    /// The daemon started and found it so.
+    Adopted,
+    /// The restart policy acted.
+    RestartPolicy,
+    /// Too many restarts in the window.
+    CrashLoop,
+    /// A later request took its place.
+    Superseded,
+    /// A kind that this reader does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A cause with its evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Cause {
+    /// What kind.
+    pub kind: CauseKind,
+    /// One sentence for a person.
+    pub message: String,
+    /// Facts by name: `exit_code`, `signal`, `vmm_error`, `console_tail`, `stderr_tail`, `step` …
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub evidence: BTreeMap<String, String>,
+}
+
+impl Cause {
+    /// A cause without evidence yet.
+    pub fn new(kind: CauseKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), evidence: BTreeMap::new() }
+    }
+
+    /// Adds a fact.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl std::fmt::Display) -> Self {
+        self.evidence.insert(key.to_owned(), value.to_string());
+        self
+    }
+}
+
+/// How the link to the guest agent stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentState {
+    /// The VM has none, or is not running.
+    Absent,
+    /// The daemon is trying to reach it.
+    Connecting,
+    /// It answers.
+    Ready,
+    /// It answered before and does not now.
+    Lost,
+    /// A state that this reader does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// The guest agent of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentStatus {
+    /// How the link stands.
+    pub state: AgentState,
+    /// Version of the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Boot id of the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
+}
+
+/// One interface of a VM as the host made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NicStatus {
+    /// The host's network.
+    pub network: Token,
+    /// Name of the TAP device on the host.
+    pub tap: String,
+    /// MAC address.
+    pub mac: String,
+    /// IPv4 address of the guest.
+    pub ipv4: String,
+    /// Length of the network's prefix.
+    pub prefix_len: u8,
+    /// The network's gateway: the host's bridge.
+    pub gateway: String,
+}
+
+/// The status of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmStatus {
+    /// Namespace.
+    pub namespace: Token,
+    /// Name within the namespace.
+    pub name: Token,
+    /// Immutable identity.
+    pub vm_id: VmId,
+    /// The host that owns it.
+    pub host: Token,
+    /// What it is.
+    pub state: VmState,
+    /// What it shall be.
+    pub desired: Desired,
+    /// Counts changes of the spec, from 1.
+    pub revision: u64,
+    /// Counts VMM processes, from 1; 0 before the first.
+    pub incarnation: u64,
+    /// Sequence of its last event.
+    pub seq: u64,
+    /// When it was created.
+    pub created_unix_ms: u64,
+    /// When `state` was entered.
+    pub state_since_unix_ms: u64,
+    /// The operation under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+    /// Why it is in this state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+    /// The guest agent.
+    pub agent: AgentStatus,
+    /// Interfaces.
+    pub nics: Vec<NicStatus>,
+    /// Process id of the VMM on its host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm_pid: Option<u32>,
+    /// Restarts by policy within the window.
+    #[serde(default)]
+    pub restarts: u32,
+    /// The spec with nothing left open; left out of lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<Box<ResolvedSpec>>,
+}

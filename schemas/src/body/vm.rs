@@ -1,0 +1,241 @@
+//! Requests and replies of `vm.*`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::spec::{ResolvedSpec, VmSpec};
+use super::status::VmStatus;
+use crate::error::ErrorBody;
+use crate::id::{RequestId, VmId};
+use crate::token::Token;
+
+/// How long a reply waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Wait {
+    /// Until the guest runs.
+    Running,
+    /// Until the guest agent answers.
+    Agent,
+}
+
+/// The longest `wait`, in milliseconds.
+pub const MAX_WAIT_MS: u64 = 90_000;
+
+/// Request of `vm.create`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CreateRequest {
+    /// Name of the VM within the namespace of the subject.
+    pub name: Token,
+    /// What it shall be; all of it may come from the template.
+    #[serde(default)]
+    pub spec: VmSpec,
+    /// Delays the reply to the outcome; without it the reply comes when the create is durable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<Wait>,
+}
+
+/// Preconditions and waiting, common to every verb that changes a VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChangeRequest {
+    /// Refuse with `conflict` unless the VM has this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_vm_id: Option<VmId>,
+    /// Refuse with `conflict` unless the spec has this revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
+    /// Delays the reply to the outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<Wait>,
+}
+
+/// Request of `shutdown`: the guest is asked (agent, then power button), never forced.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ShutdownRequest {
+    /// Refuse with `conflict` unless the VM has this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_vm_id: Option<VmId>,
+    /// Refuse with `conflict` unless the spec has this revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
+    /// How long the guest may take, in milliseconds; 60,000 if left out, 90,000 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// Request of `stop`: the whole ladder from the agent to a kill.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StopRequest {
+    /// Refuse with `conflict` unless the VM has this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_vm_id: Option<VmId>,
+    /// Refuse with `conflict` unless the spec has this revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
+    /// How long the guest may take before it is forced, in milliseconds; 10,000 if left out,
+    /// 60,000 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
+    /// Do not ask the guest; also ends an operation that is in the way.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Request of `list`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ListRequest {
+    /// At most this many; 100 if left out, 500 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// Reply of `list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ListReply {
+    /// VMs by name, without their specs.
+    pub vms: Vec<VmStatus>,
+    /// Where the next page begins; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// Reply of the verbs that change a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChangeReply {
+    /// The VM when the reply was made.
+    pub vm: VmStatus,
+    /// It was so already, and nothing was done.
+    #[serde(default)]
+    pub already: bool,
+    /// Id of the request, also where the host made it.
+    pub request_id: RequestId,
+    /// Until when the same request id gives the same reply.
+    pub replay_until_unix_ms: u64,
+}
+
+/// Request of `lookup`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LookupRequest {
+    /// Name of the VM.
+    pub name: Token,
+}
+
+/// What became of a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "found", rename_all = "snake_case")]
+pub enum LookupReply {
+    /// No VM has this name, and none had it in the last 24 hours.
+    NotFound {},
+    /// A create is deciding where it goes.
+    Placing {
+        /// Identity of the VM to be.
+        vm_id: VmId,
+        /// The host that was chosen.
+        host: Token,
+        /// The request that creates it.
+        request_id: RequestId,
+    },
+    /// A host owns it. Whether the host is online shows when it is asked.
+    Owned {
+        /// Identity of the VM.
+        vm_id: VmId,
+        /// Its owner.
+        host: Token,
+        /// When the owner last said anything to the bus; absent if never.
+        last_seen_unix_ms: Option<u64>,
+        /// The owner has been heard within its lease.
+        online: bool,
+    },
+    /// It was deleted in the last 24 hours.
+    Gone {
+        /// Identity of the VM that was.
+        vm_id: VmId,
+        /// Its last owner.
+        host: Token,
+        /// When its delete was complete.
+        deleted_unix_ms: u64,
+        /// The request that deleted it.
+        request_id: RequestId,
+        /// The reply of that request.
+        reply: Box<ChangeReply>,
+    },
+}
+
+/// Request of `validate`: as `create`, without effect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ValidateRequest {
+    /// Name of the VM to be; `example` if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Token>,
+    /// The spec to check.
+    #[serde(default)]
+    pub spec: VmSpec,
+}
+
+/// Reply of `validate`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ValidateReply {
+    /// The spec with nothing left open.
+    pub spec: ResolvedSpec,
+    /// The VMM's configuration, as JSON text; paths are placeholders.
+    pub vmm_config: String,
+}
+
+/// Request of `logs`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LogsRequest {
+    /// Which log; `console` if left out.
+    #[serde(default)]
+    pub source: LogSource,
+    /// At most this many bytes from the end; 64 KiB if left out, 256 KiB at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail_bytes: Option<u64>,
+}
+
+/// A log of a VM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogSource {
+    /// The guest's serial console.
+    #[default]
+    Console,
+    /// What the VMM wrote to its standard error and log.
+    Vmm,
+}
+
+/// Reply of `logs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LogsReply {
+    /// The bytes.
+    pub data: crate::blob::Blob,
+    /// Offset of the first byte in everything that was ever written.
+    pub offset: u64,
+}
+
+/// Reply of `explain`: why a VM is as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ExplainReply {
+    /// The VM.
+    pub vm: VmStatus,
+    /// What to make of it, sentence by sentence.
+    pub findings: Vec<String>,
+    /// The VMM's configuration, as JSON text.
+    pub vmm_config: String,
+    /// The VMM's command line.
+    pub vmm_command: Vec<String>,
+    /// Its last events, oldest first, as sentences.
+    pub history: Vec<String>,
+}
+
+/// The outcome stored for a request id: a reply or an error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The reply.
+    Reply(Box<ChangeReply>),
+    /// The error.
+    Error(ErrorBody),
+}

@@ -1,0 +1,23 @@
+//! Names of NATS headers. Clients compare them case-sensitively.
+
+/// ULID of the request; a retry carries the same.
+pub const REQUEST_ID: &str = "Drover-Request-Id";
+/// Milliseconds from arrival until the caller stops waiting.
+pub const DEADLINE_MS: &str = "Drover-Deadline-Ms";
+/// The media type of the body.
+pub const CONTENT_TYPE: &str = "Content-Type";
+/// W3C trace context.
+pub const TRACEPARENT: &str = "traceparent";
+/// W3C trace state.
+pub const TRACESTATE: &str = "tracestate";
+/// HTTP-like number of an error reply.
+pub const ERROR_CODE: &str = "Nats-Service-Error-Code";
+/// One line about an error reply.
+pub const ERROR: &str = "Nats-Service-Error";
+/// The server's note of who asked, across accounts.
+pub const REQUEST_INFO: &str = "Nats-Request-Info";
+
+/// How long a request may take that states no deadline, in milliseconds.
+pub const DEFAULT_DEADLINE_MS: u64 = 10_000;
+/// The longest deadline; more is cut to it. A `wait` may last 90 s.
+pub const MAX_DEADLINE_MS: u64 = 120_000;
