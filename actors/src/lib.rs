@@ -1,6 +1,7 @@
 //! The actors of a drover host, and the pure machines inside them.
 
 mod chain;
+pub mod hypervisor;
 pub mod images;
 pub mod ingress;
 pub mod journal;

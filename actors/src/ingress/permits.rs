@@ -51,9 +51,12 @@ impl Permits {
             )
         };
         let busy = |whose: &str, limit: &str| {
-            ErrorBody::new(ErrorCode::Busy, format!("{whose} has too many requests in flight; repeat it later"))
-                .with("operation", "requests")
-                .with("limit", limit)
+            ErrorBody::new(
+                ErrorCode::Busy,
+                format!("{whose} has too many requests in flight; repeat it later"),
+            )
+            .with("operation", "requests")
+            .with("limit", limit)
         };
         let namespace =
             share.try_acquire_owned().map_err(|_| busy("the namespace", &self.per_namespace.to_string()))?;

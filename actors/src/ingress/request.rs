@@ -110,7 +110,9 @@ impl Request {
             let size = message.payload.len();
             let error = ErrorBody::new(
                 ErrorCode::InvalidArgument,
-                format!("the request has {size} bytes, at most {MAX_REQUEST} are taken; use a stream for data"),
+                format!(
+                    "the request has {size} bytes, at most {MAX_REQUEST} are taken; use a stream for data"
+                ),
             );
             responder.error(error.with("size", size).with("limit", MAX_REQUEST)).await;
             return Err(Refused);
