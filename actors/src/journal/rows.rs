@@ -66,6 +66,9 @@ pub struct VmRow {
     pub operation: Option<PendingOp>,
     /// The request that created it.
     pub create_request: RequestId,
+    /// It was deleted and its last event recorded; only its name is still to be freed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
 }
 
 /// One interface of a VM with its address.
