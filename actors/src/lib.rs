@@ -4,6 +4,7 @@ mod chain;
 pub mod hypervisor;
 pub mod images;
 pub mod ingress;
+pub mod network;
 pub mod spec;
 pub mod vm;
 
