@@ -1,6 +1,12 @@
 //! The actors of a drover host, and the pure machines inside them.
 
 pub mod guest;
+mod chain;
+pub mod hypervisor;
 pub mod images;
+pub mod ingress;
+pub mod journal;
 pub mod spec;
 pub mod vm;
+
+pub use chain::chain;
