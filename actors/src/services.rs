@@ -8,7 +8,7 @@ use drover_schemas::subject::Subjects;
 use drover_schemas::{InstallationId, Token};
 
 use crate::bus::claims::Claims;
-use crate::bus::egress::EgressHandle;
+use crate::bus::egress::Egress;
 use crate::host::HostState;
 use crate::hypervisor::cgroup::Cgroups;
 use crate::hypervisor::run_dir::RunRoot;
@@ -63,7 +63,7 @@ pub struct Services {
     /// The journal.
     pub journal: JournalHandle,
     /// From the outbox to the stream.
-    pub egress: EgressHandle,
+    pub egress: Egress,
     /// The names of VMs over the fleet.
     pub claims: Claims,
     /// Bridges, TAPs and rules.

@@ -11,6 +11,7 @@ use drover_schemas::codec::{self, EncodeError};
 use drover_schemas::secret::Secret;
 use drover_schemas::state::{Desired, VmState};
 use drover_schemas::{InstallationId, RequestId, Token, VmId};
+use crate::network::NicLease;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -69,23 +70,6 @@ pub struct VmRow {
     /// It was deleted and its last event recorded; only its name is still to be freed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub released: bool,
-}
-
-/// One interface of a VM with its address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NicLease {
-    /// The host's network.
-    pub network: Token,
-    /// Name of the TAP device.
-    pub tap: String,
-    /// MAC address, as six pairs of hexadecimal digits with colons.
-    pub mac: String,
-    /// Address of the guest.
-    pub ipv4: Ipv4Addr,
-    /// Length of the network's prefix.
-    pub prefix_len: u8,
-    /// The network's gateway.
-    pub gateway: Ipv4Addr,
 }
 
 /// A VMM process and its holder, named so that a reused pid is not taken for it.

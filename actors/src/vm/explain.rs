@@ -88,7 +88,8 @@ pub fn explain(services: &Services, view: &View, history: Vec<String>) -> Explai
 /// The VMM's configuration of a VM as JSON text. It holds no secret.
 #[must_use]
 pub fn config_text(services: &Services, row: &VmRow) -> String {
-    use crate::hypervisor::config::{BootPaths, DiskPath, GuestNic, ImageType, NicConfig, VmmInput, cmdline_additions, vm_config};
+    use crate::hypervisor::config::{BootPaths, DiskPath, ImageType, VmmInput, cmdline_additions, vm_config};
+    use crate::network::NicLease;
     let path = |image: &Option<drover_schemas::body::spec::ResolvedImage>| {
         image.as_ref().map(|i| {
             services.images.path(i).map_or_else(|| format!("image:{}", i.name).into(), std::path::Path::to_path_buf)
@@ -110,12 +111,12 @@ pub fn config_text(services: &Services, row: &VmRow) -> String {
         firmware: path(&boot.firmware),
         disks: disks.collect(),
     };
-    let first = row.nics.first().map(|n| GuestNic { ipv4: n.ipv4, prefix_len: n.prefix_len, gateway: n.gateway });
+    let first = row.nics.first().map(NicLease::guest_nic);
     let config = vm_config(&VmmInput {
         spec: &row.spec,
         paths,
         run_dir: &services.run_root.vm(row.vm_id),
-        nics: row.nics.iter().map(|n| NicConfig { tap: n.tap.clone(), mac: n.mac.clone() }).collect(),
+        nics: row.nics.iter().map(NicLease::nic_config).collect(),
         cmdline: cmdline_additions(&row.name, first.as_ref()),
     });
     serde_json::to_string_pretty(&config).unwrap_or_default()

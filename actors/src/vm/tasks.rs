@@ -20,12 +20,12 @@ use crate::guest::Link;
 use crate::hypervisor::api::{ApiClient, VmmState};
 use crate::hypervisor::cause::{self, Evidence};
 use crate::hypervisor::cgroup::CgroupLimits;
-use crate::hypervisor::config::{BootPaths, DiskPath, GuestNic, ImageType, NicConfig, VmmInput, cmdline_additions, vm_config};
+use crate::hypervisor::config::{BootPaths, DiskPath, ImageType, VmmInput, cmdline_additions, vm_config};
 use crate::hypervisor::process::{LaunchRecord, LaunchSpec, VmmProcess, destroy, launch};
 use crate::hypervisor::run_dir::RunDir;
 use crate::hypervisor::stop::{StopPlan, stop_ladder};
 use crate::journal::VmRow;
-use crate::network::VmNet;
+use crate::network::{NicLease, VmNet};
 use crate::services::Shared;
 
 /// Processes and threads of one VM: the VMM's own, one for each CPU, and room.
@@ -159,12 +159,12 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
     };
     let process = launched.map_err(|e| of(evidence("launch"), &|ev| cause::of_launch(&e, ev)))?;
     let run = Run::new(process);
-    let first = row.nics.first().map(|n| GuestNic { ipv4: n.ipv4, prefix_len: n.prefix_len, gateway: n.gateway });
+    let first = row.nics.first().map(NicLease::guest_nic);
     let config = vm_config(&VmmInput {
         spec: &row.spec,
         paths,
         run_dir: &dir,
-        nics: row.nics.iter().map(|n| NicConfig { tap: n.tap.clone(), mac: n.mac.clone() }).collect(),
+        nics: row.nics.iter().map(NicLease::nic_config).collect(),
         cmdline: cmdline_additions(&row.name, first.as_ref()),
     });
     if let Err(error) = run.api.create(&config).await {
@@ -191,7 +191,7 @@ async fn call_failed(run: &Run, dir: &RunDir, step: &str, error: &crate::hypervi
 }
 
 fn vm_net(row: &VmRow) -> VmNet {
-    VmNet { vm_id: row.vm_id, uid: row.uid, nics: super::row::nics(row) }
+    VmNet { vm_id: row.vm_id, uid: row.uid, nics: row.nics.clone() }
 }
 
 fn launch_record(context: &TaskContext, cgroup: crate::hypervisor::cgroup::VmCgroup) -> LaunchRecord {
@@ -371,7 +371,7 @@ async fn release(context: &TaskContext) {
     let mut first = true;
     loop {
         let ended = destroy(&dir, services.installation, &cgroup).await;
-        let detached = services.network.detach(vm_net(row)).await;
+        let detached = services.network.detach(row.vm_id, row.nics.clone()).await;
         match detached {
             Ok(()) if ended => return,
             Ok(()) => {}
