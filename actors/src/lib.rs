@@ -1,7 +1,9 @@
 //! The actors of a drover host, and the pure machines inside them.
 
+pub mod adopt;
 pub mod bus;
 mod chain;
+pub mod create;
 pub mod guest;
 pub mod host;
 pub mod hypervisor;
@@ -15,6 +17,8 @@ pub mod root;
 pub mod router;
 pub mod services;
 pub mod spec;
+pub mod stream;
+pub mod subscribe;
 pub mod vm;
 
 pub use chain::chain;

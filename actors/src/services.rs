@@ -86,6 +86,8 @@ pub struct Services {
     pub state: HostState,
     /// Counters.
     pub metrics: Metrics,
+    /// Name of the stream of events.
+    pub events_stream: String,
 }
 
 /// A shared [`Services`].

@@ -67,6 +67,12 @@ pub struct VmRow {
     pub operation: Option<PendingOp>,
     /// The request that created it.
     pub create_request: RequestId,
+    /// The name claim was seen to be ours: effects may happen.
+    #[serde(default)]
+    pub owned: bool,
+    /// Digest of the create request's body, for the name claim.
+    #[serde(default)]
+    pub create_sha256: String,
     /// It was deleted and its last event recorded; only its name is still to be freed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub released: bool,

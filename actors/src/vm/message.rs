@@ -34,8 +34,6 @@ pub struct Change {
     pub time_ms: u64,
     /// Id of the request.
     pub request_id: RequestId,
-    /// The caller gave the id, so it is remembered.
-    pub remembered: bool,
     /// Digest of the body.
     pub digest: String,
     /// Gets the outcome.
