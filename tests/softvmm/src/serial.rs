@@ -201,6 +201,8 @@ pub async fn pump(serial: Serial, stream: UnixStream, mut input: mpsc::Unbounded
                 break;
             }
         }
+        // Held to the end: a guest whose line is closed on one side stops sending on the other.
+        std::future::pending::<()>().await;
     });
     let mut bytes = [0; 4096];
     while let Ok(n @ 1..) = from.read(&mut bytes).await {

@@ -36,6 +36,12 @@ pub struct Vmm {
 
 impl Drop for Vmm {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let console = std::fs::read(self.path("console")).unwrap_or_default();
+            println!("stderr: {}", self.stderr());
+            println!("events: {:?}", self.events());
+            println!("console: {}", String::from_utf8_lossy(&console));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
