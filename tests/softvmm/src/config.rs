@@ -340,9 +340,9 @@ pub enum ConsoleMode {
     Null,
 }
 
-/// `serial`.
+/// What `serial` and `console` have in common.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SerialConfig {
+pub struct CommonConsole {
     /// The file of mode `File`.
     #[serde(default, skip_serializing_if = "absent")]
     pub file: Option<PathBuf>,
@@ -353,9 +353,17 @@ pub struct SerialConfig {
     pub socket: Option<PathBuf>,
 }
 
+/// `serial`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SerialConfig {
+    /// Mode, file and socket.
+    #[serde(flatten)]
+    pub common: CommonConsole,
+}
+
 impl Default for SerialConfig {
     fn default() -> Self {
-        Self { file: None, mode: ConsoleMode::Null, socket: None }
+        Self { common: CommonConsole { file: None, mode: ConsoleMode::Null, socket: None } }
     }
 }
 
@@ -364,7 +372,7 @@ impl Default for SerialConfig {
 pub struct ConsoleConfig {
     /// Mode, file and socket, of which `Socket` is refused.
     #[serde(flatten)]
-    pub common: SerialConfig,
+    pub common: CommonConsole,
     #[serde(flatten)]
     pci: PciCommon,
 }
@@ -372,7 +380,7 @@ pub struct ConsoleConfig {
 impl Default for ConsoleConfig {
     fn default() -> Self {
         Self {
-            common: SerialConfig { mode: ConsoleMode::Tty, ..SerialConfig::default() },
+            common: CommonConsole { file: None, mode: ConsoleMode::Tty, socket: None },
             pci: PciCommon::default(),
         }
     }
@@ -416,7 +424,7 @@ pub struct VmConfig {
     #[serde(default)]
     pub memory: MemoryConfig,
     /// What boots.
-    #[serde(default, skip_serializing_if = "absent")]
+    #[serde(skip_serializing_if = "absent")]
     pub payload: Option<PayloadConfig>,
     #[serde(default, skip_serializing_if = "absent")]
     rate_limit_groups: Option<Value>,
@@ -430,6 +438,8 @@ pub struct VmConfig {
     rng: RngConfig,
     #[serde(default, skip_serializing_if = "absent")]
     balloon: Option<Value>,
+    #[serde(default, skip_serializing_if = "absent")]
+    generic_vhost_user: Option<Value>,
     #[serde(default, skip_serializing_if = "absent")]
     fs: Option<Value>,
     #[serde(default, skip_serializing_if = "absent")]

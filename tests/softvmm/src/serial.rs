@@ -18,7 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::config::{ConsoleMode, SerialConfig};
+use crate::config::{CommonConsole, ConsoleMode};
 use crate::refusal::Cause;
 
 /// Output kept for a client that comes later.
@@ -56,7 +56,7 @@ impl Serial {
     ///
     /// # Errors
     /// The path is missing, taken (a stale socket is not removed) or not writable.
-    pub fn create(config: &SerialConfig) -> Result<Self, Cause> {
+    pub fn create(config: &CommonConsole) -> Result<Self, Cause> {
         let failed =
             |e: &io::Error| Cause::io(["Error creating console devices", "Error creating console device"], e);
         let missing = || io::Error::from(io::ErrorKind::NotFound);

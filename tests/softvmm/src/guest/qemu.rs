@@ -64,7 +64,7 @@ impl QemuGuest {
         }
         if config.vsock.as_ref().is_some_and(|v| v.socket.exists()) {
             let taken = std::io::Error::from_raw_os_error(libc::EADDRINUSE);
-            return Err(StartError::Devices(Lost::Nothing, bind_failed(&taken)));
+            return Err(StartError::Devices(Lost::Vsock, bind_failed(&taken)));
         }
         check_payload(config)?;
         let device = match &config.vsock {
@@ -156,15 +156,15 @@ impl QemuGuest {
     }
 }
 
-/// Counters of a disk that has done nothing.
+/// Counters of a disk that has done nothing: its latencies are the largest numbers there are.
 pub fn no_block_counters() -> Value {
     let mut counters = Map::new();
     for name in ["read_bytes", "read_ops", "write_bytes", "write_ops"] {
         counters.insert(name.to_owned(), Value::from(0));
     }
     for way in ["read", "write"] {
-        for kind in ["min", "max", "avg"] {
-            counters.insert(format!("{way}_latency_{kind}"), Value::from(0));
+        for (kind, unset) in [("min", u64::MAX), ("max", u64::MAX), ("avg", u64::MAX / 10_000)] {
+            counters.insert(format!("{way}_latency_{kind}"), Value::from(unset));
         }
     }
     Value::Object(counters)
