@@ -1,4 +1,5 @@
 //! Replays the recorded transcripts of the real v53 against softvmm.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)] // helpers of tests are tests
 
 use std::path::Path;
 

@@ -3,6 +3,7 @@
 //! Needs `qemu-system-x86_64`, `vhost-device-vsock` and the package `linux-image-*-cloud-amd64`,
 //! unpacked: in the folder that `SOFTVMM_TEST_KERNEL` names, or downloaded with `apt-get` into the
 //! build folder. What is missing is printed, and the test passes without having run.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)] // helpers of tests are tests
 
 mod common;
 
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use common::{LIMIT, Vmm, gone, until};
+use common::{LIMIT, Tap, Vmm, gone, until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -178,6 +179,10 @@ fn prepared() -> Option<(Vmm, Value)> {
 fn a_real_guest_boots_answers_reboots_pauses_and_powers_off() {
     let Some((mut vmm, mut config)) = prepared() else { return };
     config["serial"] = json!({"mode": "File", "file": vmm.path("console")});
+    let tap = Tap::make();
+    if let Some(tap) = &tap {
+        config["net"] = json!([{"tap": tap.0, "mac": "2e:00:00:00:00:07", "id": "net0"}]);
+    }
     assert_eq!(vmm.call("PUT", "vm.create", Some(&config)), (204, Value::Null));
     vmm.put("vm.boot");
     let ready = |times: usize| {
@@ -190,6 +195,9 @@ fn a_real_guest_boots_answers_reboots_pauses_and_powers_off() {
     ready(1);
     let mut guest = vmm.dial(1023);
     assert_eq!(guest.ask("disk"), "drover-test-disk");
+    if tap.is_some() {
+        assert_eq!(guest.ask("net"), "2e:00:00:00:00:07");
+    }
     let first = guest.ask("boot-id");
     until(LIMIT, "its devices are reported", || {
         (vmm.events().iter().filter(|e| *e == "virtio-device activated").count() >= 2).then_some(())
