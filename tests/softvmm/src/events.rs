@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::os::fd::FromRawFd;
 use std::time::Instant;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -56,6 +56,7 @@ impl Monitor {
         if let Some(file) = &file {
             let flags = OFlag::from_bits_truncate(fcntl(file, FcntlArg::F_GETFL)?);
             fcntl(file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+            fcntl(file, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
         }
         Ok(Self { file, start: Instant::now(), faults })
     }

@@ -18,7 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::config::{ConsoleMode, SerialConfig};
+use crate::config::{CommonConsole, ConsoleMode};
 use crate::refusal::Cause;
 
 /// Output kept for a client that comes later.
@@ -56,7 +56,7 @@ impl Serial {
     ///
     /// # Errors
     /// The path is missing, taken (a stale socket is not removed) or not writable.
-    pub fn create(config: &SerialConfig) -> Result<Self, Cause> {
+    pub fn create(config: &CommonConsole) -> Result<Self, Cause> {
         let failed =
             |e: &io::Error| Cause::io(["Error creating console devices", "Error creating console device"], e);
         let missing = || io::Error::from(io::ErrorKind::NotFound);
@@ -201,6 +201,8 @@ pub async fn pump(serial: Serial, stream: UnixStream, mut input: mpsc::Unbounded
                 break;
             }
         }
+        // Held to the end: a guest whose line is closed on one side stops sending on the other.
+        std::future::pending::<()>().await;
     });
     let mut bytes = [0; 4096];
     while let Ok(n @ 1..) = from.read(&mut bytes).await {

@@ -12,7 +12,7 @@
 //! included, because in the real one it does. Quirks that a supervisor has to live with are kept:
 //!
 //! * a create that fails at its serial port leaves the configuration behind (state `Created`);
-//! * a boot that fails at its disks or TAPs forgets them, so a second boot would come up without;
+//! * a boot that fails at its disks, TAPs or vsock forgets them, so a second boot comes up without;
 //! * a boot that fails at its payload leaves a VM that is not running: `vm.boot` then answers that it
 //!   is already created, and only `vm.shutdown` helps;
 //! * `vm.delete` of a VM that never booted leaves its serial socket in place;
@@ -26,7 +26,7 @@ use crate::api::{self, Call, Done};
 use crate::args::Args;
 use crate::config::{ConsoleMode, VmConfig};
 use crate::events::Monitor;
-use crate::guest::{Death, Guest, Lost, Notice, Notifier, Plan, StartError, What};
+use crate::guest::{self, Death, Guest, Lost, Notice, Notifier, Plan, StartError, What};
 use crate::http::server::{Exchange, Response};
 use crate::misbehave::{self, Action, Faults, Verdict};
 use crate::refusal::{Cause, Refusal};
@@ -192,7 +192,7 @@ impl Vmm {
                 Ok(Done::Ok)
             }
             Call::Unmodelled(_) if self.config.is_none() => Err(refused(match call.failure() {
-                "Error triggering NMI" => Cause::not_running(),
+                "Error triggering NMI" | "The VM could not be snapshotted" => Cause::not_running(),
                 _ => Cause::not_created(),
             })),
             Call::Unmodelled(_) => Err(refused(Cause::new(["softvmm does not do this"]))),
@@ -215,10 +215,7 @@ impl Vmm {
 
     async fn counters(&mut self) -> Result<Value, Cause> {
         let (Some(vm), Some(config)) = (&mut self.vm, &self.config) else { return Err(Cause::not_running()) };
-        match &mut vm.guest {
-            Some(guest) => Ok(guest.counters(config).await),
-            None => Ok(json!({})),
-        }
+        Ok(guest::counters(vm.guest.as_mut(), config).await)
     }
 
     fn create(&mut self, config: VmConfig) -> Result<(), Cause> {
@@ -226,7 +223,7 @@ impl Vmm {
             return Err(Cause::already_created());
         }
         let console = config.console.common.mode;
-        let serial = config.serial.clone();
+        let serial = config.serial.common.clone();
         self.config = Some(config);
         if console == ConsoleMode::Socket {
             let outer = Cause::new(["Error creating console devices"]);
@@ -258,7 +255,7 @@ impl Vmm {
         let config = self.config.as_mut().ok_or_else(Cause::config_missing)?;
         let serial = match &self.serial {
             Some(serial) => serial.clone(),
-            None => self.serial.insert(Serial::create(&config.serial)?).clone(),
+            None => self.serial.insert(Serial::create(&config.serial.common)?).clone(),
         };
         config.validate()?;
         self.boots += 1;
@@ -272,6 +269,7 @@ impl Vmm {
                     Lost::Nothing => {}
                     Lost::Disks => config.disks = None,
                     Lost::Nets => config.net = None,
+                    Lost::Vsock => config.vsock = None,
                 }
                 serial.close();
                 return Err(cause);

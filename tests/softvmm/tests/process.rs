@@ -1,4 +1,5 @@
 //! The guest of processes, through the real binary.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)] // helpers of tests are tests
 
 mod common;
 
@@ -6,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 
-use common::{LIMIT, Vmm, call, gone, until};
+use common::{LIMIT, Tap, Vmm, call, gone, until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -113,7 +114,7 @@ fn the_serial_socket_keeps_output_for_late_clients_and_has_one_at_a_time() {
     until(LIMIT, "the first is shown out", || match first.read(&mut [0; 4096]) {
         Ok(0) => Some(()),
         Ok(_) => None,
-        Err(error) => Some(assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset)),
+        Err(error) => (error.kind() == std::io::ErrorKind::ConnectionReset).then_some(()),
     });
 }
 
@@ -121,8 +122,9 @@ fn the_serial_socket_keeps_output_for_late_clients_and_has_one_at_a_time() {
 fn an_agent_that_crashes_is_started_again() {
     let vmm = Vmm::process();
     vmm.create_and_boot();
-    vmm.dial(1023).tell("crash");
-    until(LIMIT, "it is back", || vmm.dial_once(1023).filter(|_| true));
+    let mut guest = vmm.dial(1023);
+    guest.tell("crash");
+    guest.wait_end();
     assert_eq!(vmm.dial(1023).ask("back"), "back");
 }
 
@@ -254,4 +256,23 @@ fn a_tap_that_may_not_be_used_fails_the_boot_and_is_forgotten() {
     assert_eq!(vmm.call("PUT", "vm.create", Some(&config)).0, 204);
     assert_eq!(vmm.call("PUT", "vm.boot", None).0, 500);
     assert_eq!(vmm.call("GET", "vm.info", None).1["config"]["net"], Value::Null);
+}
+
+#[test]
+fn a_tap_has_a_carrier_while_the_guest_runs_and_counters() {
+    let Some(tap) = Tap::make() else { return };
+    let carrier = || std::fs::read_to_string(format!("/sys/class/net/{}/carrier", tap.0)).unwrap_or_default();
+    assert_eq!(carrier().trim(), "0");
+    let vmm = Vmm::process();
+    let mut config = vmm.config();
+    config["net"] = json!([{"tap": tap.0, "mac": "2e:00:00:00:00:01", "id": "net0"}]);
+    assert_eq!(vmm.call("PUT", "vm.create", Some(&config)).0, 204);
+    vmm.put("vm.boot");
+    assert_eq!(carrier().trim(), "1");
+    let counters = &vmm.call("GET", "vm.counters", None).1["net0"];
+    assert!(["rx_bytes", "rx_frames", "tx_bytes", "tx_frames"].iter().all(|c| counters[c].is_number()));
+    vmm.put("vm.reboot");
+    assert_eq!(carrier().trim(), "1", "the name was free again");
+    vmm.put("vm.shutdown");
+    assert_eq!(carrier().trim(), "0");
 }

@@ -92,6 +92,7 @@ enum End {
 
 fn run(description: &str) -> Result<i32, Box<dyn std::error::Error>> {
     let guest: Description = serde_json::from_str(description)?;
+    nix::sys::prctl::set_name(c"softvmm-init")?;
     let mut control = namespaces::inherited_control();
     // Blocked, not handled: a blocked signal reaches pid 1 even from inside its namespace.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD].into_iter().collect();

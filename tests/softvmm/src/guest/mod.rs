@@ -83,13 +83,13 @@ pub struct Plan<'a> {
 /// Why a guest did not start, and how far it had come.
 #[derive(Debug)]
 pub enum StartError {
-    /// The devices could not be made. v53 forgets the list (`disks` or `net`) that it was working on.
+    /// The devices could not be made. v53 forgets the part of the configuration it was working on.
     Devices(Lost, Cause),
     /// The devices are there, the payload could not be loaded: the VM exists, not running.
     Payload(Cause),
 }
 
-/// The list of the configuration that a failed boot forgets.
+/// The part of the configuration that a failed boot forgets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lost {
     /// None.
@@ -98,6 +98,8 @@ pub enum Lost {
     Disks,
     /// `net`
     Nets,
+    /// `vsock`
+    Vsock,
 }
 
 /// A running guest.
@@ -115,6 +117,11 @@ impl Guest {
     /// Nothing of it is left running.
     pub async fn start(plan: Plan<'_>) -> Result<Self, StartError> {
         check_disks(plan.config)?;
+        let payload = plan.config.payload.as_ref();
+        if let Some(Err(error)) = payload.and_then(|p| p.initramfs.as_ref()).map(std::fs::File::open) {
+            let cause = Cause::io(["Cannot open initramfs file"], &error);
+            return Err(StartError::Devices(Lost::Nothing, cause));
+        }
         match plan.args.guest {
             GuestKind::Process => Ok(Self::Process(Box::new(process::ProcessGuest::start(plan).await?))),
             GuestKind::Qemu => Ok(Self::Qemu(Box::new(qemu::QemuGuest::start(plan).await?))),
@@ -154,29 +161,6 @@ impl Guest {
         }
     }
 
-    /// Counters of its devices by id.
-    pub async fn counters(&mut self, config: &VmConfig) -> Value {
-        let mut all = Map::new();
-        let devices = config.devices();
-        let disks = config.disks.as_deref().unwrap_or_default();
-        let nets = config.net.as_deref().unwrap_or_default();
-        let mut stats = match self {
-            Self::Process(_) => Map::new(),
-            Self::Qemu(guest) => guest.block_counters().await,
-        };
-        for id in devices.iter().take(disks.len()) {
-            all.insert(id.clone(), stats.remove(id).unwrap_or_else(qemu::no_block_counters));
-        }
-        for (id, net) in devices.iter().skip(disks.len()).zip(nets) {
-            let counters = match self {
-                Self::Process(guest) => guest.net_counters(id),
-                Self::Qemu(_) => net.tap.as_deref().map(crate::tap::counters),
-            };
-            all.insert(id.clone(), counters.unwrap_or_default());
-        }
-        Value::Object(all)
-    }
-
     /// Ends it and everything that belongs to it, without asking the guest.
     pub async fn stop(self) {
         match self {
@@ -184,6 +168,29 @@ impl Guest {
             Self::Qemu(guest) => guest.stop().await,
         }
     }
+}
+
+/// Counters of a VM's devices by id; of devices that have done nothing if its guest does not run.
+pub async fn counters(mut guest: Option<&mut Guest>, config: &VmConfig) -> Value {
+    let mut all = Map::new();
+    let devices = config.devices();
+    let disks = config.disks.as_deref().unwrap_or_default();
+    let nets = config.net.as_deref().unwrap_or_default();
+    let mut stats = match &mut guest {
+        Some(Guest::Qemu(guest)) => guest.block_counters().await,
+        _ => Map::new(),
+    };
+    for id in devices.iter().take(disks.len()) {
+        all.insert(id.clone(), stats.remove(id).unwrap_or_else(qemu::no_block_counters));
+    }
+    for (id, net) in devices.iter().skip(disks.len()).zip(nets) {
+        let counters = match &guest {
+            Some(Guest::Process(guest)) => guest.net_counters(id),
+            _ => net.tap.as_deref().map(crate::tap::counters),
+        };
+        all.insert(id.clone(), counters.unwrap_or_default());
+    }
+    Value::Object(all)
 }
 
 fn check_disks(config: &VmConfig) -> Result<(), StartError> {
@@ -199,10 +206,10 @@ fn check_disks(config: &VmConfig) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Opens the payload's files, as loading them would.
+/// Opens the kernel or the firmware, as loading it would.
 ///
 /// # Errors
-/// One of them is missing or not readable.
+/// It is missing or not readable.
 pub fn check_payload(config: &VmConfig) -> Result<(), StartError> {
     let payload = config.payload.clone().unwrap_or_default();
     let open = |path: &Option<std::path::PathBuf>, what| match path {
@@ -213,6 +220,5 @@ pub fn check_payload(config: &VmConfig) -> Result<(), StartError> {
         None => Ok(()),
     };
     open(&payload.firmware, "Error manipulating firmware file")?;
-    open(&payload.kernel, "Cannot open kernel file")?;
-    open(&payload.initramfs, "Cannot open initramfs file")
+    open(&payload.kernel, "Cannot open kernel file")
 }

@@ -51,7 +51,7 @@ impl ProcessGuest {
         let listener = match &config.vsock {
             None => None,
             Some(vsock) => {
-                Some(Listener::bind(&vsock.socket).map_err(|c| StartError::Devices(Lost::Nothing, c))?)
+                Some(Listener::bind(&vsock.socket).map_err(|c| StartError::Devices(Lost::Vsock, c))?)
             }
         };
         let started = match check_payload(config) {

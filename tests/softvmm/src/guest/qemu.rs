@@ -34,6 +34,8 @@ pub const TB_SIZE_MIB: u32 = 64;
 const VSOCK_LIMIT: Duration = Duration::from_secs(10);
 /// How long the activation of devices is watched for.
 const ACTIVATION_LIMIT: Duration = Duration::from_secs(120);
+/// What QEMU's ids begin with: an id of ours may start with what one of QEMU's may not.
+const PREFIX: &str = "d.";
 const POLL: Duration = Duration::from_millis(250);
 
 /// A running QEMU.
@@ -62,7 +64,7 @@ impl QemuGuest {
         }
         if config.vsock.as_ref().is_some_and(|v| v.socket.exists()) {
             let taken = std::io::Error::from_raw_os_error(libc::EADDRINUSE);
-            return Err(StartError::Devices(Lost::Nothing, bind_failed(&taken)));
+            return Err(StartError::Devices(Lost::Vsock, bind_failed(&taken)));
         }
         check_payload(config)?;
         let device = match &config.vsock {
@@ -126,7 +128,7 @@ impl QemuGuest {
     pub async fn block_counters(&mut self) -> Map<String, Value> {
         let list = self.qmp.execute("query-blockstats", Value::Null).await.unwrap_or_default();
         let disk = |entry: &Value| {
-            let id = entry["qdev"].as_str()?.split('/').nth(3)?.to_owned();
+            let id = device_id(entry["qdev"].as_str()?)?;
             let stats = &entry["stats"];
             let mut counters = no_block_counters();
             for (ours, theirs) in [
@@ -154,15 +156,15 @@ impl QemuGuest {
     }
 }
 
-/// Counters of a disk that has done nothing.
+/// Counters of a disk that has done nothing: its latencies are the largest numbers there are.
 pub fn no_block_counters() -> Value {
     let mut counters = Map::new();
     for name in ["read_bytes", "read_ops", "write_bytes", "write_ops"] {
         counters.insert(name.to_owned(), Value::from(0));
     }
     for way in ["read", "write"] {
-        for kind in ["min", "max", "avg"] {
-            counters.insert(format!("{way}_latency_{kind}"), Value::from(0));
+        for (kind, unset) in [("min", u64::MAX), ("max", u64::MAX), ("avg", u64::MAX / 10_000)] {
+            counters.insert(format!("{way}_latency_{kind}"), Value::from(unset));
         }
     }
     Value::Object(counters)
@@ -311,22 +313,22 @@ fn arguments(config: &VmConfig, monitor: i32, port: i32, meeting: Option<&Path>)
         let read_only = if disk.readonly { "on" } else { "off" };
         add("-drive", format!("if=none,id=drive{n},format={format},file={file},readonly={read_only}"));
         let serial = disk.serial.as_ref().map(|s| format!(",serial={s}")).unwrap_or_default();
-        add("-device", format!("virtio-blk-pci,drive=drive{n},id={id}{serial}"));
+        add("-device", format!("virtio-blk-pci,drive=drive{n},id={PREFIX}{id}{serial}"));
     }
     for (n, (net, id)) in nets.iter().zip(devices.iter().skip(disks.len())).enumerate() {
         let Some(tap) = &net.tap else { continue };
         add("-netdev", format!("tap,id=net{n},ifname={tap},script=no,downscript=no,vhost=off"));
-        add("-device", format!("virtio-net-pci,netdev=net{n},mac={},id={id}", net.mac));
+        add("-device", format!("virtio-net-pci,netdev=net{n},mac={},id={PREFIX}{id}", net.mac));
     }
-    add("-device", "virtio-rng-pci,id=__rng".into());
+    add("-device", format!("virtio-rng-pci,id={PREFIX}__rng"));
     if let (Some(meeting), Some(id)) = (meeting, devices.last()) {
         add("-chardev", format!("socket,id=vsock,path={}", meeting.to_string_lossy().replace(',', ",,")));
         // Behind a port of its own, so that it can be taken out and put back.
         add("-device", "pcie-root-port,id=rp1,chassis=1,slot=1".into());
-        add("-device", format!("vhost-user-vsock-pci,chardev=vsock,bus=rp1,id={id}"));
+        add("-device", format!("vhost-user-vsock-pci,chardev=vsock,bus=rp1,id={PREFIX}{id}"));
     }
     if config.pvpanic {
-        add("-device", "pvpanic".into());
+        add("-device", "pvpanic-pci".into());
     }
     args.extend(["-nodefaults".to_owned(), "-no-user-config".to_owned()]);
     args
@@ -345,12 +347,17 @@ async fn report_activations(qmp: Qmp, notifier: Notifier, devices: usize) {
                 return;
             };
             let in_use = status["status"]["statuses"].to_string().contains("DRIVER_OK");
-            let id = path.split('/').nth(3).unwrap_or_default();
-            if in_use && seen.insert(id.to_owned()) {
-                notifier.send(What::Activated(id.to_owned()));
+            let Some(id) = device_id(path) else { continue };
+            if in_use && seen.insert(id.clone()) {
+                notifier.send(What::Activated(id));
             }
         }
     }
+}
+
+/// Our id of a device, from a path such as `/machine/peripheral/<id>/virtio-backend`.
+fn device_id(path: &str) -> Option<String> {
+    path.split('/').nth(3)?.strip_prefix(PREFIX).map(str::to_owned)
 }
 
 /// Turns QEMU's events into notices.
@@ -425,6 +432,6 @@ mod tests {
     fn the_vsock_device_sits_behind_a_port_of_its_own() {
         let c = config(json!({"vsock": {"cid": 3, "socket": "/v", "id": "vsk"}}));
         let args = arguments(&c, 8, 9, Some(Path::new("/m"))).join(" ");
-        assert!(args.contains("vhost-user-vsock-pci,chardev=vsock,bus=rp1,id=vsk"), "{args}");
+        assert!(args.contains("vhost-user-vsock-pci,chardev=vsock,bus=rp1,id=d.vsk"), "{args}");
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -65,7 +65,11 @@ pub fn bind(endpoint: &Endpoint) -> Result<Bound, BindError> {
         Endpoint::Fd(fd) => {
             // SAFETY: the caller of the program hands a listening socket over with `fd=N`; nothing
             // else in the process refers to it.
-            (unsafe { StdListener::from_raw_fd(*fd) }, None, None)
+            let listener = unsafe { StdListener::from_raw_fd(*fd) };
+            // The helpers are not to hold it open.
+            let flag = FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC);
+            fcntl(&listener, flag).map_err(|e| BindError::Io(e.into()))?;
+            (listener, None, None)
         }
         Endpoint::Path(path) => {
             let lock = lock(path)?;

@@ -1,5 +1,5 @@
 //! A VMM process with its folder: starts it, calls it, and leaves nothing of it behind.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs)] // each test file uses a part
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -36,6 +36,12 @@ pub struct Vmm {
 
 impl Drop for Vmm {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let console = std::fs::read(self.path("console")).unwrap_or_default();
+            println!("stderr: {}", self.stderr());
+            println!("events: {:?}", self.events());
+            println!("console: {}", String::from_utf8_lossy(&console));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -170,6 +176,14 @@ impl Guest {
         answer.trim_end().to_owned()
     }
 
+    /// Waits until the other side is gone.
+    #[track_caller]
+    pub fn wait_end(&mut self) {
+        let mut rest = Vec::new();
+        let end = self.0.read_to_end(&mut rest);
+        assert!(end.is_ok() || end.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset));
+    }
+
     pub fn tell(&mut self, line: &str) {
         let _ = self.0.get_mut().write_all(format!("{line}\n").as_bytes());
     }
@@ -195,4 +209,28 @@ pub fn call(
 
 pub fn gone(pid: u32) -> bool {
     !Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// A TAP of the test, up and persistent; removed with the value.
+pub struct Tap(pub String);
+
+impl Tap {
+    /// `None`, with a printed reason, where none can be made.
+    pub fn make() -> Option<Self> {
+        let name = format!("svt{}", std::process::id());
+        let ip = |args: &[&str]| Command::new("ip").args(args).output().is_ok_and(|o| o.status.success());
+        if !ip(&["tuntap", "add", "dev", &name, "mode", "tap", "vnet_hdr"]) {
+            println!("skipped: a TAP cannot be made here");
+            return None;
+        }
+        let tap = Self(name);
+        assert!(ip(&["link", "set", &tap.0, "up"]));
+        Some(tap)
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", &self.0]).status();
+    }
 }
