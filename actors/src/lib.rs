@@ -1,7 +1,7 @@
 //! The actors of a drover host, and the pure machines inside them.
 
-pub mod guest;
 mod chain;
+pub mod guest;
 pub mod hypervisor;
 pub mod images;
 pub mod ingress;
