@@ -25,7 +25,7 @@ for item in "$@"; do
     cargo build --locked --profile "$profile" --target "$triple" --target-dir "$dir" \
         -p "${item%%:*}" --bin "${item##*:}"
     binary=$dir/$triple/$out/${item##*:}
-    if file -b "$binary" 2>/dev/null | grep -q 'dynamically linked'; then
+    if command -v readelf > /dev/null && readelf -l "$binary" | grep -q INTERP; then
         echo "$binary is not static" >&2
         exit 1
     fi

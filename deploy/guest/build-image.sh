@@ -151,14 +151,15 @@ needed $boot > "$tree/lib/modules/order.boot"
 needed $late | grep -vxF -f "$tree/lib/modules/order.boot" > "$tree/lib/modules/order.late"
 { cat "$tree/lib/modules/order.boot" "$tree/lib/modules/order.late"; needed $spare; } | sort -u |
     (cd "$kernel/lib/modules" && cpio --quiet -pdm "$tree/lib/modules")
-cp "$modules/modules.builtin" "$modules/modules.order" "$tree/lib/modules/$release/"
-depmod -b "$tree" "$release"
+for file in modules.builtin modules.builtin.modinfo modules.order; do
+    [ ! -e "$modules/$file" ] || cp "$modules/$file" "$tree/lib/modules/$release/"
+done
+depmod -b "$tree" "$release" 2> "$work/depmod.log" || die "depmod: $(cat "$work/depmod.log")"
 find "$tree" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 # --- images --------------------------------------------------------------------------------------------
 # Written beside and renamed, so that a reader never sees half of one.
 cp "$kernel/boot/vmlinuz-$release" "$out/.vmlinuz"
-# In memory nothing but the modules that are loaded: every byte is unpacked at every boot.
 (cd "$tree" && find . -print | sort | cpio --quiet -o -H newc -R 0:0 --reproducible) | gzip -n -9 > "$out/.initramfs"
 rootfs=$out/.rootfs
 rm -f "$rootfs"
