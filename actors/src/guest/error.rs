@@ -8,6 +8,8 @@ use drover_schemas::guest::flow::FlowError;
 use drover_schemas::guest::wire::WireError;
 use drover_schemas::{ErrorBody, ErrorCode};
 
+use crate::chain;
+
 /// A link cannot be had, or has ended. Cheap to clone: everyone who waits gets the same reason.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LinkError {
@@ -117,7 +119,7 @@ impl LinkError {
 
 impl From<LinkError> for ErrorBody {
     fn from(error: LinkError) -> Self {
-        let text = chain(&error);
+        let text = chain(&error).to_string();
         match error {
             LinkError::Bye { error } => Self::new(
                 match error.code {
@@ -163,16 +165,4 @@ impl From<CallError> for ErrorBody {
             CallError::Link(error) => error.into(),
         }
     }
-}
-
-/// An error with its sources, outermost first.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }

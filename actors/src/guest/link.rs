@@ -190,7 +190,8 @@ impl Link {
         Ok(GuestStream::new(self.clone(), id, changed))
     }
 
-    /// One request, one answer; data of the guest is not wanted (no credit is given).
+    /// One request, one answer. No credit is given, so a command that writes output needs
+    /// `max_output_bytes: 0`, or [`Self::open`].
     ///
     /// # Errors
     /// [`CallError::Guest`] is the agent's answer. [`LinkError::Deadline`] leaves the outcome
