@@ -1,3 +1,4 @@
 //! The actors of a drover host and their pure machines.
 
+pub mod bus;
 pub mod journal;
