@@ -24,13 +24,14 @@ pub struct AssetsConfig {
 }
 
 impl AssetsConfig {
-    /// Seven days of events, up to 8 GiB, one copy.
+    /// Seven days of events, up to 1 GiB, one copy. The server sets `max_bytes` aside, and refuses a
+    /// stream that is larger than what it may use.
     #[must_use]
     pub fn new(root: Token) -> Self {
         Self {
             root,
             events_max_age: Duration::from_secs(7 * 24 * 3600),
-            events_max_bytes: 8 << 30,
+            events_max_bytes: 1 << 30,
             replicas: 1,
             duplicate_window: None,
         }

@@ -43,7 +43,7 @@ impl NatsServer {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("store");
         let config = format!(
-            "listen: 127.0.0.1:{port}\njetstream {{ store_dir: {:?}, max_file_store: 1G }}\n{extra}\n",
+            "listen: 127.0.0.1:{port}\njetstream {{ store_dir: {:?}, max_file_store: 4G }}\n{extra}\n",
             store.display().to_string()
         );
         std::fs::write(dir.path().join("nats.conf"), config).unwrap();
