@@ -242,7 +242,7 @@ impl Creator {
         let due_now = prepared.outcomes.into_iter().next().map(|(_, outcome)| outcome);
         let (reply, outcome) = oneshot::channel();
         let waiter = due_now.is_none().then_some((wanted.request_id, reply));
-        let _ = self.manager.cast(ManagerMsg::Spawn { row: Box::new(row), effects, waiter });
+        let _ = self.manager.cast(ManagerMsg::Spawn { row: Box::new(row), machine: Box::new(machine), effects, waiter });
         drop(guard);
         match due_now {
             Some(due) => outcome_result(due),

@@ -26,7 +26,7 @@ use crate::journal::VmRow;
 use crate::router::Router;
 use crate::services::{Services, Shared, now_ms};
 use crate::vm::actor::{VmActor, VmArgs, VmRef};
-use crate::vm::machine::Effect;
+use crate::vm::machine::{Effect, Machine};
 use crate::vm::message::{ChangeSender, VmMsg};
 
 /// Pause before a lost actor is started again, so that one that is lost at once does not spin.
@@ -164,7 +164,9 @@ pub enum ManagerMsg {
     Spawn {
         /// The row.
         row: Box<VmRow>,
-        /// What it begins with: a new VM's effects.
+        /// The machine of the new VM, its first task under way.
+        machine: Box<Machine>,
+        /// What it begins with.
         effects: Vec<Effect>,
         /// Waits for the outcome of the create.
         waiter: Option<(RequestId, ChangeSender)>,
@@ -240,12 +242,12 @@ impl Actor for Manager {
         state: &mut ManagerState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ManagerMsg::Spawn { row, effects, waiter } => {
+            ManagerMsg::Spawn { row, machine, effects, waiter } => {
                 if let Some(actor) = state.spawn(&myself, *row).await {
                     if let Some((request_id, reply)) = waiter {
                         let _ = actor.cast(VmMsg::Attach { request_id, reply });
                     }
-                    let _ = actor.cast(VmMsg::Begin { effects });
+                    let _ = actor.cast(VmMsg::Begin { machine: Some(machine), effects });
                 }
             }
             ManagerMsg::Adopt(row) => {

@@ -138,7 +138,12 @@ impl VmActorState {
                 let _ = reply.send(Box::new(self.view()));
             }
             // Made durable by whoever created the VM.
-            VmMsg::Begin { effects } => effects.into_iter().for_each(|effect| self.act(myself, effect)),
+            VmMsg::Begin { machine, effects } => {
+                if let Some(machine) = machine {
+                    self.machine = *machine;
+                }
+                effects.into_iter().for_each(|effect| self.act(myself, effect));
+            }
             VmMsg::Adopt { run, input } => {
                 if let Some(run) = run {
                     self.take_run(myself, run);
