@@ -4,6 +4,9 @@
 //! type tolerates them. Times are milliseconds since the Unix epoch, durations milliseconds; the
 //! unit stands in the name.
 
+pub mod events;
+pub mod guest;
+pub mod host;
 pub mod spec;
 pub mod status;
 pub mod vm;

@@ -20,12 +20,17 @@ pub mod blob;
 pub mod body;
 pub mod codec;
 pub mod error;
+pub mod event;
+pub mod guest;
 pub mod headers;
 pub mod id;
 pub mod secret;
 pub mod size;
 pub mod state;
+pub mod stream;
+pub mod subject;
 pub mod token;
+pub mod verbs;
 
 pub use error::{ErrorBody, ErrorCode};
 pub use id::{InstallationId, RequestId, VmId};

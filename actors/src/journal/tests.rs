@@ -58,6 +58,9 @@ pub(super) fn vm(id: u128, name: &str, seq: u64) -> VmRow {
         restarts: Vec::new(),
         operation: None,
         create_request: RequestId::from_u128(7),
+        owned: true,
+        create_sha256: String::new(),
+        released: false,
     }
 }
 

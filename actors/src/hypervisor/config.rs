@@ -1,0 +1,279 @@
+//! From a resolved spec to the VMM's configuration: pure, and held by golden files.
+//!
+//! Every device has an id (counters, removal and restore name devices by it) and every disk its type (a disk
+//! whose type is guessed loses its first sector to the guest). No field asks the VMM for a privilege: the TAP
+//! exists and is up before, and no address is set on it.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use drover_schemas::body::spec::{Os, ResolvedSpec};
+use drover_schemas::token::Token;
+use serde::Serialize;
+
+use super::run_dir::RunDir;
+
+/// Context id of every guest's vsock: the socket's path is what tells guests apart on the host.
+pub const GUEST_CID: u32 = 3;
+
+/// Format of a disk file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum ImageType {
+    /// Sectors as they are.
+    Raw,
+    /// QCOW2.
+    Qcow2,
+}
+
+/// A disk file of this VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskPath {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The guest cannot write to it.
+    pub readonly: bool,
+    /// Its format.
+    pub image_type: ImageType,
+}
+
+/// The files of this host that stand for the images of the spec.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BootPaths {
+    /// The kernel, for a direct boot.
+    pub kernel: Option<PathBuf>,
+    /// The initramfs, for a direct boot.
+    pub initramfs: Option<PathBuf>,
+    /// The firmware; used when there is no kernel.
+    pub firmware: Option<PathBuf>,
+    /// Disks in the order of the spec.
+    pub disks: Vec<DiskPath>,
+}
+
+/// A network interface of this VM: an existing TAP and the guest's MAC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicConfig {
+    /// Name of the TAP.
+    pub tap: String,
+    /// The guest's MAC, as `52:54:00:12:34:56`.
+    pub mac: String,
+}
+
+/// Everything that a configuration is made from.
+#[derive(Debug)]
+pub struct VmmInput<'a> {
+    /// What was asked for.
+    pub spec: &'a ResolvedSpec,
+    /// Its images on this host.
+    pub paths: BootPaths,
+    /// Where the sockets go.
+    pub run_dir: &'a RunDir,
+    /// Interfaces in the order of the spec.
+    pub nics: Vec<NicConfig>,
+    /// Appended to the command line, from [`cmdline_additions`].
+    pub cmdline: String,
+}
+
+/// The guest's first interface, for the kernel's command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestNic {
+    /// Address of the guest.
+    pub ipv4: Ipv4Addr,
+    /// Length of the network's prefix.
+    pub prefix_len: u8,
+    /// The network's gateway.
+    pub gateway: Ipv4Addr,
+}
+
+/// What drover appends to a kernel's command line: the host name and the address of the first interface.
+///
+/// `ip=` is the kernel's own syntax; a guest whose kernel lacks it reads it in its init, like
+/// `drover.hostname=`.
+#[must_use]
+pub fn cmdline_additions(hostname: &Token, nic: Option<&GuestNic>) -> String {
+    let mut text = format!("drover.hostname={hostname}");
+    if let Some(nic) = nic {
+        let mask = netmask(nic.prefix_len);
+        text.push_str(&format!(" ip={}::{}:{mask}:{hostname}:eth0:off", nic.ipv4, nic.gateway));
+    }
+    text
+}
+
+/// The netmask of a prefix length; lengths above 32 count as 32.
+#[must_use]
+pub fn netmask(prefix_len: u8) -> Ipv4Addr {
+    let bits = u32::MAX.checked_shl(32 - u32::from(prefix_len.min(32))).unwrap_or(0);
+    Ipv4Addr::from(bits)
+}
+
+/// `VmConfig` of Cloud Hypervisor v53, as much of it as drover sets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VmConfig {
+    /// Processors.
+    pub cpus: CpusConfig,
+    /// Memory.
+    pub memory: MemoryConfig,
+    /// What is booted.
+    pub payload: PayloadConfig,
+    /// Disks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskConfig>,
+    /// Network interfaces.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetConfig>,
+    /// Source of randomness.
+    pub rng: RngConfig,
+    /// The serial console.
+    pub serial: SerialConfig,
+    /// The virtio console, which drover does not use.
+    pub console: ConsoleConfig,
+    /// The way to the guest agent.
+    pub vsock: VsockConfig,
+    /// The guest can report a panic.
+    pub pvpanic: bool,
+}
+
+/// Processors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CpusConfig {
+    /// At boot.
+    pub boot_vcpus: u32,
+    /// After hot-plug.
+    pub max_vcpus: u32,
+    /// Hyper-V enlightenments, which Windows needs.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub kvm_hyperv: bool,
+}
+
+/// Memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MemoryConfig {
+    /// In bytes.
+    pub size: u64,
+}
+
+/// What is booted: a kernel or firmware.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct PayloadConfig {
+    /// Firmware file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<PathBuf>,
+    /// Kernel file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// Command line of the kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+    /// Initramfs file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initramfs: Option<PathBuf>,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskConfig {
+    /// Name of the device.
+    pub id: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// The guest cannot write to it.
+    pub readonly: bool,
+    /// Format of the file.
+    pub image_type: ImageType,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetConfig {
+    /// Name of the device.
+    pub id: String,
+    /// Name of the TAP.
+    pub tap: String,
+    /// The guest's MAC.
+    pub mac: String,
+}
+
+/// Source of randomness.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RngConfig {
+    /// Name of the device.
+    pub id: String,
+    /// File of the host.
+    pub src: PathBuf,
+}
+
+/// The serial console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SerialConfig {
+    /// Always `Socket`.
+    pub mode: &'static str,
+    /// Where the VMM listens.
+    pub socket: PathBuf,
+}
+
+/// The virtio console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ConsoleConfig {
+    /// Always `Off`.
+    pub mode: &'static str,
+}
+
+/// The hybrid vsock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VsockConfig {
+    /// Name of the device.
+    pub id: String,
+    /// The guest's context id.
+    pub cid: u32,
+    /// Where the VMM listens.
+    pub socket: PathBuf,
+}
+
+/// The VMM's configuration for a VM.
+#[must_use]
+pub fn vm_config(input: &VmmInput<'_>) -> VmConfig {
+    let spec = input.spec;
+    let disks = input.paths.disks.iter().enumerate().map(|(index, disk)| DiskConfig {
+        id: format!("disk{index}"),
+        path: disk.path.clone(),
+        readonly: disk.readonly,
+        image_type: disk.image_type,
+    });
+    let net = input.nics.iter().enumerate().map(|(index, nic)| NetConfig {
+        id: format!("net{index}"),
+        tap: nic.tap.clone(),
+        mac: nic.mac.clone(),
+    });
+    VmConfig {
+        cpus: CpusConfig { boot_vcpus: spec.cpus, max_vcpus: spec.cpus, kvm_hyperv: spec.os == Os::Windows },
+        memory: MemoryConfig { size: spec.memory_bytes },
+        payload: payload(input),
+        disks: disks.collect(),
+        net: net.collect(),
+        rng: RngConfig { id: "rng".to_owned(), src: PathBuf::from("/dev/urandom") },
+        serial: SerialConfig { mode: "Socket", socket: input.run_dir.serial_socket() },
+        console: ConsoleConfig { mode: "Off" },
+        vsock: VsockConfig { id: "vsock".to_owned(), cid: GUEST_CID, socket: input.run_dir.vsock_socket() },
+        pvpanic: true,
+    }
+}
+
+/// The VMM takes a kernel with its command line and initramfs, or firmware alone.
+fn payload(input: &VmmInput<'_>) -> PayloadConfig {
+    let paths = &input.paths;
+    if paths.kernel.is_none() {
+        return PayloadConfig { firmware: paths.firmware.clone(), ..PayloadConfig::default() };
+    }
+    let own = input.spec.boot.cmdline.trim();
+    let parts = [own, input.cmdline.trim()];
+    let cmdline = parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" ");
+    PayloadConfig {
+        firmware: None,
+        kernel: paths.kernel.clone(),
+        cmdline: Some(cmdline).filter(|text| !text.is_empty()),
+        initramfs: paths.initramfs.clone(),
+    }
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,0 +1,215 @@
+//! Images by name: kernels, initramfs archives, disks and firmware in a directory of the host.
+//!
+//! `manifest.json` in the directory lists name, kind, file, SHA-256 and size. The directory is read
+//! when the daemon starts; nothing that arrives on the bus names a path in it.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use drover_schemas::body::spec::{ImageKind, ResolvedImage};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::spec::ImageCatalogue;
+
+/// The name of the list of images.
+pub const MANIFEST: &str = "manifest.json";
+
+/// The images of a host.
+#[derive(Debug, Clone, Default)]
+pub struct Images {
+    by_name: BTreeMap<String, Image>,
+}
+
+#[derive(Debug, Clone)]
+struct Image {
+    resolved: ResolvedImage,
+    path: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    images: Vec<ManifestImage>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ManifestImage {
+    name: String,
+    kind: ImageKind,
+    file: String,
+    sha256: String,
+    #[serde(alias = "size")]
+    size_bytes: u64,
+}
+
+/// The images cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The list cannot be read.
+    #[error("read the list of images {path}; build the built-in images with deploy/guest/build-image.sh")]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The list is not what it should be.
+    #[error("{path} is not a list of images")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A file would lie outside the directory.
+    #[error("image {name:?} names the file {file:?}; only a plain file name is taken")]
+    Path {
+        /// The image.
+        name: String,
+        /// Its file.
+        file: String,
+    },
+    /// A file cannot be read.
+    #[error("read image file {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is not what the list says.
+    #[error(
+        "image {name:?} is damaged: {path} has SHA-256 {found}, the list says {expected}; build or import it again"
+    )]
+    Digest {
+        /// The image.
+        name: String,
+        /// Its file.
+        path: PathBuf,
+        /// By the list.
+        expected: String,
+        /// By the content.
+        found: String,
+    },
+}
+
+impl Images {
+    /// Reads the list of `dir` and checks every file against its digest. Blocks; call it off the
+    /// runtime.
+    ///
+    /// # Errors
+    /// [`ImageError`] names the file.
+    pub fn load(dir: &Path) -> Result<Self, ImageError> {
+        let path = dir.join(MANIFEST);
+        let text =
+            std::fs::read(&path).map_err(|source| ImageError::Manifest { path: path.clone(), source })?;
+        let manifest: Manifest = serde_json::from_slice(&text)
+            .map_err(|source| ImageError::Parse { path: path.clone(), source })?;
+        let mut by_name = BTreeMap::new();
+        for entry in manifest.images {
+            let plain = matches!(
+                Path::new(&entry.file).components().collect::<Vec<_>>().as_slice(),
+                [Component::Normal(_)]
+            );
+            if !plain {
+                return Err(ImageError::Path { name: entry.name, file: entry.file });
+            }
+            let path = dir.join(&entry.file);
+            let found = digest(&path).map_err(|source| ImageError::Read { path: path.clone(), source })?;
+            if found != entry.sha256 {
+                return Err(ImageError::Digest { name: entry.name, path, expected: entry.sha256, found });
+            }
+            let resolved = ResolvedImage {
+                name: entry.name.clone(),
+                sha256: entry.sha256,
+                kind: entry.kind,
+                size_bytes: entry.size_bytes,
+            };
+            by_name.insert(entry.name, Image { resolved, path });
+        }
+        Ok(Self { by_name })
+    }
+
+    /// Where an image's content is. It is found by digest, so a VM keeps booting what it was created
+    /// with though its name now means another.
+    #[must_use]
+    pub fn path(&self, image: &ResolvedImage) -> Option<&Path> {
+        self.by_name.values().find(|i| i.resolved.sha256 == image.sha256).map(|i| i.path.as_path())
+    }
+
+    /// How many images there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// There is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+}
+
+fn digest(path: &Path) -> std::io::Result<String> {
+    let mut hasher = Sha256::new();
+    std::io::copy(&mut std::fs::File::open(path)?, &mut hasher)?;
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Lower-case hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+impl ImageCatalogue for Images {
+    fn find(&self, reference: &str) -> Option<ResolvedImage> {
+        match reference.strip_prefix("sha256:") {
+            Some(digest) => self.by_name.values().find(|i| i.resolved.sha256 == digest),
+            None => self.by_name.get(reference),
+        }
+        .map(|i| i.resolved.clone())
+    }
+
+    fn names(&self, kind: ImageKind) -> Vec<String> {
+        self.by_name.values().filter(|i| i.resolved.kind == kind).map(|i| i.resolved.name.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(file: &str, sha256: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("k"), b"kernel").unwrap();
+        let manifest = serde_json::json!({"images": [
+            {"name": "k", "kind": "kernel", "file": file, "sha256": sha256, "size": 6}
+        ]});
+        std::fs::write(dir.path().join(MANIFEST), manifest.to_string()).unwrap();
+        dir
+    }
+
+    #[test]
+    fn images_are_found_by_name_and_digest() {
+        let sha = hex(&Sha256::digest(b"kernel"));
+        let dir = store("k", &sha);
+        let images = Images::load(dir.path()).unwrap();
+        let found = images.find("k").unwrap();
+        assert_eq!(images.find(&format!("sha256:{sha}")).as_ref(), Some(&found));
+        assert_eq!(images.path(&found), Some(dir.path().join("k").as_path()));
+        assert_eq!(images.names(ImageKind::Kernel), ["k"]);
+    }
+
+    #[test]
+    fn a_damaged_file_and_a_path_outside_are_refused() {
+        let dir = store("k", &"0".repeat(64));
+        assert!(matches!(Images::load(dir.path()), Err(ImageError::Digest { .. })));
+        for file in ["../k", "/etc/passwd", "a/b"] {
+            assert!(matches!(Images::load(store(file, "").path()), Err(ImageError::Path { .. })), "{file}");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! One request as it arrived, and the one reply that it gets.
+
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, HeaderMap, Message};
+use bytes::Bytes;
+use drover_schemas::codec::{self, DecodeError, Format};
+use drover_schemas::subject::Subject;
+use drover_schemas::{ErrorBody, ErrorCode, RequestId, headers};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+use tracing::{debug, error, warn};
+use ulid::Ulid;
+
+/// Requests above this many bytes are refused.
+pub const MAX_REQUEST: usize = 64 * 1024;
+/// Replies stay below this many bytes, and below half of what the server takes.
+pub const MAX_REPLY: usize = 512 * 1024;
+
+/// A request with everything that its headers say.
+#[derive(Debug)]
+pub struct Request {
+    /// What was asked for.
+    pub subject: Subject,
+    /// The body as it arrived; a placer relays these very bytes.
+    pub body: Bytes,
+    /// How the body is written, and how the reply shall be.
+    pub format: Format,
+    /// The caller's id of the request.
+    pub request_id: Option<RequestId>,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+    /// The headers as they arrived.
+    pub headers: HeaderMap,
+    /// Who gets the reply.
+    pub responder: Responder,
+}
+
+/// Answers one request exactly once.
+#[derive(Debug)]
+pub struct Responder {
+    client: Client,
+    reply: Option<async_nats::Subject>,
+    format: Format,
+    max_reply: usize,
+    answered: bool,
+}
+
+/// Subjects that a reply may go to: in one account, a reply subject of somebody's choice would let a
+/// client make the host publish anywhere.
+#[derive(Debug, Clone)]
+pub struct ReplyPolicy {
+    prefixes: Vec<String>,
+}
+
+impl ReplyPolicy {
+    /// Inboxes of clients, replies that cross accounts, and `extra` prefixes.
+    #[must_use]
+    pub fn new(extra: &[String]) -> Self {
+        let mut prefixes = vec!["_INBOX.".to_owned(), "_INBOX_".to_owned(), "_R_.".to_owned()];
+        prefixes.extend(extra.iter().cloned());
+        Self { prefixes }
+    }
+
+    /// Whether a reply may go there.
+    #[must_use]
+    pub fn allows(&self, subject: &str) -> bool {
+        self.prefixes.iter().any(|p| subject.starts_with(p.as_str()))
+    }
+}
+
+/// A message that is answered already or cannot be answered at all.
+#[derive(Debug)]
+pub struct Refused;
+
+impl Request {
+    /// Reads what the message says of itself. A message that says it wrongly is answered here.
+    ///
+    /// # Errors
+    /// [`Refused`] when there is nothing left to do.
+    pub async fn read(
+        client: &Client,
+        policy: &ReplyPolicy,
+        subject: Subject,
+        message: Message,
+    ) -> Result<Self, Refused> {
+        let arrived = Instant::now();
+        let headers = message.headers.unwrap_or_default();
+        let content_type = header(&headers, headers::CONTENT_TYPE);
+        let reply = match message.reply {
+            Some(reply) if !policy.allows(&reply) => {
+                warn!(%reply, "dropped a request whose reply subject is not an inbox");
+                return Err(Refused);
+            }
+            other => other,
+        };
+        let max_reply = MAX_REPLY.min(client.server_info().max_payload / 2);
+        let mut responder =
+            Responder { client: client.clone(), reply, format: Format::MsgPack, max_reply, answered: false };
+        let format = match Format::detect(content_type, &message.payload) {
+            Ok(format) => format,
+            Err(error) => {
+                responder.error(decode_error(&error)).await;
+                return Err(Refused);
+            }
+        };
+        responder.format = format;
+        if message.payload.len() > MAX_REQUEST {
+            let size = message.payload.len();
+            let error = ErrorBody::new(
+                ErrorCode::InvalidArgument,
+                format!(
+                    "the request has {size} bytes, at most {MAX_REQUEST} are taken; use a stream for data"
+                ),
+            );
+            responder.error(error.with("size", size).with("limit", MAX_REQUEST)).await;
+            return Err(Refused);
+        }
+        let request_id = match header(&headers, headers::REQUEST_ID).map(str::parse).transpose() {
+            Ok(id) => id,
+            Err(error) => {
+                let error: drover_schemas::id::IdError = error;
+                let message = format!("header {}: {error}", headers::REQUEST_ID);
+                responder.error(ErrorBody::new(ErrorCode::InvalidArgument, message)).await;
+                return Err(Refused);
+            }
+        };
+        let deadline_ms = match header(&headers, headers::DEADLINE_MS).map(str::parse::<u64>).transpose() {
+            Ok(ms) => ms.unwrap_or(headers::DEFAULT_DEADLINE_MS).min(headers::MAX_DEADLINE_MS),
+            Err(_) => {
+                let message = format!("header {} must be a number of milliseconds", headers::DEADLINE_MS);
+                responder.error(ErrorBody::new(ErrorCode::InvalidArgument, message)).await;
+                return Err(Refused);
+            }
+        };
+        let deadline = arrived + Duration::from_millis(deadline_ms);
+        Ok(Self { subject, body: message.payload, format, request_id, deadline, headers, responder })
+    }
+
+    /// Reads the body as a request.
+    ///
+    /// # Errors
+    /// `invalid_argument` that names the field or says what the bytes are not.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, ErrorBody> {
+        codec::decode_request(self.format, &self.body).map_err(|e| decode_error(&e))
+    }
+
+    /// Identifies the body: the same request id with another digest is a conflict.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        crate::images::hex(&Sha256::digest(&self.body))
+    }
+
+    /// Whether anybody waits for a reply.
+    #[must_use]
+    pub const fn wants_reply(&self) -> bool {
+        self.responder.reply.is_some()
+    }
+}
+
+/// The value of a header.
+#[must_use]
+pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).map(async_nats::HeaderValue::as_str)
+}
+
+/// The reply to a body that could not be read.
+#[must_use]
+pub fn decode_error(error: &DecodeError) -> ErrorBody {
+    ErrorBody::new(ErrorCode::InvalidArgument, error.to_string())
+}
+
+impl Responder {
+    /// Answers with a result.
+    pub async fn ok<T: Serialize + Sync>(self, value: &T) {
+        match codec::encode_as(self.format, value) {
+            Ok(body) => self.ok_bytes(body.into()).await,
+            Err(cause) => {
+                error!(error = %crate::chain(&cause), "a reply could not be encoded");
+                self.error(ErrorBody::new(ErrorCode::Internal, "the reply could not be encoded")).await;
+            }
+        }
+    }
+
+    /// Answers with a result that is encoded already, in the request's format.
+    pub async fn ok_bytes(mut self, body: Bytes) {
+        if body.len() > self.max_reply {
+            let error = ErrorBody::new(
+                ErrorCode::ResourceExhausted,
+                format!("the reply has {} bytes, at most {} fit; ask for less", body.len(), self.max_reply),
+            );
+            let error = error.with("size", body.len()).with("limit", self.max_reply).retryable(false);
+            return self.error(error).await;
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(headers::CONTENT_TYPE, self.format.content_type());
+        self.publish(headers, body).await;
+    }
+
+    /// Answers with an error, giving it an id for the log.
+    pub async fn error(mut self, mut error: ErrorBody) {
+        if error.error_id.is_empty() {
+            error.error_id = Ulid::new().to_string();
+        }
+        debug!(code = %error.code, error_id = error.error_id, message = error.message, "request refused");
+        let mut headers = HeaderMap::new();
+        headers.insert(headers::CONTENT_TYPE, self.format.content_type());
+        headers.insert(headers::ERROR_CODE, error.code.status().to_string().as_str());
+        headers.insert(headers::ERROR, error.header_line().as_str());
+        match codec::encode_as(self.format, &error) {
+            Ok(body) => self.publish(headers, body.into()).await,
+            Err(cause) => error!(error = %crate::chain(&cause), "an error reply could not be encoded"),
+        }
+    }
+
+    /// Answers with a result or an error.
+    pub async fn result<T: Serialize + Sync>(self, result: Result<T, ErrorBody>) {
+        match result {
+            Ok(value) => self.ok(&value).await,
+            Err(error) => self.error(error).await,
+        }
+    }
+
+    /// The format that the caller reads.
+    #[must_use]
+    pub const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Where the reply goes; a stream's frames follow it there.
+    #[must_use]
+    pub const fn reply_subject(&self) -> Option<&async_nats::Subject> {
+        self.reply.as_ref()
+    }
+
+    async fn publish(&mut self, headers: HeaderMap, body: Bytes) {
+        self.answered = true;
+        let Some(reply) = self.reply.take() else { return };
+        if let Err(error) = self.client.publish_with_headers(reply, headers, body).await {
+            warn!(error = %crate::chain(&error), "a reply could not be published");
+        }
+    }
+}
+
+impl Drop for Responder {
+    /// Promise 1 holds also for a handler that is lost to a panic or a shutdown.
+    fn drop(&mut self) {
+        if self.answered || self.reply.is_none() {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let rest = Self {
+            client: self.client.clone(),
+            reply: self.reply.take(),
+            format: self.format,
+            max_reply: self.max_reply,
+            answered: false,
+        };
+        runtime.spawn(rest.error(ErrorBody::new(
+            ErrorCode::Unavailable,
+            "the host ended the request without an outcome; repeat it with the same request id",
+        )));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_go_to_inboxes_only() {
+        let policy = ReplyPolicy::new(&["_TENANT.".into()]);
+        for good in ["_INBOX.a.b", "_INBOX_h1.x", "_R_.abc.def", "_TENANT.x"] {
+            assert!(policy.allows(good), "{good}");
+        }
+        for bad in ["$JS.API.STREAM.DELETE.X", "drover.v1.evt.host.a.b", "_INBOX", "x._INBOX.a"] {
+            assert!(!policy.allows(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! From what a caller writes to what is stored: templates and resolution, pure.
+//!
+//! Order of precedence, least first: the template, then the request. Lists (disks, interfaces) and
+//! single values are replaced; labels are merged by name; of `boot` each part is replaced by itself.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use drover_schemas::body::spec::{
+    BootSpec, ImageKind, Os, ResolvedBoot, ResolvedDisk, ResolvedImage, ResolvedSpec, VmSpec,
+};
+use drover_schemas::size::ByteSize;
+use drover_schemas::{ErrorBody, ErrorCode, Token};
+
+/// The least memory that a guest boots with.
+pub const MIN_MEMORY: ByteSize = ByteSize::mib(64);
+/// The most memory of one VM.
+pub const MAX_MEMORY: ByteSize = ByteSize::mib(1 << 20);
+/// The most virtual CPUs of one VM (Cloud Hypervisor takes no more).
+pub const MAX_CPUS: u32 = 255;
+const MAX_CMDLINE: usize = 1_500;
+const MAX_DISKS: usize = 16;
+const MAX_NICS: usize = 8;
+const MAX_LABELS: usize = 64;
+const MAX_LABEL: usize = 256;
+const MAX_USER_DATA: usize = 16 * 1024;
+
+/// The templates of a host, by name.
+#[derive(Debug, Clone, Default)]
+pub struct Templates(BTreeMap<Token, VmSpec>);
+
+/// A template file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// The directory cannot be listed.
+    #[error("list the templates in {path}")]
+    List {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file cannot be read.
+    #[error("read template {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file's name is not a template name.
+    #[error("{path} is not named as a template: use NAME.yaml")]
+    Name {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: drover_schemas::token::TokenError,
+    },
+    /// The file is not YAML of a template.
+    #[error("template {path} is not valid")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl Templates {
+    /// Templates from texts, for tests and for those that are built in.
+    ///
+    /// # Errors
+    /// [`TemplateError`] names the file, and the place in it.
+    pub fn parse<'a>(files: impl IntoIterator<Item = (&'a Path, &'a str)>) -> Result<Self, TemplateError> {
+        let mut templates = BTreeMap::new();
+        for (path, text) in files {
+            let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+            let name =
+                Token::new(stem).map_err(|source| TemplateError::Name { path: path.to_owned(), source })?;
+            let spec = serde_saphyr::from_str(text)
+                .map_err(|source| TemplateError::Parse { path: path.to_owned(), source: source.into() })?;
+            templates.insert(name, spec);
+        }
+        Ok(Self(templates))
+    }
+
+    /// Reads every `*.yaml` of a directory.
+    ///
+    /// # Errors
+    /// [`TemplateError`]; one broken file refuses the whole directory, so that a typing error is found
+    /// when the daemon starts and not when a VM is created.
+    pub fn load(dir: &Path) -> Result<Self, TemplateError> {
+        let list = |source| TemplateError::List { path: dir.to_owned(), source };
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(list)? {
+            let path = entry.map_err(list)?.path();
+            if path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
+                let text = std::fs::read_to_string(&path)
+                    .map_err(|source| TemplateError::Read { path: path.clone(), source })?;
+                files.push((path, text));
+            }
+        }
+        Self::parse(files.iter().map(|(p, t)| (p.as_path(), t.as_str())))
+    }
+
+    /// Names of all templates.
+    pub fn names(&self) -> impl Iterator<Item = &Token> {
+        self.0.keys()
+    }
+
+    fn get(&self, name: &Token) -> Result<&VmSpec, ErrorBody> {
+        self.0.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.0.keys().map(Token::as_str).collect();
+            let hint =
+                closest(name.as_str(), &known).map(|c| format!("did you mean {c:?}? ")).unwrap_or_default();
+            invalid(
+                "spec.template",
+                format!("there is no template {name:?}; {hint}known: {}", known.join(", ")),
+            )
+        })
+    }
+}
+
+/// The catalogue of images, as resolution needs it.
+pub trait ImageCatalogue {
+    /// The image of a name or digest.
+    fn find(&self, reference: &str) -> Option<ResolvedImage>;
+    /// Names of all images of a kind, for error messages.
+    fn names(&self, kind: ImageKind) -> Vec<String>;
+}
+
+fn invalid(field: &str, message: impl Into<String>) -> ErrorBody {
+    ErrorBody::new(ErrorCode::InvalidArgument, format!("{field}: {}", message.into())).with("field", field)
+}
+
+/// The known name that differs least from `name`, if it is close.
+#[must_use]
+pub fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|k| (distance(name, k), *k))
+        .min()
+        .filter(|(d, k)| *d <= 2.max(k.len() / 4))
+        .map(|(_, k)| k)
+}
+
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, cb) in b.iter().enumerate() {
+            let cost = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = cost.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Resolves a spec: template, overrides, images, limits.
+///
+/// # Errors
+/// `invalid_argument` that names the field and says what would do; `not_found` for an image.
+pub fn resolve(
+    spec: &VmSpec,
+    templates: &Templates,
+    images: &dyn ImageCatalogue,
+) -> Result<ResolvedSpec, ErrorBody> {
+    let template = match &spec.template {
+        Some(name) => name.clone(),
+        None => Token::new("linux-default").map_err(|e| invalid("spec.template", e.to_string()))?,
+    };
+    let base = templates.get(&template)?;
+    let missing = |field: &str| {
+        invalid(
+            field,
+            format!("neither the request nor template {template:?} sets it; add it to the request"),
+        )
+    };
+    let os = spec.os.or(base.os).unwrap_or(Os::Linux);
+    let cpus = spec.cpus.or(base.cpus).ok_or_else(|| missing("spec.cpus"))?;
+    let memory = spec.memory.or(base.memory).ok_or_else(|| missing("spec.memory_bytes"))?;
+    check_size(cpus, memory)?;
+    let labels: BTreeMap<_, _> = base.labels.clone().into_iter().chain(spec.labels.clone()).collect();
+    check_labels(&labels)?;
+    if spec.user_data.as_ref().is_some_and(|d| d.reveal().len() > MAX_USER_DATA) {
+        return Err(invalid("spec.user_data", format!("at most {MAX_USER_DATA} bytes are taken")));
+    }
+    let disks = spec.disks.as_ref().or(base.disks.as_ref()).cloned().unwrap_or_default();
+    if disks.len() > MAX_DISKS {
+        return Err(invalid("spec.disks", format!("at most {MAX_DISKS} disks")));
+    }
+    let nics = spec.nics.as_ref().or(base.nics.as_ref()).cloned().unwrap_or_default();
+    if nics.len() > MAX_NICS {
+        return Err(invalid("spec.nics", format!("at most {MAX_NICS} interfaces")));
+    }
+    let disks = disks
+        .into_iter()
+        .enumerate()
+        .map(|(i, disk)| {
+            let image = image(images, &format!("spec.disks[{i}].image"), &disk.image, ImageKind::Disk)?;
+            Ok(ResolvedDisk { image, readonly: disk.readonly })
+        })
+        .collect::<Result<Vec<_>, ErrorBody>>()?;
+    let boot = resolve_boot(spec.boot.as_ref(), base.boot.as_ref(), images)?;
+    let restart = spec.restart.clone().or_else(|| base.restart.clone()).unwrap_or_default();
+    if restart.backoff_ms > restart.backoff_max_ms || restart.window_ms == 0 {
+        return Err(invalid(
+            "spec.restart",
+            "backoff_ms must not exceed backoff_max_ms, and window_ms must not be 0",
+        ));
+    }
+    Ok(ResolvedSpec {
+        template,
+        os,
+        cpus,
+        memory_bytes: memory.0,
+        boot,
+        disks,
+        nics,
+        restart,
+        agent: spec.agent.clone().or_else(|| base.agent.clone()).unwrap_or_default(),
+        labels,
+        placement: spec.placement.clone().or_else(|| base.placement.clone()).unwrap_or_default(),
+    })
+}
+
+fn check_size(cpus: u32, memory: ByteSize) -> Result<(), ErrorBody> {
+    if !(1..=MAX_CPUS).contains(&cpus) {
+        return Err(invalid("spec.cpus", format!("{cpus} is not possible; use 1 to {MAX_CPUS}")));
+    }
+    if memory < MIN_MEMORY || memory > MAX_MEMORY {
+        return Err(invalid(
+            "spec.memory_bytes",
+            format!("{memory} is not possible; use {MIN_MEMORY} to {MAX_MEMORY}"),
+        ));
+    }
+    if memory.0 % ByteSize::mib(1).0 != 0 {
+        return Err(invalid("spec.memory_bytes", format!("{memory} is not a multiple of 1 MiB")));
+    }
+    Ok(())
+}
+
+fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ErrorBody> {
+    if labels.len() > MAX_LABELS {
+        return Err(invalid("spec.labels", format!("at most {MAX_LABELS} labels")));
+    }
+    match labels.iter().find(|(k, v)| k.is_empty() || k.len() > MAX_LABEL || v.len() > MAX_LABEL) {
+        Some((key, _)) => Err(invalid(
+            &format!("spec.labels.{}", key.chars().take(40).collect::<String>()),
+            format!("names have 1 to {MAX_LABEL} bytes and values at most {MAX_LABEL}"),
+        )),
+        None => Ok(()),
+    }
+}
+
+fn image(
+    images: &dyn ImageCatalogue,
+    field: &str,
+    reference: &str,
+    kind: ImageKind,
+) -> Result<ResolvedImage, ErrorBody> {
+    let known = images.names(kind);
+    let Some(found) = images.find(reference) else {
+        let names: Vec<&str> = known.iter().map(String::as_str).collect();
+        let hint = closest(reference, &names).map(|c| format!("did you mean {c:?}? ")).unwrap_or_default();
+        let shown: String = reference.chars().take(100).collect();
+        return Err(ErrorBody::new(
+            ErrorCode::NotFound,
+            format!("{field}: there is no image {shown:?}; {hint}known: {}", known.join(", ")),
+        )
+        .with("field", field));
+    };
+    if found.kind != kind {
+        return Err(invalid(field, format!("image {reference:?} is of kind {:?}, not {kind:?}", found.kind)));
+    }
+    Ok(found)
+}
+
+fn resolve_boot(
+    spec: Option<&BootSpec>,
+    base: Option<&BootSpec>,
+    images: &dyn ImageCatalogue,
+) -> Result<ResolvedBoot, ErrorBody> {
+    let part = |f: fn(&BootSpec) -> Option<&String>| spec.and_then(f).or_else(|| base.and_then(f));
+    let own_firmware = spec.is_some_and(|b| b.firmware.is_some());
+    let own_kernel = spec.is_some_and(|b| b.kernel.is_some());
+    // A request that names firmware means it instead of the template's kernel, and the reverse.
+    let kernel = part(|b| b.kernel.as_ref()).filter(|_| !own_firmware || own_kernel);
+    let initramfs = part(|b| b.initramfs.as_ref()).filter(|_| kernel.is_some());
+    let firmware = part(|b| b.firmware.as_ref()).filter(|_| !own_kernel || own_firmware);
+    if kernel.is_some() && firmware.is_some() {
+        return Err(invalid("spec.boot", "kernel and firmware exclude each other; name one"));
+    }
+    if kernel.is_none() && firmware.is_none() {
+        return Err(invalid("spec.boot", "name a kernel or firmware"));
+    }
+    let cmdline = part(|b| b.cmdline.as_ref()).cloned().unwrap_or_default();
+    if cmdline.len() > MAX_CMDLINE || cmdline.chars().any(char::is_control) {
+        return Err(invalid("spec.boot.cmdline", format!("at most {MAX_CMDLINE} printable characters")));
+    }
+    let find = |field: &str, reference: Option<&String>, kind| {
+        reference.map(|r| image(images, field, r, kind)).transpose()
+    };
+    Ok(ResolvedBoot {
+        kernel: find("spec.boot.kernel", kernel, ImageKind::Kernel)?,
+        initramfs: find("spec.boot.initramfs", initramfs, ImageKind::Initramfs)?,
+        firmware: find("spec.boot.firmware", firmware, ImageKind::Firmware)?,
+        cmdline,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+use super::*;
+use drover_schemas::body::spec::{DiskSpec, NicSpec};
+
+struct Images;
+
+impl ImageCatalogue for Images {
+    fn find(&self, reference: &str) -> Option<ResolvedImage> {
+        let kind = match reference {
+            "drover-kernel" => ImageKind::Kernel,
+            "drover-initramfs" => ImageKind::Initramfs,
+            "drover-rootfs" => ImageKind::Disk,
+            "ovmf" => ImageKind::Firmware,
+            _ => return None,
+        };
+        Some(ResolvedImage { name: reference.into(), sha256: "0".repeat(64), kind, size_bytes: 1 })
+    }
+    fn names(&self, kind: ImageKind) -> Vec<String> {
+        ["drover-kernel", "drover-initramfs", "drover-rootfs", "ovmf"]
+            .into_iter()
+            .filter(|n| self.find(n).is_some_and(|i| i.kind == kind))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// The templates that the project ships.
+fn shipped() -> Templates {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/templates");
+    let templates = Templates::load(&dir).unwrap();
+    assert!(templates.names().count() >= 2, "no template was found in {}", dir.display());
+    templates
+}
+
+fn refused(spec: &VmSpec) -> ErrorBody {
+    resolve(spec, &shipped(), &Images).unwrap_err()
+}
+
+#[test]
+fn every_shipped_template_resolves_as_it_stands() {
+    for name in shipped().names() {
+        let spec = VmSpec { template: Some(name.clone()), ..VmSpec::default() };
+        resolve(&spec, &shipped(), &Images).unwrap();
+    }
+}
+
+#[test]
+fn an_empty_spec_is_linux_default() {
+    let resolved = resolve(&VmSpec::default(), &shipped(), &Images).unwrap();
+    assert_eq!(resolved.template.as_str(), "linux-default");
+    assert_eq!(resolved.memory_bytes, 256 << 20);
+    assert_eq!(resolved.nics.len(), 1);
+}
+
+#[test]
+fn the_request_overrides_the_template() {
+    let spec = VmSpec {
+        cpus: Some(3),
+        nics: Some(Vec::<NicSpec>::new()),
+        disks: Some(vec![DiskSpec { image: "drover-rootfs".into(), readonly: false }]),
+        labels: [("a".to_owned(), "b".to_owned())].into(),
+        ..VmSpec::default()
+    };
+    let resolved = resolve(&spec, &shipped(), &Images).unwrap();
+    assert_eq!((resolved.cpus, resolved.nics.len(), resolved.disks.len()), (3, 0, 1));
+}
+
+#[test]
+fn firmware_in_the_request_takes_the_place_of_the_templates_kernel() {
+    let boot = BootSpec { firmware: Some("ovmf".into()), ..BootSpec::default() };
+    let resolved = resolve(&VmSpec { boot: Some(boot), ..VmSpec::default() }, &shipped(), &Images).unwrap();
+    assert!(resolved.boot.kernel.is_none() && resolved.boot.firmware.is_some());
+}
+
+#[test]
+fn a_misspelt_template_is_answered_with_the_right_one() {
+    let error =
+        refused(&VmSpec { template: Some(Token::new("linux-defualt").unwrap()), ..VmSpec::default() });
+    assert_eq!(error.code, ErrorCode::InvalidArgument);
+    assert_eq!(
+        error.message,
+        "spec.template: there is no template \"linux-defualt\"; did you mean \"linux-default\"? \
+         known: linux-default, linux-microvm"
+    );
+}
+
+#[test]
+fn an_unknown_image_names_those_that_are_there() {
+    let boot = BootSpec { kernel: Some("drover-kernal".into()), ..BootSpec::default() };
+    let error = refused(&VmSpec { boot: Some(boot), ..VmSpec::default() });
+    assert_eq!(error.code, ErrorCode::NotFound);
+    assert!(error.message.contains("did you mean \"drover-kernel\"?"), "{error}");
+    let disk = DiskSpec { image: "drover-kernel".into(), readonly: false };
+    let error = refused(&VmSpec { disks: Some(vec![disk]), ..VmSpec::default() });
+    assert!(error.message.contains("is of kind Kernel, not Disk"), "{error}");
+}
+
+#[test]
+fn impossible_sizes_say_what_would_do() {
+    let error = refused(&VmSpec { memory: Some(ByteSize(3)), ..VmSpec::default() });
+    assert_eq!(error.message, "spec.memory_bytes: 3 bytes is not possible; use 64 MiB to 1 TiB");
+    let error = refused(&VmSpec { memory: Some(ByteSize((64 << 20) + 1)), ..VmSpec::default() });
+    assert!(error.message.contains("multiple of 1 MiB"));
+    let error = refused(&VmSpec { cpus: Some(0), ..VmSpec::default() });
+    assert!(error.message.contains("use 1 to 255"));
+}
+
+#[test]
+fn broken_yaml_names_the_file_and_the_line() {
+    for (text, part) in [("cpus: [", "line"), ("cpus: 1\nmemroy: 3\n", "memroy")] {
+        let error = Templates::parse([(Path::new("t.yaml"), text)]).unwrap_err();
+        let chain = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+        assert!(chain.contains("t.yaml") && chain.contains(part), "{chain}");
+    }
+}

@@ -1,0 +1,145 @@
+//! Requests and replies of `vm.<name>.guest.*` as a client sees them. The frames between the daemon
+//! and the agent are another contract.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::blob::Blob;
+use crate::secret::Secret;
+use crate::stream::StreamOpened;
+
+/// Reply of `guest.ping`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PingReply {
+    /// Round trip between daemon and agent, in microseconds.
+    pub round_trip_us: u64,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Boot id of the guest.
+    pub boot_id: String,
+}
+
+/// Request of `guest.exec`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ExecRequest {
+    /// Program and arguments; no shell is added.
+    pub argv: Vec<String>,
+    /// Added to a plain environment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, Secret>,
+    /// Directory to run in; `/` if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// User name or number; root if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The guest kills the whole process group after this time, in milliseconds; 30,000 if left out
+    /// and not streamed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Fed to the program; only where `stream` is false. At most 48 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<Blob>,
+    /// Answer with a stream; else output is collected, up to 128 KiB each for stdout and stderr.
+    #[serde(default)]
+    pub stream: bool,
+}
+
+/// Result of a program.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ExecResult {
+    /// Its exit code, if it exited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The signal that ended it, otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Its time was over.
+    #[serde(default)]
+    pub timed_out: bool,
+    /// How long it ran, in milliseconds.
+    pub duration_ms: u64,
+    /// Output, where it was not streamed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout: Option<Blob>,
+    /// Error output, where it was not streamed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<Blob>,
+    /// More was written than is kept in a reply; use a stream.
+    #[serde(default)]
+    pub truncated: bool,
+}
+
+/// Reply of `guest.exec`: a result, or where its stream is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecReply {
+    /// It has ended.
+    Result(ExecResult),
+    /// It runs; frames follow. The stream's result is an [`ExecResult`].
+    Stream(StreamOpened),
+}
+
+/// Request of `guest.put`; the data follows on channel `data` of the stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PutRequest {
+    /// Absolute path in the guest.
+    pub path: String,
+    /// How many bytes will follow.
+    pub size_bytes: u64,
+    /// Permissions; 0644 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+    /// SHA-256 of the data in hexadecimal, if it is known beforehand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Make missing directories.
+    #[serde(default)]
+    pub create_dirs: bool,
+}
+
+/// Request of `guest.get`; the data comes on channel `data` of the stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GetRequest {
+    /// Absolute path in the guest.
+    pub path: String,
+    /// Refuse a file larger than this, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_size_bytes: Option<u64>,
+}
+
+/// Result of a transfer; compare the digest with your own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FileResult {
+    /// Length of the file.
+    pub size_bytes: u64,
+    /// SHA-256 in hexadecimal, by the guest.
+    pub sha256: String,
+    /// Permissions.
+    pub mode: u32,
+}
+
+/// How `guest.shutdown` ends the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ShutdownMode {
+    /// Switch off; the VM's desired state stays as it is.
+    #[default]
+    PowerOff,
+    /// Start anew.
+    Reboot,
+}
+
+/// Request of `guest.shutdown`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GuestShutdownRequest {
+    /// How.
+    #[serde(default)]
+    pub mode: ShutdownMode,
+}
+
+/// An empty request or reply.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Empty {}

@@ -1,0 +1,93 @@
+//! `host.<host>.*`: what operators ask a host.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::id::InstallationId;
+use crate::token::Token;
+
+/// The hypervisor of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmmInfo {
+    /// Path of the binary.
+    pub path: String,
+    /// What it says of its version.
+    pub version: String,
+    /// It is the software emulation, not the real hypervisor.
+    pub emulated: bool,
+}
+
+/// What a host has and what it has promised.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Capacity {
+    /// Virtual CPUs that may be promised.
+    pub cpus: u64,
+    /// Of these, promised.
+    pub cpus_used: u64,
+    /// Memory that may be promised.
+    pub memory_bytes: u64,
+    /// Of this, promised, overhead included.
+    pub memory_used_bytes: u64,
+    /// Addresses of the default network.
+    pub addresses: u64,
+    /// Of these, leased or in quarantine.
+    pub addresses_used: u64,
+    /// VMs of any state.
+    pub vms: u64,
+}
+
+/// Reply of `host.<host>.info`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostInfo {
+    /// Name of the host.
+    pub host: Token,
+    /// The installation.
+    pub installation: InstallationId,
+    /// Version of drover.
+    pub version: String,
+    /// Features that this version offers, for peers of other versions.
+    pub features: Vec<String>,
+    /// Operating system kernel.
+    pub kernel: String,
+    /// When the daemon started.
+    pub started_unix_ms: u64,
+    /// `ready`, `adopting` or `draining`.
+    pub phase: String,
+    /// The hypervisor.
+    pub vmm: VmmInfo,
+    /// Capacity and promises.
+    pub capacity: Capacity,
+    /// How many VMs are in each state.
+    pub states: BTreeMap<String, u64>,
+    /// Events that wait to be stored by the bus.
+    pub outbox: u64,
+    /// Labels for placement.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// How VMs are confined and limited here, in words.
+    #[serde(default)]
+    pub confinement: BTreeMap<String, String>,
+}
+
+/// What a host writes about itself to the bucket of hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostRecord {
+    /// The host.
+    pub host: Token,
+    /// Its installation; a host of the same name with another id refuses to start.
+    pub installation: InstallationId,
+    /// Version of drover.
+    pub version: String,
+    /// Features.
+    pub features: Vec<String>,
+    /// Capacity and promises.
+    pub capacity: Capacity,
+    /// Labels for placement.
+    pub labels: BTreeMap<String, String>,
+    /// It takes new VMs.
+    pub accepting: bool,
+    /// When it was written, by the host's clock.
+    pub written_unix_ms: u64,
+}

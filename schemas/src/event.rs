@@ -1,0 +1,131 @@
+//! Events: what a host publishes about its VMs and itself, as CloudEvents 1.0 in binary mode.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::body::status::Cause;
+use crate::id::{RequestId, VmId};
+use crate::state::VmState;
+use crate::token::Token;
+
+/// Names of the CloudEvents attributes as NATS headers (CloudEvents NATS binding 1.0.2).
+pub mod ce {
+    /// Always [`SPEC_VERSION`].
+    pub const SPECVERSION: &str = "ce-specversion";
+    /// `<vm_id>.<seq>`.
+    pub const ID: &str = "ce-id";
+    /// `drover/<host>`.
+    pub const SOURCE: &str = "ce-source";
+    /// `drover.vm.<kind>.v1`.
+    pub const TYPE: &str = "ce-type";
+    /// RFC 3339.
+    pub const TIME: &str = "ce-time";
+    /// `<namespace>/<name>`.
+    pub const SUBJECT: &str = "ce-subject";
+    /// The media type of the body.
+    pub const DATACONTENTTYPE: &str = "ce-datacontenttype";
+    /// The only version there is.
+    pub const SPEC_VERSION: &str = "1.0";
+}
+
+/// Kinds of VM events; the last token of the subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmEventKind {
+    /// The VM entered a state.
+    State,
+    /// An operation made a step (a boot's milestones); the state is the same.
+    Progress,
+    /// An operation failed and the VM is as it was.
+    OperationFailed,
+    /// The guest rebooted itself or was rebooted.
+    Rebooted,
+    /// The guest's kernel panicked.
+    Panic,
+    /// The link to the agent changed.
+    Agent,
+    /// Events of the guest's programs were dropped by the quota.
+    AgentDropped,
+    /// A kind that this reader does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl VmEventKind {
+    /// The token of the subject.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::Progress => "progress",
+            Self::OperationFailed => "operation-failed",
+            Self::Rebooted => "rebooted",
+            Self::Panic => "panic",
+            Self::Agent => "agent",
+            Self::AgentDropped => "agent-dropped",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// The body of a VM event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmEvent {
+    /// Namespace of the VM.
+    pub namespace: Token,
+    /// Its name.
+    pub name: Token,
+    /// Its identity.
+    pub vm_id: VmId,
+    /// Position in the VM's log, from 1, without gaps.
+    pub seq: u64,
+    /// When it happened, by the host's clock.
+    pub time_unix_ms: u64,
+    /// What kind of event.
+    pub kind: VmEventKind,
+    /// VMM process it is about; 0 before the first.
+    pub incarnation: u64,
+    /// Revision of the spec.
+    pub revision: u64,
+    /// The request that led to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// State before; absent for the first event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<VmState>,
+    /// State after.
+    pub state: VmState,
+    /// The VM is gone with this event; it is the last of its log.
+    #[serde(default)]
+    pub last: bool,
+    /// What made a step, for `progress`: `disks`, `network`, `vmm`, `boot` …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+}
+
+/// The body of a host event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostEvent {
+    /// The host.
+    pub host: Token,
+    /// Position in the host's log.
+    pub seq: u64,
+    /// When it happened, by the host's clock.
+    pub time_unix_ms: u64,
+    /// `started`, `adopted`, `alarm`, `repaired` …
+    pub kind: String,
+    /// One sentence for a person.
+    pub message: String,
+    /// Facts by name.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub details: std::collections::BTreeMap<String, String>,
+}
+
+/// The `ce-id` of a VM's event.
+#[must_use]
+pub fn event_id(vm_id: VmId, seq: u64) -> String {
+    format!("{vm_id}.{seq}")
+}

@@ -1,0 +1,311 @@
+//! The verb table: one row for each verb. Routing, roles, schemas and reference pages come from it.
+
+/// How a verb is carried out and remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Changes nothing; no request id, no journal.
+    Read,
+    /// Changes a VM; the request id binds at the commit that accepts it and is kept for 24 h.
+    Journalled,
+    /// Runs in the guest; deduplicated by the agent within one boot, never written to the journal.
+    Guest,
+    /// As `Guest`, and answers with a stream.
+    Stream,
+}
+
+/// Who may use a verb. Roles are sets of subjects in the bus server's configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Looks, and changes nothing.
+    Reader,
+    /// Creates, starts, stops and deletes VMs.
+    Operator,
+    /// Runs commands and moves files in guests.
+    Guest,
+    /// Operates hosts.
+    Admin,
+}
+
+/// On which subjects a verb is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Plane {
+    /// `cmd.<ns>.vm.<verb>`
+    Pool,
+    /// `cmd.<ns>.vm.<name>.<verb>`
+    Vm,
+    /// `cmd.<ns>.vm.<name>.guest.<verb>`
+    VmGuest,
+    /// `cmd.<ns>.events.<verb>`
+    Events,
+    /// `host.<host>.<verb>`
+    Host,
+}
+
+/// One verb.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerbRow {
+    /// Where it is asked for.
+    pub plane: Plane,
+    /// The last token or tokens of the subject.
+    pub verb: &'static str,
+    /// How it is carried out.
+    pub class: Class,
+    /// The least role that may use it.
+    pub role: Role,
+    /// Name of the request's type.
+    pub request: &'static str,
+    /// Name of the reply's type.
+    pub reply: &'static str,
+    /// One sentence for the reference page.
+    pub doc: &'static str,
+}
+
+const fn row(
+    plane: Plane,
+    verb: &'static str,
+    class: Class,
+    role: Role,
+    request: &'static str,
+    reply: &'static str,
+    doc: &'static str,
+) -> VerbRow {
+    VerbRow { plane, verb, class, role, request, reply, doc }
+}
+
+/// Every verb that is offered.
+pub const VERBS: &[VerbRow] = &[
+    row(
+        Plane::Pool,
+        "create",
+        Class::Journalled,
+        Role::Operator,
+        "CreateRequest",
+        "ChangeReply",
+        "Creates a VM and starts it.",
+    ),
+    row(
+        Plane::Pool,
+        "list",
+        Class::Read,
+        Role::Reader,
+        "ListRequest",
+        "ListReply",
+        "Lists the VMs of the namespace.",
+    ),
+    row(
+        Plane::Pool,
+        "lookup",
+        Class::Read,
+        Role::Reader,
+        "LookupRequest",
+        "LookupReply",
+        "Says what became of a name.",
+    ),
+    row(
+        Plane::Pool,
+        "validate",
+        Class::Read,
+        Role::Reader,
+        "ValidateRequest",
+        "ValidateReply",
+        "Checks a spec without effect and shows the VMM's configuration.",
+    ),
+    row(Plane::Vm, "get", Class::Read, Role::Reader, "Empty", "VmStatus", "Says how the VM is."),
+    row(
+        Plane::Vm,
+        "start",
+        Class::Journalled,
+        Role::Operator,
+        "ChangeRequest",
+        "ChangeReply",
+        "Starts a VM that is down.",
+    ),
+    row(
+        Plane::Vm,
+        "shutdown",
+        Class::Journalled,
+        Role::Operator,
+        "ShutdownRequest",
+        "ChangeReply",
+        "Asks the guest to switch off: agent, then power button; never forces it.",
+    ),
+    row(
+        Plane::Vm,
+        "stop",
+        Class::Journalled,
+        Role::Operator,
+        "StopRequest",
+        "ChangeReply",
+        "Stops the VM by the whole ladder, from asking to killing.",
+    ),
+    row(
+        Plane::Vm,
+        "reboot",
+        Class::Journalled,
+        Role::Operator,
+        "ChangeRequest",
+        "ChangeReply",
+        "Reboots the guest in the same VMM.",
+    ),
+    row(
+        Plane::Vm,
+        "pause",
+        Class::Journalled,
+        Role::Operator,
+        "ChangeRequest",
+        "ChangeReply",
+        "Freezes the guest in memory.",
+    ),
+    row(
+        Plane::Vm,
+        "resume",
+        Class::Journalled,
+        Role::Operator,
+        "ChangeRequest",
+        "ChangeReply",
+        "Lets a paused guest go on.",
+    ),
+    row(
+        Plane::Vm,
+        "delete",
+        Class::Journalled,
+        Role::Operator,
+        "ChangeRequest",
+        "ChangeReply",
+        "Stops the VM at once and removes everything of it.",
+    ),
+    row(Plane::Vm, "logs", Class::Read, Role::Reader, "LogsRequest", "LogsReply", "Reads the end of a log."),
+    row(
+        Plane::Vm,
+        "explain",
+        Class::Read,
+        Role::Reader,
+        "Empty",
+        "ExplainReply",
+        "Says why the VM is as it is, with the VMM's configuration.",
+    ),
+    row(
+        Plane::VmGuest,
+        "ping",
+        Class::Read,
+        Role::Reader,
+        "Empty",
+        "PingReply",
+        "Asks the agent for a sign of life.",
+    ),
+    row(
+        Plane::VmGuest,
+        "exec",
+        Class::Stream,
+        Role::Guest,
+        "ExecRequest",
+        "ExecReply",
+        "Runs a program in the guest.",
+    ),
+    row(
+        Plane::VmGuest,
+        "put",
+        Class::Stream,
+        Role::Guest,
+        "PutRequest",
+        "StreamOpened",
+        "Writes a file in the guest.",
+    ),
+    row(
+        Plane::VmGuest,
+        "get",
+        Class::Stream,
+        Role::Guest,
+        "GetRequest",
+        "StreamOpened",
+        "Reads a file of the guest.",
+    ),
+    row(
+        Plane::VmGuest,
+        "info",
+        Class::Read,
+        Role::Reader,
+        "Empty",
+        "InfoResult",
+        "Says what system the guest is.",
+    ),
+    row(
+        Plane::VmGuest,
+        "health",
+        Class::Read,
+        Role::Reader,
+        "Empty",
+        "HealthResult",
+        "Says how the guest is doing.",
+    ),
+    row(
+        Plane::VmGuest,
+        "shutdown",
+        Class::Guest,
+        Role::Guest,
+        "GuestShutdownRequest",
+        "Empty",
+        "Switches the guest off or reboots it from inside; the desired state stays.",
+    ),
+    row(
+        Plane::Events,
+        "read",
+        Class::Read,
+        Role::Reader,
+        "EventsReadRequest",
+        "EventsReadReply",
+        "Reads the namespace's event log from a position or a time.",
+    ),
+    row(
+        Plane::Host,
+        "info",
+        Class::Read,
+        Role::Admin,
+        "Empty",
+        "HostInfo",
+        "Says what the host has and what it has promised.",
+    ),
+    row(
+        Plane::Host,
+        "create",
+        Class::Journalled,
+        Role::Admin,
+        "CreateRequest",
+        "ChangeReply",
+        "The placed half of create; sent by placers.",
+    ),
+];
+
+/// The row of a verb.
+#[must_use]
+pub fn find(plane: Plane, verb: &str) -> Option<&'static VerbRow> {
+    VERBS.iter().find(|r| r.plane == plane && r.verb == verb)
+}
+
+/// The verbs of a plane, for error messages.
+#[must_use]
+pub fn names(plane: Plane) -> String {
+    VERBS.iter().filter(|r| r.plane == plane).map(|r| r.verb).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn no_verb_stands_twice() {
+        let mut seen = HashSet::new();
+        for row in VERBS {
+            assert!(seen.insert((row.plane, row.verb)), "{row:?}");
+            assert!(row.doc.ends_with('.'));
+        }
+    }
+
+    #[test]
+    fn readers_change_nothing() {
+        for row in VERBS {
+            assert!(row.role != Role::Reader || row.class == Class::Read, "{row:?}");
+        }
+    }
+}
