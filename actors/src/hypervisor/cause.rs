@@ -24,6 +24,8 @@ pub struct Evidence<'a> {
     pub oom_kills: Option<u64>,
     /// What was being done, as `vm.boot` or `stop`.
     pub step: &'a str,
+    /// The VM boots firmware: the VMM has the same words for a bad one as for a bad kernel.
+    pub firmware: bool,
 }
 
 impl Evidence<'_> {
@@ -105,8 +107,11 @@ pub fn of_api(error: &ApiError, evidence: &Evidence<'_>) -> Cause {
     let (kind, message) = match &error.kind {
         ApiErrorKind::Timeout { .. } => (CauseKind::VmmTimeout, chain(error).to_string()),
         ApiErrorKind::Status { errors, .. } => {
-            let kind = known(&errors.join("\n")).unwrap_or(CauseKind::VmmError);
-            (kind, format!("{} was refused: {}", error.call, innermost(errors)))
+            let kind = match known(&errors.join("\n")) {
+                Some(CauseKind::KernelFormat) if evidence.firmware => CauseKind::FirmwareFormat,
+                known => known.unwrap_or(CauseKind::VmmError),
+            };
+            (kind, format!("{} was refused: {}", error.call, telling(errors)))
         }
         _ => (CauseKind::VmmError, chain(error).to_string()),
     };
@@ -117,9 +122,13 @@ pub fn of_api(error: &ApiError, evidence: &Evidence<'_>) -> Cause {
     evidence.attach(cause)
 }
 
-/// The most telling words of an error chain: its end.
-fn innermost(errors: &[String]) -> &str {
-    errors.last().map_or("without a reason", String::as_str)
+/// The telling words of an error chain: all but the two outermost, which every refusal begins with.
+fn telling(errors: &[String]) -> String {
+    match errors {
+        [] => "without a reason".to_owned(),
+        [_, _, inner @ ..] if !inner.is_empty() => inner.join(": "),
+        all => all.join(": "),
+    }
 }
 
 /// What the VMM's words are about, where they tell.
