@@ -1,2 +1,100 @@
-//! placeholder
-fn main() {}
+//! `drover-agent`: the guest's end of the link to its host.
+
+use std::process::ExitCode;
+
+use drover_agent::facts::Facts;
+use drover_agent::listen::{Address, Listener};
+use drover_agent::log::{self, Level};
+use drover_agent::power::Power;
+use drover_agent::{Agent, process, serve};
+use drover_schemas::guest::{GuestKind, PORT};
+
+const USAGE: &str = "\
+usage: drover-agent [--listen vsock:PORT|unix:PATH] [--log error|warn|info|debug]
+
+Serves the host of this guest: commands, files, facts, power.
+  --listen  where (default vsock:1023, for the host alone)
+  --log     how much goes to stderr (default info)
+  --version prints the version
+
+DROVER_AGENT_GUEST=process marks a guest made of processes; then DROVER_AGENT_BOOT_ID and
+DROVER_AGENT_BOOT_UNIX_MS tell its boot, and shutdown signals pid 1.
+";
+
+/// Usage errors, after sysexits.h.
+const EX_USAGE: u8 = 64;
+
+struct Options {
+    listen: Address,
+    level: Level,
+}
+
+fn options() -> Result<Option<Options>, String> {
+    let mut options = Options { listen: Address::Vsock(PORT), level: Level::Info };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let (name, value) = match arg.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (arg, None),
+        };
+        let mut value = || value.clone().or_else(|| args.next()).ok_or(format!("{name} needs a value"));
+        match name.as_str() {
+            "--listen" => options.listen = value()?.parse()?,
+            "--log" => options.level = value()?.parse()?,
+            "--version" | "-V" => {
+                println!("drover-agent {}", env!("CARGO_PKG_VERSION"));
+                return Ok(None);
+            }
+            "--help" | "-h" => {
+                print!("{USAGE}");
+                return Ok(None);
+            }
+            other => return Err(format!("unknown argument {other:?}")),
+        }
+    }
+    Ok(Some(options))
+}
+
+fn main() -> ExitCode {
+    let options = match options() {
+        Ok(Some(options)) => options,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprint!("drover-agent: {error}\n{USAGE}");
+            return ExitCode::from(EX_USAGE);
+        }
+    };
+    log::set_level(options.level);
+    match process::split_from_pid_1() {
+        Ok(None) => {}
+        Ok(Some(code)) => return ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        Err(error) => {
+            log::error(format_args!("cannot fork: {error}"));
+            return ExitCode::FAILURE;
+        }
+    }
+    let facts = Facts::gather();
+    let power = match (facts.kind, &options.listen) {
+        (GuestKind::Process, _) => Power::Supervisor,
+        (_, Address::Vsock(_)) => Power::Guest,
+        // On somebody's own machine, by hand or in a test: it must not be powered off.
+        (_, Address::Unix(_)) => Power::Nobody,
+    };
+    if power == Power::Guest {
+        // The host must still reach a guest that runs out of memory.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
+    }
+    // One thread, as one guest has one host; file work has threads of its own for as long as it lasts.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(24).build();
+    let result = runtime.map_err(|e| log::error(format_args!("cannot start: {e}"))).and_then(|runtime| {
+        runtime.block_on(async {
+            let failed = |error: &(dyn std::error::Error + 'static)| {
+                log::error(format_args!("{}", log::chain(error)));
+            };
+            let listener = Listener::bind(&options.listen).map_err(|e| failed(&e))?;
+            log::info(format_args!("{} listens on {:?}", env!("CARGO_PKG_VERSION"), options.listen));
+            serve(listener, Agent::new(facts, power)).await.map_err(|e| failed(&e))
+        })
+    });
+    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

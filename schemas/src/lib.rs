@@ -21,6 +21,7 @@ pub mod body;
 pub mod codec;
 pub mod error;
 pub mod event;
+pub mod guest;
 pub mod headers;
 pub mod id;
 pub mod secret;

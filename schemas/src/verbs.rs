@@ -226,7 +226,7 @@ pub const VERBS: &[VerbRow] = &[
         Class::Read,
         Role::Reader,
         "Empty",
-        "GuestInfo",
+        "InfoResult",
         "Says what system the guest is.",
     ),
     row(
@@ -235,7 +235,7 @@ pub const VERBS: &[VerbRow] = &[
         Class::Read,
         Role::Reader,
         "Empty",
-        "GuestHealth",
+        "HealthResult",
         "Says how the guest is doing.",
     ),
     row(

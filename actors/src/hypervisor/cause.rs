@@ -24,8 +24,6 @@ pub struct Evidence<'a> {
     pub oom_kills: Option<u64>,
     /// What was being done, as `vm.boot` or `stop`.
     pub step: &'a str,
-    /// The VM boots firmware: the VMM has the same words for a bad one as for a bad kernel.
-    pub firmware: bool,
 }
 
 impl Evidence<'_> {
@@ -107,10 +105,7 @@ pub fn of_api(error: &ApiError, evidence: &Evidence<'_>) -> Cause {
     let (kind, message) = match &error.kind {
         ApiErrorKind::Timeout { .. } => (CauseKind::VmmTimeout, chain(error).to_string()),
         ApiErrorKind::Status { errors, .. } => {
-            let kind = match known(&errors.join("\n")) {
-                Some(CauseKind::KernelFormat) if evidence.firmware => CauseKind::FirmwareFormat,
-                known => known.unwrap_or(CauseKind::VmmError),
-            };
+            let kind = known(&errors.join("\n")).unwrap_or(CauseKind::VmmError);
             (kind, format!("{} was refused: {}", error.call, telling(errors)))
         }
         _ => (CauseKind::VmmError, chain(error).to_string()),
@@ -120,6 +115,16 @@ pub fn of_api(error: &ApiError, evidence: &Evidence<'_>) -> Cause {
         cause = cause.with("vmm_error", tail(&error.vmm_errors().join(": ")));
     }
     evidence.attach(cause)
+}
+
+/// The cause of a boot that failed. With firmware the VMM has the same words for a bad image as with a kernel.
+#[must_use]
+pub fn of_boot(error: &ApiError, firmware: bool, evidence: &Evidence<'_>) -> Cause {
+    let mut cause = of_api(error, evidence);
+    if firmware && cause.kind == CauseKind::KernelFormat {
+        cause.kind = CauseKind::FirmwareFormat;
+    }
+    cause
 }
 
 /// The telling words of an error chain: all but the two outermost, which every refusal begins with.

@@ -58,7 +58,7 @@ fn bad_firmware_is_not_called_a_bad_kernel() {
         "vm.boot",
         &["Error from API", "The VM could not boot", "Cannot load the kernel into memory"],
     );
-    let cause = of_api(&error, &Evidence { firmware: true, ..Evidence::default() });
+    let cause = of_boot(&error, true, &Evidence::default());
     assert_eq!(cause.kind, CauseKind::FirmwareFormat);
 }
 

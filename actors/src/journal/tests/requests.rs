@@ -1,0 +1,106 @@
+use drover_schemas::body::vm::Outcome;
+use drover_schemas::error::{ErrorBody, ErrorCode};
+
+use super::*;
+
+fn id(ms: u64, n: u128) -> RequestId {
+    RequestId::from_u128((u128::from(ms) << 80) | n)
+}
+
+fn bound(ms: u64, done: bool) -> RequestRow {
+    let outcome = Outcome::Error(ErrorBody::new(ErrorCode::Conflict, "no"));
+    RequestRow {
+        verb: "stop".into(),
+        body_sha256: "00".repeat(32),
+        bound_unix_ms: ms,
+        state: if done {
+            RequestState::Done { outcome, at_unix_ms: ms }
+        } else {
+            RequestState::InFlight { vm_id: VmId::from_u128(1), phase: "accepted".into() }
+        },
+    }
+}
+
+fn put(ms: u64, n: u128, done: bool) -> Op {
+    Op::PutRequest { namespace: token("default"), request_id: id(ms, n), row: Box::new(bound(ms, done)) }
+}
+
+const HOUR: u64 = 3_600_000;
+
+#[test]
+fn a_request_is_found_until_its_window_is_over_and_refused_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(&config(dir.path())).unwrap();
+    let ns = token("default");
+    let now = 100 * HOUR;
+    block_on(async {
+        let batch: Batch = [put(now, 1, false), put(now, 2, false)].into_iter().collect();
+        journal.commit(batch).await.unwrap();
+        journal.commit(Batch::new().with(put(now, 1, true))).await.unwrap();
+        let found = journal.request(&ns, id(now, 1), now + HOUR).unwrap();
+        assert_eq!(found, RequestLookup::Bound(Box::new(bound(now, true))));
+        assert_eq!(journal.request(&token("other"), id(now, 1), now).unwrap(), RequestLookup::Unknown);
+        let in_flight = journal.load().unwrap().in_flight;
+        assert_eq!(in_flight.iter().map(|r| r.request_id).collect::<Vec<_>>(), [id(now, 2)]);
+        let later = now + 25 * HOUR;
+        let prune = Op::Prune { requests_before_unix_ms: later - REQUEST_WINDOW_MS, now_unix_ms: later };
+        journal.commit(Batch::new().with(prune)).await.unwrap();
+        assert_eq!(journal.request(&ns, id(now, 1), later).unwrap(), RequestLookup::TooOld);
+        // What is not done is never forgotten.
+        assert_eq!(
+            journal.request(&ns, id(now, 2), later).unwrap(),
+            RequestLookup::Bound(Box::new(bound(now, false)))
+        );
+        assert_eq!(journal.request(&ns, id(later, 3), later).unwrap(), RequestLookup::Unknown);
+    });
+}
+
+#[test]
+fn above_the_cap_the_oldest_finished_id_is_refused_not_run_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(&JournalConfig { requests_per_namespace: 3, ..config(dir.path()) }).unwrap();
+    let ns = token("default");
+    block_on(async {
+        for n in 1..=5 {
+            journal.commit(Batch::new().with(put(1000 + n, n.into(), n != 1))).await.unwrap();
+        }
+    });
+    let look = |n: u64| journal.request(&ns, id(1000 + n, n.into()), 2000).unwrap();
+    assert!(matches!(look(1), RequestLookup::Bound(_)), "not done");
+    assert_eq!((look(2), look(3)), (RequestLookup::TooOld, RequestLookup::TooOld));
+    assert!(matches!((look(4), look(5)), (RequestLookup::Bound(_), RequestLookup::Bound(_))));
+    assert_eq!(look(6), RequestLookup::Unknown);
+}
+
+#[test]
+fn an_address_and_a_user_are_not_given_away_before_their_quarantine_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(&config(dir.path())).unwrap();
+    let ipv4 = "10.0.0.2".parse().unwrap();
+    let lease = |n| LeaseRow {
+        network: token("default"),
+        ipv4,
+        vm_id: VmId::from_u128(n),
+        quarantine_until_unix_ms: None,
+    };
+    let uid = |n| UidRow { uid: 100_000, vm_id: VmId::from_u128(n), quarantine_until_unix_ms: None };
+    block_on(async {
+        let take = |n| Batch::new().with(Op::PutLease(lease(n))).with(Op::PutUid(uid(n)));
+        journal.commit(take(1)).await.unwrap();
+        assert!(matches!(journal.commit(take(2)).await, Err(JournalError::AddressTaken { .. })));
+        let until = Some(500);
+        let release = Batch::new()
+            .with(Op::ReleaseLease { network: token("default"), ipv4, quarantine_until_unix_ms: until })
+            .with(Op::ReleaseUid { uid: 100_000, quarantine_until_unix_ms: until });
+        journal.commit(release).await.unwrap();
+        let snapshot = journal.load().unwrap();
+        assert_eq!(snapshot.leases[0].quarantine_until_unix_ms, until);
+        assert_eq!(snapshot.uids[0].quarantine_until_unix_ms, until);
+        let prune = |now_unix_ms| Batch::new().with(Op::Prune { requests_before_unix_ms: 0, now_unix_ms });
+        journal.commit(prune(499)).await.unwrap();
+        assert_eq!(journal.load().unwrap().leases.len(), 1);
+        journal.commit(prune(500)).await.unwrap();
+        let snapshot = journal.load().unwrap();
+        assert!(snapshot.leases.is_empty() && snapshot.uids.is_empty());
+    });
+}

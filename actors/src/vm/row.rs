@@ -1,0 +1,200 @@
+//! Between the machine, the journal's row and the status that clients see: pure.
+
+use drover_schemas::body::status::{AgentState, AgentStatus, Cause, NicStatus, VmStatus};
+use drover_schemas::event::{VmEvent, VmEventKind, ce};
+use drover_schemas::state::VmState;
+use drover_schemas::subject::{Subject, Subjects};
+use drover_schemas::{RequestId, Token, codec};
+
+use super::machine::{Due, Machine, Op};
+use crate::journal::{OutboxRow, PendingOp, StatusUpdate, VmRow};
+
+/// The machine as the row remembers it; nothing is under way.
+#[must_use]
+pub fn machine_of(row: &VmRow) -> Machine {
+    let op = row.operation.as_ref().map(|pending| Op {
+        name: pending.verb.clone(),
+        request_id: pending.request_id,
+        due: match pending.phase.as_str() {
+            "running" => Due::Running,
+            "agent" => Due::Agent,
+            "done" => Due::Done,
+            _ => Due::Accepted,
+        },
+    });
+    Machine {
+        state: row.state,
+        desired: row.desired,
+        incarnation: row.incarnation,
+        cause: row.cause.clone(),
+        restarts: row.restarts.clone(),
+        op,
+        agent: AgentState::Absent,
+        task: None,
+        queued: None,
+        exited: None,
+    }
+}
+
+/// Writes the machine into the row.
+pub fn write_machine(row: &mut VmRow, machine: &Machine) {
+    row.state = machine.state;
+    row.desired = machine.desired;
+    row.incarnation = machine.incarnation;
+    row.cause.clone_from(&machine.cause);
+    row.restarts.clone_from(&machine.restarts);
+    row.operation = machine.op.as_ref().map(|op| PendingOp {
+        verb: op.name.clone(),
+        request_id: op.request_id,
+        phase: match op.due {
+            Due::Accepted => "accepted",
+            Due::Running => "running",
+            Due::Agent => "agent",
+            Due::Done => "done",
+        }
+        .to_owned(),
+    });
+}
+
+/// What is known beside the row while the VM runs.
+#[derive(Debug, Clone, Default)]
+pub struct Live {
+    /// Version of the agent and boot id of the guest, while the link is up.
+    pub agent: Option<(String, String)>,
+    /// Process id of the VMM.
+    pub pid: Option<u32>,
+}
+
+/// The status of a VM.
+#[must_use]
+pub fn status(host: &Token, row: &VmRow, machine: &Machine, live: &Live, with_spec: bool) -> VmStatus {
+    let (version, boot_id) = match &live.agent {
+        Some((version, boot_id)) => (Some(version.clone()), Some(boot_id.clone())),
+        None => (None, None),
+    };
+    VmStatus {
+        namespace: row.namespace.clone(),
+        name: row.name.clone(),
+        vm_id: row.vm_id,
+        host: host.clone(),
+        state: machine.state,
+        desired: machine.desired,
+        revision: row.revision,
+        incarnation: machine.incarnation,
+        seq: row.seq,
+        created_unix_ms: row.created_unix_ms,
+        state_since_unix_ms: row.state_since_unix_ms,
+        operation: machine.operation(),
+        cause: machine.cause.clone(),
+        agent: AgentStatus { state: machine.agent, version, boot_id },
+        nics: nics(row),
+        vmm_pid: live.pid,
+        restarts: u32::try_from(machine.restarts.len()).unwrap_or(u32::MAX),
+        spec: with_spec.then(|| Box::new(row.spec.clone())),
+    }
+}
+
+/// The interfaces of a VM.
+#[must_use]
+pub fn nics(row: &VmRow) -> Vec<NicStatus> {
+    row.nics.iter().map(crate::network::NicLease::status).collect()
+}
+
+/// What an event says beside what the row says.
+#[derive(Debug, Clone)]
+pub struct EventDraft {
+    /// Its kind.
+    pub kind: VmEventKind,
+    /// State before; `None` for the first event.
+    pub previous: Option<VmState>,
+    /// State after.
+    pub state: VmState,
+    /// Why.
+    pub cause: Option<Cause>,
+    /// The request that led to it.
+    pub request_id: Option<RequestId>,
+    /// The VM is gone with it.
+    pub last: bool,
+}
+
+/// The key of a VM in the buckets.
+#[must_use]
+pub fn bucket_key(namespace: &Token, name: &Token) -> String {
+    format!("{namespace}.{name}")
+}
+
+/// The event as the outbox keeps it. `row.seq` is the event's sequence already.
+///
+/// # Errors
+/// The event cannot be encoded, which a test excludes.
+pub fn outbox_row(
+    subjects: &Subjects,
+    host: &Token,
+    row: &VmRow,
+    draft: &EventDraft,
+    status: Option<&VmStatus>,
+    now_ms: u64,
+) -> Result<OutboxRow, codec::EncodeError> {
+    let event = VmEvent {
+        namespace: row.namespace.clone(),
+        name: row.name.clone(),
+        vm_id: row.vm_id,
+        seq: row.seq,
+        time_unix_ms: now_ms,
+        kind: draft.kind,
+        incarnation: row.incarnation,
+        revision: row.revision,
+        request_id: draft.request_id,
+        previous: draft.previous,
+        state: draft.state,
+        last: draft.last,
+        step: None,
+        cause: draft.cause.clone(),
+    };
+    let kind = Token::new(draft.kind.as_str()).unwrap_or_else(|_| row.name.clone());
+    let subject = Subject::VmEvent { ns: row.namespace.clone(), name: row.name.clone(), kind };
+    let header = |k: &str, v: String| (k.to_owned(), v);
+    let headers = vec![
+        header(ce::SPECVERSION, ce::SPEC_VERSION.into()),
+        header(ce::SOURCE, format!("drover/{host}")),
+        header(ce::TYPE, format!("drover.vm.{}.v1", draft.kind.as_str())),
+        header(ce::TIME, rfc3339(now_ms)),
+        header(ce::SUBJECT, format!("{}/{}", row.namespace, row.name)),
+        header(ce::DATACONTENTTYPE, codec::MSGPACK.into()),
+        header(drover_schemas::headers::CONTENT_TYPE, codec::MSGPACK.into()),
+    ];
+    let key = bucket_key(&row.namespace, &row.name);
+    let status = match status {
+        _ if draft.last => Some(StatusUpdate::Delete { key }),
+        Some(status) => Some(StatusUpdate::Put { key, value: codec::encode(status)?.into() }),
+        None => None,
+    };
+    Ok(OutboxRow {
+        key: row.vm_id,
+        seq: row.seq,
+        subject: subjects.build(&subject),
+        filter: subjects.vm_events(&row.namespace, &row.name),
+        headers,
+        body: codec::encode(&event)?.into(),
+        status,
+    })
+}
+
+/// A time as RFC 3339 in UTC with milliseconds.
+#[must_use]
+pub fn rfc3339(unix_ms: u64) -> String {
+    let ms = i64::try_from(unix_ms).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| String::new(), |t| format!("{t:.3}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_rfc_3339() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(rfc3339(1_795_386_615_042), "2026-11-22T22:30:15.042Z");
+    }
+}

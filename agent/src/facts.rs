@@ -1,0 +1,96 @@
+//! What is known of this guest and this boot.
+
+use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use drover_schemas::guest::{AgentHello, GuestKind, MAX_STREAMS, verb};
+use nix::sys::utsname::uname;
+use nix::time::{ClockId, clock_gettime};
+
+/// The window of bytes from the host, per stream.
+pub const WINDOW: u64 = 256 * 1024;
+/// How much of it the host may use before the first credit frame.
+pub const FIRST_CREDIT: u64 = 64 * 1024;
+
+/// Set to `process` where the agent runs as a process of the host's kernel.
+pub const ENV_GUEST: &str = "DROVER_AGENT_GUEST";
+/// The boot id of a process guest.
+pub const ENV_BOOT_ID: &str = "DROVER_AGENT_BOOT_ID";
+/// When a process guest booted: milliseconds since the Unix epoch.
+pub const ENV_BOOT_UNIX_MS: &str = "DROVER_AGENT_BOOT_UNIX_MS";
+
+/// Facts that do not change during a boot.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// A virtual machine, or processes in namespaces.
+    pub kind: GuestKind,
+    /// Changes with every boot.
+    pub boot_id: String,
+    /// When a process guest booted, in milliseconds since the Unix epoch.
+    pub booted_unix_ms: Option<u64>,
+}
+
+/// Milliseconds since the Unix epoch.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+impl Facts {
+    /// Reads them from the environment and the kernel.
+    #[must_use]
+    pub fn gather() -> Self {
+        let var = |name| std::env::var(name).ok().filter(|v: &String| !v.is_empty());
+        if var(ENV_GUEST).as_deref() == Some("process") {
+            let booted = var(ENV_BOOT_UNIX_MS).and_then(|v| v.parse().ok()).unwrap_or_else(unix_ms);
+            let boot_id = var(ENV_BOOT_ID).unwrap_or_else(|| ulid::Ulid::new().to_string());
+            return Self { kind: GuestKind::Process, boot_id, booted_unix_ms: Some(booted) };
+        }
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map(|s| s.trim().to_owned())
+            .ok()
+            .filter(|s| !s.is_empty())
+            // Without /proc a new id per start of the agent errs on the safe side: nothing is
+            // taken for a repetition that is not.
+            .unwrap_or_else(|| ulid::Ulid::new().to_string());
+        Self { kind: GuestKind::Vm, boot_id, booted_unix_ms: None }
+    }
+
+    /// Milliseconds since this guest booted.
+    #[must_use]
+    pub fn uptime_ms(&self) -> u64 {
+        match self.booted_unix_ms {
+            Some(booted) => unix_ms().saturating_sub(booted),
+            None => clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |t| {
+                (t.tv_sec() as u64).saturating_mul(1000).saturating_add(t.tv_nsec() as u64 / 1_000_000)
+            }),
+        }
+    }
+
+    /// The host name and the kernel's release.
+    #[must_use]
+    pub fn names() -> (String, String) {
+        let Ok(names) = uname() else { return Default::default() };
+        (names.nodename().to_string_lossy().into_owned(), names.release().to_string_lossy().into_owned())
+    }
+
+    /// The greeting, for protocol version `proto`.
+    #[must_use]
+    pub fn hello(&self, proto: u32) -> AgentHello {
+        let (hostname, kernel) = Self::names();
+        let verbs = [verb::PING, verb::EXEC, verb::PUT, verb::GET, verb::INFO, verb::HEALTH, verb::SHUTDOWN];
+        AgentHello {
+            proto,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: self.boot_id.clone(),
+            os: std::env::consts::OS.to_owned(),
+            arch: std::env::consts::ARCH.to_owned(),
+            kernel,
+            hostname,
+            capabilities: verbs.map(str::to_owned).to_vec(),
+            guest: self.kind,
+            stream_credit: FIRST_CREDIT,
+            max_streams: MAX_STREAMS as u32,
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The agent inside a guest: serves the host over the guest link.
+//!
+//! [`serve`] accepts connections; each is a task in [`conn`] that reads frames and starts one task
+//! per stream, which runs a verb of [`verbs`]. Nothing here waits for the host with a byte in hand
+//! that the host gave no credit for, and every queue has a bound, so a guest of 64 MiB is enough.
+//!
+//! The protocol itself is documented in [`drover_schemas::guest`].
+
+pub mod account;
+pub mod conn;
+pub mod dedupe;
+pub mod facts;
+pub mod listen;
+pub mod log;
+pub mod power;
+pub mod process;
+pub mod verbs;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Semaphore;
+
+use crate::dedupe::Memory;
+use crate::facts::Facts;
+use crate::listen::{AcceptError, Listener};
+use crate::power::Power;
+
+/// How many connections are served at a time; further ones are closed at once.
+pub const MAX_CONNECTIONS: usize = 8;
+/// How many streams all connections together may have open.
+pub const MAX_STREAMS_IN_ALL: usize = 128;
+/// How many files are written and read at a time.
+pub const MAX_TRANSFERS: usize = 16;
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Agent {
+    /// What is known of this guest and boot.
+    pub facts: Facts,
+    /// How this guest is powered off.
+    pub power: Power,
+    /// Requests of this boot that must not run twice.
+    pub memory: Memory,
+    /// Streams of all connections.
+    pub streams: Arc<Semaphore>,
+    /// Files on the way.
+    pub transfers: Arc<Semaphore>,
+    /// Connections that are open.
+    connections: AtomicUsize,
+}
+
+impl Agent {
+    /// An agent that knows of no connection and no request yet.
+    #[must_use]
+    pub fn new(facts: Facts, power: Power) -> Arc<Self> {
+        Arc::new(Self {
+            facts,
+            power,
+            memory: Memory::default(),
+            streams: Arc::new(Semaphore::new(MAX_STREAMS_IN_ALL)),
+            transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
+            connections: AtomicUsize::new(0),
+        })
+    }
+}
+
+/// Counts a connection for as long as it lives.
+struct Place(Arc<Agent>);
+
+impl Place {
+    fn take(agent: &Arc<Agent>) -> Option<Self> {
+        if agent.connections.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
+            agent.connections.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        Some(Self(Arc::clone(agent)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Serves connections until the listener fails for good.
+///
+/// # Errors
+/// [`AcceptError`] when no further connection can come.
+pub async fn serve(listener: Listener, agent: Arc<Agent>) -> Result<(), AcceptError> {
+    loop {
+        let socket = listener.accept().await?;
+        let Some(place) = Place::take(&agent) else {
+            log::warn(format_args!("closed a connection: {MAX_CONNECTIONS} are open"));
+            continue;
+        };
+        let agent = Arc::clone(&agent);
+        tokio::spawn(async move {
+            conn::serve(socket, agent).await;
+            drop(place);
+        });
+    }
+}

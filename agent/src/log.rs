@@ -1,0 +1,79 @@
+//! Lines on stderr, with a level. The agent is in every guest: thirty lines here instead of a
+//! logging stack that would double its size.
+
+use std::fmt::Arguments;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+static LEVEL: AtomicU8 = AtomicU8::new(Level::Info as u8);
+
+/// How much is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Level {
+    /// What was asked did not happen.
+    Error,
+    /// Something was wrong and was dealt with.
+    Warn,
+    /// Starts, ends, connections.
+    Info,
+    /// Every request.
+    Debug,
+}
+
+impl FromStr for Level {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "error" => Ok(Self::Error),
+            "warn" => Ok(Self::Warn),
+            "info" => Ok(Self::Info),
+            "debug" => Ok(Self::Debug),
+            _ => Err(format!("{s:?} is not a level: use error, warn, info or debug")),
+        }
+    }
+}
+
+/// Sets the level of the process.
+pub fn set_level(level: Level) {
+    LEVEL.store(level as u8, Ordering::Relaxed);
+}
+
+fn line(level: Level, name: &str, text: Arguments<'_>) {
+    if level as u8 <= LEVEL.load(Ordering::Relaxed) {
+        eprintln!("drover-agent: {name}: {text}");
+    }
+}
+
+/// What was asked did not happen.
+pub fn error(text: Arguments<'_>) {
+    line(Level::Error, "error", text);
+}
+
+/// Something was wrong and was dealt with.
+pub fn warn(text: Arguments<'_>) {
+    line(Level::Warn, "warn", text);
+}
+
+/// Starts, ends, connections.
+pub fn info(text: Arguments<'_>) {
+    line(Level::Info, "info", text);
+}
+
+/// Every request.
+pub fn debug(text: Arguments<'_>) {
+    line(Level::Debug, "debug", text);
+}
+
+/// An error with its sources, outermost first.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}

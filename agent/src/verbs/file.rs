@@ -1,0 +1,73 @@
+//! What `put` and `get` share: paths, and the system's refusals in the contract's words.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use drover_schemas::{ErrorBody, ErrorCode};
+use tokio::sync::SemaphorePermit;
+
+use super::invalid;
+use crate::{Agent, MAX_TRANSFERS};
+
+/// An absolute path without a step upwards.
+pub(super) fn path(text: &str) -> Result<PathBuf, ErrorBody> {
+    let path = Path::new(text);
+    if !path.is_absolute() || text.contains('\0') || text.len() > 4096 {
+        return Err(invalid(format!("{text:?} is not an absolute path in the guest")));
+    }
+    if path.components().any(|c| matches!(c, Component::ParentDir)) {
+        return Err(invalid(format!("{text:?} goes upwards; write the path without \"..\"")));
+    }
+    Ok(path.to_owned())
+}
+
+/// What the system said about `path`, while the agent wanted to `act` on it.
+pub(super) fn refused(act: &str, path: &Path, error: &io::Error) -> ErrorBody {
+    use io::ErrorKind as K;
+    let code = match error.kind() {
+        K::NotFound => ErrorCode::NotFound,
+        K::PermissionDenied | K::ReadOnlyFilesystem => ErrorCode::PermissionDenied,
+        K::AlreadyExists => ErrorCode::AlreadyExists,
+        K::StorageFull | K::QuotaExceeded | K::OutOfMemory => ErrorCode::ResourceExhausted,
+        K::IsADirectory | K::NotADirectory | K::InvalidInput | K::InvalidFilename => {
+            ErrorCode::InvalidArgument
+        }
+        _ => ErrorCode::GuestError,
+    };
+    let advice = match code {
+        ErrorCode::NotFound => "; check the path, or set create_dirs",
+        ErrorCode::ResourceExhausted => "; free space in the guest",
+        _ => "",
+    };
+    ErrorBody::new(code, format!("cannot {act} {}: {error}{advice}", path.display()))
+        .with("path", path.display())
+}
+
+/// A place among the files that are on their way.
+pub(super) fn place(agent: &Agent) -> Result<SemaphorePermit<'_>, ErrorBody> {
+    agent.transfers.try_acquire().map_err(|_| {
+        ErrorBody::new(
+            ErrorCode::Busy,
+            format!("{MAX_TRANSFERS} files are on their way to or from this guest; wait for one to end"),
+        )
+    })
+}
+
+/// Runs file work on a thread of its own, so that a slow disk does not hold up other streams.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ErrorBody> + Send + 'static,
+) -> Result<T, ErrorBody> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(ErrorBody::new(ErrorCode::Internal, format!("the agent's file work failed: {error}")))
+    })
+}
+
+/// Lower-case hex.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,139 @@
+//! What the agent can do: decode, run once, bound in time.
+
+mod exec;
+mod file;
+mod get;
+mod health;
+mod info;
+mod put;
+mod shutdown;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use drover_schemas::codec::{self, Format};
+use drover_schemas::guest::{Channel, PingResult, Request, verb};
+use drover_schemas::{ErrorBody, ErrorCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::Agent;
+use crate::conn::Stream;
+use crate::dedupe::{Admission, Outcome};
+use crate::facts;
+
+/// Whether a request may have changed the guest already: its failure is remembered from then on.
+#[derive(Debug, Default)]
+pub struct Effect(AtomicBool);
+
+impl Effect {
+    /// From now on.
+    pub fn begins(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// The channel on which a verb takes bytes from the host.
+#[must_use]
+pub fn takes(verb: &str) -> Option<Channel> {
+    match verb {
+        verb::EXEC => Some(Channel::Stdin),
+        verb::PUT => Some(Channel::Data),
+        _ => None,
+    }
+}
+
+/// Runs a request, once per request id and boot.
+pub async fn run(agent: &Agent, stream: &Stream, request: &Request) -> Outcome {
+    let mutating = matches!(request.verb.as_str(), verb::EXEC | verb::PUT | verb::SHUTDOWN);
+    let effect = Effect::default();
+    match request.request_id.filter(|_| mutating) {
+        None => in_time(stream, request, work(agent, stream, request, &effect)).await,
+        Some(id) => match agent.memory.admit(id, &request.verb, request.body.as_slice()) {
+            Admission::Run(ticket) => {
+                let outcome = in_time(stream, request, work(agent, stream, request, &effect)).await;
+                ticket.finish(&outcome, effect.0.load(Ordering::Acquire));
+                outcome
+            }
+            Admission::Attach(outcome) => {
+                in_time(stream, request, or_ending(stream, attached(outcome))).await
+            }
+            Admission::Refuse(error) => Err(error),
+        },
+    }
+}
+
+/// When the deadline passes the stream is told to end, and its work winds up by itself.
+async fn in_time(stream: &Stream, request: &Request, work: impl Future<Output = Outcome>) -> Outcome {
+    let mut work = Box::pin(work);
+    if let Some(ms) = request.deadline_ms {
+        match timeout(Duration::from_millis(ms), &mut work).await {
+            Ok(outcome) => return outcome,
+            Err(_) => stream.end(crate::conn::Ending::Deadline),
+        }
+    }
+    work.await
+}
+
+/// Work that may be dropped anywhere.
+async fn or_ending(stream: &Stream, work: impl Future<Output = Outcome>) -> Outcome {
+    tokio::select! {
+        biased;
+        ending = stream.ending() => Err(ending.error()),
+        outcome = work => outcome,
+    }
+}
+
+async fn attached(mut outcome: watch::Receiver<Option<Outcome>>) -> Outcome {
+    match outcome.wait_for(Option::is_some).await {
+        Ok(found) => found.clone().unwrap_or_else(|| Err(failed())),
+        Err(_) => Err(failed()),
+    }
+}
+
+fn failed() -> ErrorBody {
+    ErrorBody::new(
+        ErrorCode::Internal,
+        "the first request of this id failed inside the agent; send a new one",
+    )
+}
+
+async fn work(agent: &Agent, stream: &Stream, request: &Request, effect: &Effect) -> Outcome {
+    let body = request.body.as_slice();
+    match request.verb.as_str() {
+        verb::PING => reply(&PingResult {
+            boot_id: agent.facts.boot_id.clone(),
+            unix_ms: facts::unix_ms(),
+            uptime_ms: agent.facts.uptime_ms(),
+        }),
+        // A command is never dropped half-way: it ends its process group itself.
+        verb::EXEC => exec::run(stream, decode(body)?, effect).await,
+        verb::PUT => or_ending(stream, put::run(agent, stream, decode(body)?, effect)).await,
+        verb::GET => or_ending(stream, get::run(agent, stream, decode(body)?)).await,
+        verb::INFO => reply(&info::gather(&agent.facts)),
+        verb::HEALTH => reply(&health::gather(&agent.facts)),
+        verb::SHUTDOWN => shutdown::run(agent, decode(body)?, effect),
+        other => Err(ErrorBody::new(
+            ErrorCode::Unsupported,
+            format!("this agent has no verb {other:?}; its greeting lists what it can do"),
+        )),
+    }
+}
+
+fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ErrorBody> {
+    codec::decode_request(Format::MsgPack, body)
+        .map_err(|e| ErrorBody::new(ErrorCode::InvalidArgument, e.to_string()))
+}
+
+fn reply<T: Serialize>(result: &T) -> Outcome {
+    codec::encode(result)
+        .map(Bytes::from)
+        .map_err(|e| ErrorBody::new(ErrorCode::Internal, crate::log::chain(&e)))
+}
+
+fn invalid(message: impl Into<String>) -> ErrorBody {
+    ErrorBody::new(ErrorCode::InvalidArgument, message)
+}

@@ -1,0 +1,92 @@
+//! The guest protocol: what the daemon and the agent inside a guest say to each other.
+//!
+//! # Transport
+//! The agent listens on vsock port [`PORT`], which is privileged, so no user of the guest can take
+//! its place, and serves the host (CID 2) only. The daemon dials the hypervisor's hybrid socket:
+//! `CONNECT 1023\n`, then one line `OK <port>\n`, then the bytes of this protocol. A closed socket
+//! in place of `OK` means that nobody listens yet.
+//!
+//! # Frames
+//! A frame is a big-endian `u32`, the length of what follows (at most [`MAX_FRAME`], checked before
+//! anything is allocated), and one MessagePack map with named fields. The field `t` says which
+//! frame it is; [`HostFrame`] and [`AgentFrame`] list them for each direction. Readers ignore
+//! fields and, once greeted, frames that they do not know; what breaks a rule of this page ends the
+//! connection.
+//!
+//! # Greeting
+//! The host speaks first: `hello{proto_min, proto_max, …}`. The agent answers `hello{proto, …}` with
+//! the highest version of both ranges, or `bye{error}` and closes. The agent waits
+//! [`HELLO_TIMEOUT_MS`] for the host's greeting. `boot_id` changes with every boot of the guest: a
+//! request id is remembered for one boot.
+//!
+//! # Requests
+//! `req{stream, verb, body, …}` opens a stream; `res{stream, body | error}` ends it, exactly once,
+//! whatever happens; only then may the host use the number again. `body` holds the bytes of the
+//! verb's own type (module [`verb`] lists them), so a relay never encodes anew. `head{stream, body}`
+//! may come once before the data and tells what is coming. `deadline_ms` counts from arrival; when
+//! it passes, the work is ended as by `cancel` and the answer is `deadline_exceeded`.
+//! `cancel{stream}` ends the work (a command's process group is killed, a half-written file is
+//! removed); the answer still comes. A lost connection cancels its streams.
+//!
+//! # Data and credit
+//! Bytes travel as `data{stream, ch, off, data, eof}` of at most [`MAX_DATA`] bytes, `off` being the
+//! absolute offset in that channel. A sender sends bytes below the receiver's latest
+//! `credit{stream, ch, limit}` only; a limit never shrinks, and a repeated one is harmless. Without
+//! a credit frame the limit of a new stream is `req.credit` for every channel that the agent sends
+//! and [`AgentHello::stream_credit`] for every channel that the host sends. `eof` may come alone,
+//! with no bytes; an empty frame without it is a fault. `res` ends every channel of its stream. The
+//! agent reads no byte from a pipe or a file without credit in hand.
+//!
+//! A connection has one order of bytes, and control goes before bulk: a sender puts at most a few
+//! data frames into the transport and sends every other frame before the next of them.
+//!
+//! # Once only
+//! A request that changes the guest carries a `request_id`. The agent remembers the last
+//! [`REMEMBERED`] of them, for [`REMEMBERED_MS`], for all connections of one boot: the same id with
+//! the same verb and body attaches to the work in flight or gets the same result again (output is
+//! not kept), another body gets `conflict`. What failed before it had an effect is not remembered.
+//!
+//! # Health of the link
+//! Either side answers `ping{nonce}` with `pong{nonce}`. The host pings after 30 s of silence and
+//! gives a link up 10 s later; the agent drops a connection that was silent for [`SILENCE_MS`].
+//! `bye` says why a connection ends.
+
+mod exec;
+mod file;
+pub mod flow;
+mod frame;
+mod state;
+pub mod verb;
+pub mod wire;
+
+pub use exec::{ExecRequest, ExecResult};
+pub use file::{GetHead, GetRequest, GetResult, PutRequest, PutResult};
+pub use frame::{
+    AgentFrame, AgentHello, Bye, Cancel, Channel, Credit, Data, Event, FrameKind, GuestKind, Head, HostFrame,
+    HostHello, Ping, Pong, Request, Response,
+};
+pub use state::{
+    DiskInfo, DiskUse, HealthResult, HealthStatus, InfoResult, InterfaceInfo, PingResult, ShutdownMode,
+    ShutdownRequest, ShutdownResult,
+};
+
+/// The vsock port of the agent: the last privileged one, so a guest's user cannot bind it.
+pub const PORT: u32 = 1023;
+/// The oldest protocol version that this crate speaks.
+pub const PROTO_MIN: u32 = 1;
+/// The newest protocol version that this crate speaks.
+pub const PROTO_MAX: u32 = 1;
+/// The longest frame, without its length, in bytes.
+pub const MAX_FRAME: usize = 128 * 1024;
+/// The most bytes in one data frame.
+pub const MAX_DATA: usize = 64 * 1024;
+/// How many streams one connection may have open.
+pub const MAX_STREAMS: usize = 64;
+/// How long the agent waits for the host's greeting, in milliseconds.
+pub const HELLO_TIMEOUT_MS: u64 = 5_000;
+/// How many request ids the agent remembers.
+pub const REMEMBERED: usize = 1_000;
+/// For how long the agent remembers a request id, in milliseconds.
+pub const REMEMBERED_MS: u64 = 600_000;
+/// After how much silence of the host the agent drops a connection, in milliseconds.
+pub const SILENCE_MS: u64 = 120_000;

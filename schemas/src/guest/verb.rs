@@ -1,0 +1,29 @@
+//! The verbs of the agent.
+//!
+//! | verb | request | head | data | result | repeatable |
+//! |---|---|---|---|---|---|
+//! | `ping` | – | | | [`PingResult`](super::PingResult) | yes |
+//! | `exec` | [`ExecRequest`](super::ExecRequest) | | host: `stdin`; agent: `stdout`, `stderr` | [`ExecResult`](super::ExecResult) | by id |
+//! | `put` | [`PutRequest`](super::PutRequest) | | host: `data` | [`PutResult`](super::PutResult) | by id |
+//! | `get` | [`GetRequest`](super::GetRequest) | [`GetHead`](super::GetHead) | agent: `data` | [`GetResult`](super::GetResult) | yes |
+//! | `info` | – | | | [`InfoResult`](super::InfoResult) | yes |
+//! | `health` | – | | | [`HealthResult`](super::HealthResult) | yes |
+//! | `shutdown` | [`ShutdownRequest`](super::ShutdownRequest) | | | [`ShutdownResult`](super::ShutdownResult) | by id |
+//!
+//! Verbs are text on the wire, so that an agent can name one it does not know (`unsupported`). What
+//! an agent offers stands in `capabilities` of its greeting.
+
+/// Answers at once: the agent lives.
+pub const PING: &str = "ping";
+/// Runs a command.
+pub const EXEC: &str = "exec";
+/// Writes a file.
+pub const PUT: &str = "put";
+/// Reads a file.
+pub const GET: &str = "get";
+/// What the guest is.
+pub const INFO: &str = "info";
+/// How the guest is.
+pub const HEALTH: &str = "health";
+/// Powers the guest off, or reboots it.
+pub const SHUTDOWN: &str = "shutdown";

@@ -1,0 +1,189 @@
+//! Every frame and body of the guest protocol.
+
+use drover_schemas::blob::Blob;
+use drover_schemas::codec;
+use drover_schemas::guest::*;
+use drover_schemas::{ErrorBody, ErrorCode, RequestId};
+
+fn host(name: &str, frame: &HostFrame) {
+    super::check("guest", &format!("host-{name}"), frame, HostFrame::parse);
+}
+
+fn agent(name: &str, frame: &AgentFrame) {
+    super::check("guest", &format!("agent-{name}"), frame, AgentFrame::parse);
+}
+
+fn body<T>(name: &str, value: &T)
+where
+    T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    super::check("guest", &format!("body-{name}"), value, codec::decode::<T>);
+}
+
+fn blob(bytes: &[u8]) -> Blob {
+    Blob::from(bytes.to_vec())
+}
+
+fn data() -> Data {
+    Data { stream: 7, ch: Channel::Data, off: 1 << 40, data: blob(&[0, 1, 0xff]), eof: false }
+}
+
+#[test]
+fn frames_of_the_host() {
+    host(
+        "hello",
+        &HostFrame::Hello(HostHello {
+            proto_min: 1,
+            proto_max: 1,
+            version: "0.1.0".into(),
+            features: vec!["attach".into()],
+        }),
+    );
+    host(
+        "req",
+        &HostFrame::Req(Request {
+            stream: 7,
+            verb: verb::EXEC.into(),
+            request_id: Some(RequestId::from_u128(1)),
+            deadline_ms: Some(5_000),
+            traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+            credit: 65_536,
+            body: blob(&[0x80]),
+        }),
+    );
+    host(
+        "req-least",
+        &HostFrame::Req(Request {
+            stream: 1,
+            verb: verb::PING.into(),
+            request_id: None,
+            deadline_ms: None,
+            traceparent: None,
+            credit: 0,
+            body: Blob::default(),
+        }),
+    );
+    host("data", &HostFrame::Data(data()));
+    host("credit", &HostFrame::Credit(Credit { stream: 7, ch: Channel::Stdout, limit: 262_144 }));
+    host("cancel", &HostFrame::Cancel(Cancel { stream: 7 }));
+    host("ping", &HostFrame::Ping(Ping { nonce: 3 }));
+    host("pong", &HostFrame::Pong(Pong { nonce: 4 }));
+    host("bye", &HostFrame::Bye(Bye { error: None }));
+}
+
+#[test]
+fn frames_of_the_agent() {
+    agent(
+        "hello",
+        &AgentFrame::Hello(AgentHello {
+            proto: 1,
+            version: "0.1.0".into(),
+            boot_id: "5b4c0d34-3c4c-4c4e-9f6e-6a4ad6d6a4b5".into(),
+            os: "linux".into(),
+            arch: "x86_64".into(),
+            kernel: "6.1.0".into(),
+            hostname: "web-1".into(),
+            capabilities: vec![verb::PING.into(), verb::EXEC.into()],
+            guest: GuestKind::Vm,
+            stream_credit: 65_536,
+            max_streams: 64,
+        }),
+    );
+    agent("head", &AgentFrame::Head(Head { stream: 7, body: blob(&[0x80]) }));
+    agent("res", &AgentFrame::Res(Response { stream: 7, body: Some(blob(&[0x80])), error: None }));
+    let error = ErrorBody::new(ErrorCode::NotFound, "there is no file /nope").with("path", "/nope");
+    agent("res-error", &AgentFrame::Res(Response { stream: 7, body: None, error: Some(error.clone()) }));
+    agent("data", &AgentFrame::Data(Data { ch: Channel::Stderr, eof: true, ..data() }));
+    agent("data-eof", &AgentFrame::Data(Data { data: Blob::default(), eof: true, ..data() }));
+    agent("credit", &AgentFrame::Credit(Credit { stream: 7, ch: Channel::Stdin, limit: 65_536 }));
+    agent("ping", &AgentFrame::Ping(Ping { nonce: 3 }));
+    agent("pong", &AgentFrame::Pong(Pong { nonce: 4 }));
+    agent("event", &AgentFrame::Event(Event { kind: "deployed".into(), body: blob(&[0x80]) }));
+    agent("bye", &AgentFrame::Bye(Bye { error: Some(error) }));
+}
+
+#[test]
+fn bodies() {
+    body(
+        "exec",
+        &ExecRequest {
+            argv: vec!["sh".into(), "-c".into(), "true".into()],
+            env: [("A".to_owned(), "1".to_owned())].into(),
+            cwd: Some("/tmp".into()),
+            user: Some("nobody:nogroup".into()),
+            stdin: true,
+            timeout_ms: Some(1_000),
+            kill_grace_ms: Some(0),
+            max_output_bytes: Some(1 << 20),
+        },
+    );
+    body("exec-least", &ExecRequest { argv: vec!["true".into()], ..Default::default() });
+    body(
+        "exec-result",
+        &ExecResult {
+            exit_code: Some(3),
+            duration_ms: 12,
+            user_ms: 1,
+            max_rss_kib: 900,
+            ..Default::default()
+        },
+    );
+    body("exec-killed", &ExecResult { signal: Some(9), timed_out: true, ..Default::default() });
+    let sha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".to_owned();
+    body(
+        "put",
+        &PutRequest {
+            path: "/etc/motd".into(),
+            size: 0,
+            mode: Some(0o600),
+            sha256: Some(sha256.clone()),
+            create_dirs: true,
+            owner: Some("0:0".into()),
+        },
+    );
+    body("put-result", &PutResult { size: 0, sha256: sha256.clone() });
+    body("get", &GetRequest { path: "/etc/motd".into(), offset: 10, max_bytes: Some(5) });
+    body("get-head", &GetHead { size: 15, mode: 0o644, uid: 0, gid: 0, mtime_ms: 1_700_000_000_000 });
+    body("get-result", &GetResult { size: 0, sha256, mode: 0o644, mtime_ms: 1_700_000_000_000 });
+    body("ping-result", &PingResult { boot_id: "b".into(), unix_ms: 1_700_000_000_000, uptime_ms: 5 });
+    body(
+        "info-result",
+        &InfoResult {
+            agent_version: "0.1.0".into(),
+            boot_id: "b".into(),
+            os: "linux".into(),
+            os_name: "Debian GNU/Linux 12 (bookworm)".into(),
+            kernel: "6.1.0".into(),
+            arch: "x86_64".into(),
+            hostname: "web-1".into(),
+            cpus: 2,
+            memory_bytes: 1 << 29,
+            uptime_ms: 5,
+            disks: vec![DiskInfo { name: "vda".into(), size_bytes: 1 << 30, read_only: false }],
+            interfaces: vec![InterfaceInfo {
+                name: "eth0".into(),
+                mac: "52:54:00:12:34:56".into(),
+                addresses: vec!["10.0.0.2/24".into()],
+                up: true,
+            }],
+        },
+    );
+    body(
+        "health-result",
+        &HealthResult {
+            status: HealthStatus::Warn,
+            reasons: vec!["/ is 91 % full".into()],
+            load: [0.5, 0.25, 0.0],
+            cpu_busy_ms: 10,
+            cpu_total_ms: 100,
+            memory_total_bytes: 1 << 29,
+            memory_available_bytes: 1 << 28,
+            swap_total_bytes: 0,
+            swap_free_bytes: 0,
+            disks: vec![DiskUse { mount: "/".into(), total_bytes: 100, free_bytes: 9 }],
+            uptime_ms: 5,
+        },
+    );
+    body("shutdown", &ShutdownRequest { mode: ShutdownMode::Reboot, delay_ms: Some(100) });
+    body("shutdown-result", &ShutdownResult { method: "init".into() });
+}
