@@ -3,6 +3,8 @@
 //! Needs root, `/dev/net/tun` and `nft`; skips with the reason otherwise. The machine's own network is never
 //! touched: the thread of a test leaves it first, and its namespace ends with it.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests are tests too
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::future::Future;

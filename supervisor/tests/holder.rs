@@ -1,5 +1,7 @@
 //! The holder and the launch of a VMM, with real processes and fake VMMs.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests are tests too
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
