@@ -1,11 +1,24 @@
 //! The actors of a drover host, and the pure machines inside them.
 
+pub mod adopt;
+pub mod bus;
 mod chain;
+pub mod create;
+pub mod guest;
+pub mod host;
 pub mod hypervisor;
 pub mod images;
 pub mod ingress;
 pub mod journal;
+pub mod manager;
+pub mod metrics;
+pub mod network;
+pub mod root;
+pub mod router;
+pub mod services;
 pub mod spec;
+pub mod stream;
+pub mod subscribe;
 pub mod vm;
 
 pub use chain::chain;

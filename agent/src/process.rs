@@ -117,6 +117,12 @@ impl Pipe {
         }
     }
 
+    /// Whether there is nothing to read now.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        rustix::io::ioctl_fionread(self.0.get_ref()).is_ok_and(|n| n == 0)
+    }
+
     /// Writes all of `bytes`.
     ///
     /// # Errors

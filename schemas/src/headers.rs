@@ -6,6 +6,8 @@ pub const REQUEST_ID: &str = "Drover-Request-Id";
 pub const DEADLINE_MS: &str = "Drover-Deadline-Ms";
 /// The media type of the body.
 pub const CONTENT_TYPE: &str = "Content-Type";
+/// The namespace of a request that a placer relays to a host.
+pub const NAMESPACE: &str = "Drover-Namespace";
 /// W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";
 /// W3C trace state.

@@ -371,6 +371,12 @@ impl Receiver {
         self.got
     }
 
+    /// The peer may send below this offset.
+    #[must_use]
+    pub const fn limit(&self) -> u64 {
+        self.limit
+    }
+
     /// The peer has ended the channel and everything arrived.
     #[must_use]
     pub const fn ended(&self) -> bool {

@@ -1,16 +1,281 @@
-//! Stub of the daemon's composition.
+//! Composition of the daemon: from a checked configuration to a running host and back.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-/// The daemon is not part of this build.
+use drover_actors::bus::assets::AssetsConfig;
+use drover_actors::hypervisor::version::{VersionError, check, find};
+use drover_actors::images::{ImageError, Images};
+use drover_actors::root::{HostSetup, RunningHost, StartError, start};
+use drover_actors::services::{Limits, Programs};
+use drover_actors::spec::{TemplateError, Templates};
+use drover_actors::{chain, host::Totals};
+use drover_schemas::Token;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+use crate::admin;
+use crate::config::{ConfigError, HostConfig};
+
+/// How long the daemon's parts have to stop.
+const SHUTDOWN: Duration = Duration::from_secs(10);
+/// The templates that are built in.
+const BUILT_IN: &[(&str, &str)] = &[
+    ("linux-default.yaml", include_str!("../../config/templates/linux-default.yaml")),
+    ("linux-microvm.yaml", include_str!("../../config/templates/linux-microvm.yaml")),
+];
+
+/// The daemon cannot start or was lost.
 #[derive(Debug, thiserror::Error)]
-#[error("this build has no daemon")]
-pub struct AppError;
+pub enum AppError {
+    /// The configuration is wrong.
+    #[error("the configuration cannot be used")]
+    Config {
+        /// Why.
+        #[source]
+        source: ConfigError,
+    },
+    /// The host has no usable name.
+    #[error("the system's host name {name:?} cannot be the host's name on the bus; set `host` in the configuration")]
+    HostName {
+        /// The system's name.
+        name: String,
+        /// Why.
+        #[source]
+        source: drover_schemas::token::TokenError,
+    },
+    /// The hypervisor will not do.
+    #[error("the hypervisor cannot be used")]
+    Vmm {
+        /// Why.
+        #[source]
+        source: VersionError,
+    },
+    /// The holder is not there.
+    #[error("the holder {path} is not there; it is built and installed with drover, see vmm.hold in the configuration")]
+    Hold {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// Templates cannot be used.
+    #[error("the templates cannot be used")]
+    Templates {
+        /// Which and why.
+        #[source]
+        source: TemplateError,
+    },
+    /// Images cannot be used.
+    #[error("the images cannot be used")]
+    Images {
+        /// Which and why.
+        #[source]
+        source: ImageError,
+    },
+    /// The device for TAPs cannot be opened.
+    #[error("{path} cannot be opened for reading and writing: run as root, or load the tun module (modprobe tun)")]
+    Tun {
+        /// The device.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host cannot start.
+    #[error("the host cannot start")]
+    Start {
+        /// Why.
+        #[source]
+        source: Box<StartError>,
+    },
+    /// The local port cannot be opened.
+    #[error("the port for metrics and health cannot be opened")]
+    Admin {
+        /// Why.
+        #[source]
+        source: admin::AdminError,
+    },
+    /// Signals cannot be received.
+    #[error("signals cannot be received")]
+    Signals {
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A part of the host was lost for good.
+    #[error("a part of the host was lost: {reason}; its VMs live on, start the daemon again")]
+    Lost {
+        /// Which part.
+        reason: String,
+    },
+}
 
-/// Runs a host until it is told to end.
+/// Runs a host from a configuration file until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Always, in this build.
-pub async fn run(_config: Option<&Path>) -> Result<(), AppError> {
-    Err(AppError)
+/// [`AppError`] says what is wrong and what to do.
+pub async fn run(path: Option<&Path>) -> Result<(), AppError> {
+    let config = HostConfig::load(path, std::env::vars()).map_err(|source| AppError::Config { source })?;
+    let signals = |source| AppError::Signals { source };
+    let mut term = signal(SignalKind::terminate()).map_err(signals)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(signals)?;
+    run_with(config, async move {
+        tokio::select! {
+            _ = term.recv() => info!("SIGTERM"),
+            _ = int.recv() => info!("SIGINT"),
+        }
+    })
+    .await
+}
+
+/// Runs a host until `shutdown` is over.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(config: HostConfig, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
+    let admin_config = config.admin.clone();
+    let setup = setup(config).await?;
+    info!(
+        host = %setup.host,
+        vmm = setup.programs.version.text,
+        emulated = setup.programs.version.is_softvmm(),
+        images = setup.images.len(),
+        "starting"
+    );
+    let mut running = start(setup).await.map_err(|source| AppError::Start { source: Box::new(source) })?;
+    let admin = match admin_config {
+        Some(admin) => {
+            let served = admin::serve(admin.listen, running.services.metrics.clone(), running.phase.clone(), running.bus.clone());
+            Some(served.await.map_err(|source| AppError::Admin { source })?)
+        }
+        None => None,
+    };
+    let lost = tokio::select! {
+        () = shutdown => None,
+        reason = running.failed() => Some(reason),
+    };
+    if let Some(reason) = &lost {
+        error!(reason, "a part of the host was lost");
+    }
+    stop(running, admin).await;
+    match lost {
+        Some(reason) => Err(AppError::Lost { reason }),
+        None => Ok(()),
+    }
+}
+
+async fn stop(running: RunningHost, admin: Option<tokio::task::JoinHandle<()>>) {
+    info!("stopping; VMs live on");
+    if let Some(admin) = admin {
+        admin.abort();
+    }
+    if tokio::time::timeout(SHUTDOWN, running.shutdown(SHUTDOWN / 2)).await.is_err() {
+        warn!("the daemon's parts did not stop in time");
+    }
+}
+
+async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
+    let host = host_name(&config)?;
+    let programs = programs(&config).await?;
+    let (images_dir, templates_dir) = (config.images(), config.templates_dir.clone());
+    let images = load(move || Images::load(&images_dir)).await.map_err(|source| AppError::Images { source })?;
+    let templates = load(move || match templates_dir {
+        Some(dir) => Templates::load(&dir),
+        None => Templates::parse(BUILT_IN.iter().map(|(name, text)| (Path::new(*name), *text))),
+    })
+    .await
+    .map_err(|source| AppError::Templates { source })?;
+    if !config.networks.is_empty() {
+        let path = PathBuf::from("/dev/net/tun");
+        let opened = std::fs::OpenOptions::new().read(true).write(true).open(&path);
+        opened.map_err(|source| AppError::Tun { path, source })?;
+    }
+    let quarantine = config.quarantine();
+    let overhead_bytes = config.vmm.overhead.0;
+    let mut assets = AssetsConfig::new(config.root.clone());
+    assets.events_max_age = Duration::from_secs(config.events.max_age_hours * 3600);
+    assets.events_max_bytes = i64::try_from(config.events.max_size.0).unwrap_or(i64::MAX);
+    assets.replicas = config.events.replicas;
+    assets.duplicate_window = config.events.duplicate_window_ms.map(Duration::from_millis);
+    let mut bus = config.bus.clone();
+    if bus.name.is_empty() {
+        bus.name = format!("drover host {host}");
+    }
+    Ok(HostSetup {
+        host,
+        root: config.root,
+        state: config.state_dir.clone(),
+        run: config.run_dir,
+        disks: config.state_dir.join("disks"),
+        bus,
+        assets,
+        networks: config.networks,
+        nft: "nft".into(),
+        images,
+        templates,
+        programs,
+        limits: Limits {
+            vmm_overhead_bytes: overhead_bytes,
+            vmm_ready_within: Duration::from_millis(config.vmm.ready_timeout_ms),
+            quarantine,
+            first_uid: config.capacity.first_uid,
+            uids: config.capacity.uids,
+        },
+        totals: Totals {
+            cpus: cpus(config.capacity.cpu_ratio),
+            memory_bytes: memory().saturating_sub(config.capacity.memory_reserve.0),
+            overhead_bytes,
+            first_uid: config.capacity.first_uid,
+            uids: config.capacity.uids,
+        },
+        reply_prefixes: config.reply_prefixes,
+    })
+}
+
+async fn load<T: Send + 'static, E: Send + 'static>(
+    read: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+fn host_name(config: &HostConfig) -> Result<Token, AppError> {
+    if let Some(host) = &config.host {
+        return Ok(host.clone());
+    }
+    let name = nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let short = name.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    Token::new(&short).map_err(|source| AppError::HostName { name, source })
+}
+
+async fn programs(config: &HostConfig) -> Result<Programs, AppError> {
+    let vmm_error = |source| AppError::Vmm { source };
+    let search = std::env::var("PATH").unwrap_or_default();
+    let vmm = find(std::slice::from_ref(&config.vmm.path), &search).map_err(vmm_error)?;
+    let version = check(&vmm).await.map_err(vmm_error)?;
+    let hold = config.vmm.hold.clone().unwrap_or_else(|| {
+        let own = std::env::current_exe().unwrap_or_default();
+        own.with_file_name("drover-hold")
+    });
+    if !hold.is_file() {
+        return Err(AppError::Hold { path: hold });
+    }
+    Ok(Programs { hold, vmm, version, extra_args: config.vmm.args.clone() })
+}
+
+fn cpus(ratio: f64) -> u64 {
+    let physical = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    // Checked to be between 0.1 and 1000.
+    ((physical as f64) * ratio).floor().max(1.0) as u64
+}
+
+fn memory() -> u64 {
+    match nix::sys::sysinfo::sysinfo() {
+        Ok(info) => info.ram_total(),
+        Err(error) => {
+            warn!(error = %chain(&error), "the host's memory is not known");
+            0
+        }
+    }
 }

@@ -2,9 +2,11 @@
 //!
 //! This file only sequences: arguments, logs, the command, the exit code.
 
+mod admin;
 mod app;
 mod cli;
 mod client;
+mod config;
 mod dev;
 mod telemetry;
 

@@ -11,6 +11,7 @@ use drover_schemas::codec::{self, EncodeError};
 use drover_schemas::secret::Secret;
 use drover_schemas::state::{Desired, VmState};
 use drover_schemas::{InstallationId, RequestId, Token, VmId};
+use crate::network::NicLease;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -66,23 +67,15 @@ pub struct VmRow {
     pub operation: Option<PendingOp>,
     /// The request that created it.
     pub create_request: RequestId,
-}
-
-/// One interface of a VM with its address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NicLease {
-    /// The host's network.
-    pub network: Token,
-    /// Name of the TAP device.
-    pub tap: String,
-    /// MAC address, as six pairs of hexadecimal digits with colons.
-    pub mac: String,
-    /// Address of the guest.
-    pub ipv4: Ipv4Addr,
-    /// Length of the network's prefix.
-    pub prefix_len: u8,
-    /// The network's gateway.
-    pub gateway: Ipv4Addr,
+    /// The name claim was seen to be ours: effects may happen.
+    #[serde(default)]
+    pub owned: bool,
+    /// Digest of the create request's body, for the name claim.
+    #[serde(default)]
+    pub create_sha256: String,
+    /// It was deleted and its last event recorded; only its name is still to be freed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
 }
 
 /// A VMM process and its holder, named so that a reused pid is not taken for it.

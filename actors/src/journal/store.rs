@@ -101,6 +101,10 @@ impl Store {
         Ok(())
     }
 
+    pub(super) fn is_open(&self) -> bool {
+        self.db.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     pub(super) fn close(&self) {
         drop(self.db.write().unwrap_or_else(PoisonError::into_inner).take());
     }

@@ -31,7 +31,7 @@ pub(super) fn spec() -> ResolvedSpec {
     serde_json::from_value(serde_json::json!({
         "template": "linux", "os": "linux", "cpus": 1, "memory_bytes": 134_217_728,
         "boot": {"cmdline": ""}, "disks": [], "nics": [],
-        "restart": {"policy": "never"}, "agent": {"expected": true}, "labels": {}
+        "restart": {"policy": "never"}, "agent": {"enabled": true}, "labels": {}
     }))
     .unwrap()
 }
@@ -58,6 +58,9 @@ pub(super) fn vm(id: u128, name: &str, seq: u64) -> VmRow {
         restarts: Vec::new(),
         operation: None,
         create_request: RequestId::from_u128(7),
+        owned: true,
+        create_sha256: String::new(),
+        released: false,
     }
 }
 

@@ -100,7 +100,6 @@ impl Writer {
                 answers
             }
             Err(GroupFailure::NoSpace) => {
-                self.reserve.release();
                 self.last_reserve_try = Some(Instant::now());
                 self.set_health(JournalHealth::NoSpace);
                 self.commit_essential(batches)
@@ -135,6 +134,11 @@ impl Writer {
         if batches.clone().next().is_none() {
             return Ok(Vec::new());
         }
+        if !self.store.is_open() {
+            // An earlier attempt to open it again failed.
+            self.store.reopen().map_err(|e| GroupFailure::Other(Arc::new(e)))?;
+            self.outbox.recount(&self.store);
+        }
         let before = self.store.commits();
         let store = Arc::clone(&self.store);
         let result = catch_unwind(AssertUnwindSafe(|| store.commit_group(batches.clone())));
@@ -150,6 +154,10 @@ impl Writer {
             }
         };
         tracing::error!(?failure, "the journal could not commit");
+        if matches!(failure, GroupFailure::NoSpace) {
+            // First of all: opening the file again writes too.
+            self.reserve.release();
+        }
         if let Err(error) = self.store.reopen() {
             tracing::error!(error = %error, source = ?std::error::Error::source(&error), "the journal could not be opened again");
             return Err(failure);

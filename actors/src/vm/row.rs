@@ -97,17 +97,7 @@ pub fn status(host: &Token, row: &VmRow, machine: &Machine, live: &Live, with_sp
 /// The interfaces of a VM.
 #[must_use]
 pub fn nics(row: &VmRow) -> Vec<NicStatus> {
-    row.nics
-        .iter()
-        .map(|nic| NicStatus {
-            network: nic.network.clone(),
-            tap: nic.tap.clone(),
-            mac: nic.mac.clone(),
-            ipv4: nic.ipv4.to_string(),
-            prefix_len: nic.prefix_len,
-            gateway: nic.gateway.to_string(),
-        })
-        .collect()
+    row.nics.iter().map(crate::network::NicLease::status).collect()
 }
 
 /// What an event says beside what the row says.

@@ -228,18 +228,27 @@ async fn pump(
     output: &Output,
     mut gone: watch::Receiver<bool>,
 ) -> u64 {
-    let (mut total, mut last) = (0, 0);
+    let (mut total, mut last, mut exited) = (0, 0, false);
     loop {
         let room = if output.left.load(Ordering::Relaxed) == 0 {
             u64::MAX
         } else {
             tokio::select! {
+                biased;
                 room = stream.room(ch) => room,
                 // Nobody wants the rest.
                 _ = stream.ending() => return total,
+                // Without credit no byte is read, but whether there is one can be seen.
+                _ = gone.wait_for(|gone| *gone), if !exited => {
+                    if pipe.is_empty() {
+                        return total;
+                    }
+                    exited = true;
+                    continue;
+                }
             }
         };
-        let exited = *gone.borrow();
+        exited |= *gone.borrow();
         match pipe.read(usize::try_from(room).unwrap_or(usize::MAX), last) {
             Ok(bytes) if bytes.is_empty() => return total,
             Ok(mut bytes) => {

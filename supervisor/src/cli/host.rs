@@ -11,6 +11,8 @@ use super::Global;
 use super::exit::CliError;
 use super::output::{self, render};
 use crate::client::{Client, time};
+use crate::config::HostConfig;
+use crate::telemetry;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -37,7 +39,11 @@ pub struct RunArgs {
 pub(super) async fn run(command: &HostCommand, global: &Global) -> Result<u8, CliError> {
     match command {
         HostCommand::Run(args) => {
-            crate::app::run(args.config.as_deref()).await.map_err(|e| CliError::Host(e.into()))?;
+            let path = args.config.as_deref();
+            // Read here for the log alone: the daemon's own reading is then in the log.
+            let log = HostConfig::load(path, std::env::vars()).map_err(|e| CliError::Host(e.into()))?.log;
+            let _telemetry = telemetry::init(&log).map_err(CliError::Telemetry)?;
+            Box::pin(crate::app::run(path)).await.map_err(|e| CliError::Host(e.into()))?;
         }
         HostCommand::Get { host } => {
             let client = global.connect.connect().await?;

@@ -145,7 +145,10 @@ impl EventFeed {
             }
         }
         let moved = request.after != Some(page.next_cursor);
-        self.after = self.after.max(Some(page.next_cursor));
+        // 0 stands for an empty page from a time on, not for the beginning of the log.
+        if page.next_cursor > 0 {
+            self.after = self.after.max(Some(page.next_cursor));
+        }
         if !page.end && moved {
             self.page =
                 Some(EventsReadRequest { after: Some(page.next_cursor), since_unix_ms: None, ..request });

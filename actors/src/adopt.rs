@@ -1,0 +1,110 @@
+//! What a starting daemon finds of one VM, and what its actor is told about it.
+
+use drover_schemas::body::status::{Cause, CauseKind};
+use drover_schemas::state::VmState;
+use std::time::Duration;
+use tracing::{error, info, warn};
+
+use crate::bus::claims::OwnOutcome;
+use crate::chain;
+use crate::hypervisor::api::VmmState;
+use crate::hypervisor::process::{AdoptError, adopt as adopt_process, destroy};
+use crate::journal::{Batch, Op, VmRow};
+use crate::manager::{claim_of, name_key};
+use crate::services::Services;
+use crate::vm::explain::cause_of_exit;
+use crate::vm::machine::{Effect, Input, Op as MachineOp};
+use crate::vm::message::VmMsg;
+use crate::vm::row::machine_of;
+use crate::vm::tasks::Run;
+
+/// Pause between attempts to read a claim.
+const CLAIM_RETRY: Duration = Duration::from_millis(500);
+
+/// Finds out how a VM of the journal is. `None` leaves it alone: it is reported and answers
+/// `unavailable`.
+pub async fn adopt(services: &Services, row: VmRow) -> Option<VmMsg> {
+    if row.released {
+        let op: Option<MachineOp> = machine_of(&row).op;
+        return Some(VmMsg::Begin { effects: vec![Effect::Gone { op }] });
+    }
+    if !row.owned && !confirm(services, &row).await {
+        return None;
+    }
+    let dir = services.run_root.vm(row.vm_id);
+    let cgroup = services.cgroups.of(row.vm_id);
+    match adopt_process(&dir, services.installation).await {
+        Ok((process, _)) => {
+            let run = Run::new(process);
+            let half_booted = matches!(row.state, VmState::Creating | VmState::Starting);
+            let info = run.api.info().await;
+            match info {
+                Ok(info) if !(half_booted && info.state.is_off()) => {
+                    services.state.adopt(row.vm_id, &row.spec);
+                    let paused = info.state == VmmState::Paused;
+                    Some(VmMsg::Adopt { run: Some(run), input: Input::FoundAlive { paused } })
+                }
+                Err(failure) if !half_booted => {
+                    warn!(vm_id = %row.vm_id, error = %chain(&failure), "the VMM lives but does not say how its guest is");
+                    services.state.adopt(row.vm_id, &row.spec);
+                    let paused = row.state == VmState::Paused;
+                    Some(VmMsg::Adopt { run: Some(run), input: Input::FoundAlive { paused } })
+                }
+                _ => {
+                    info!(vm_id = %row.vm_id, "a boot was not finished; it is undone and done again");
+                    destroy(&dir, services.installation, &cgroup).await;
+                    Some(gone(false, Cause::new(CauseKind::Adopted, "the boot was not finished")))
+                }
+            }
+        }
+        Err(AdoptError::NothingThere { exit, .. }) => Some(gone(
+            false,
+            exit.map_or_else(
+                || Cause::new(CauseKind::VmmExit, "no VMM was found"),
+                |exit| cause_of_exit(services, &row, &exit),
+            ),
+        )),
+        Err(AdoptError::Ended { exit }) => Some(gone(false, cause_of_exit(services, &row, &exit))),
+        Err(AdoptError::OtherBoot) => {
+            Some(gone(true, Cause::new(CauseKind::HostReboot, "the host was rebooted")))
+        }
+        Err(failure @ AdoptError::NotOurs { .. }) => {
+            // The number was given to another process: ours has ended.
+            Some(gone(false, Cause::new(CauseKind::VmmExit, chain(&failure).to_string())))
+        }
+        Err(AdoptError::Silent { process, source }) => {
+            warn!(vm_id = %row.vm_id, error = %chain(&source), "the VMM lives but does not answer");
+            services.state.adopt(row.vm_id, &row.spec);
+            let paused = row.state == VmState::Paused;
+            Some(VmMsg::Adopt { run: Some(Run::new(*process)), input: Input::FoundAlive { paused } })
+        }
+        Err(failure) => {
+            error!(vm_id = %row.vm_id, error = %chain(&failure), "the VM cannot be adopted and is left alone");
+            None
+        }
+    }
+}
+
+const fn gone(host_rebooted: bool, cause: Cause) -> VmMsg {
+    VmMsg::Adopt { run: None, input: Input::FoundGone { host_rebooted, cause } }
+}
+
+/// The daemon ended between the row of a create and its claim: nothing happened yet. The claim decides.
+async fn confirm(services: &Services, row: &VmRow) -> bool {
+    loop {
+        match services.claims.own(&name_key(row), &claim_of(services, row)).await {
+            Ok(OwnOutcome::Done { .. }) => return true,
+            Ok(OwnOutcome::Lost { .. }) => {
+                warn!(vm_id = %row.vm_id, "the create was taken over by another host; its row is undone");
+                let batch = Batch::new().essential().with(Op::RemoveVm { vm_id: row.vm_id });
+                if let Err(failure) = services.journal.commit(batch).await {
+                    warn!(error = %chain(&failure), "the row could not be removed");
+                }
+                services.state.release(row, services.limits.quarantine);
+                return false;
+            }
+            Err(failure) => warn!(error = %chain(&failure), "the claim cannot be read, trying again"),
+        }
+        tokio::time::sleep(CLAIM_RETRY).await;
+    }
+}

@@ -1,0 +1,244 @@
+//! The stream of events and the buckets. A host makes them if they are absent and never changes
+//! them: two hosts of different versions would change them back and forth. What differs from what
+//! this drover would make is reported; `drover bus upgrade` mends it.
+
+use std::time::Duration;
+
+use async_nats::jetstream::context::{Context, GetStreamErrorKind};
+use async_nats::jetstream::stream::{self, Compression, DiscardPolicy, RetentionPolicy, StorageType};
+use drover_schemas::Token;
+
+/// Names and limits of the assets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AssetsConfig {
+    /// The first token of every subject; `drover` gives `DROVER_EVENTS`, `DROVER_VMS` and so on.
+    pub root: Token,
+    /// How long events are kept; zero for ever.
+    pub events_max_age: Duration,
+    /// How much of them is kept; negative for all.
+    pub events_max_bytes: i64,
+    /// Copies of each asset in a cluster.
+    pub replicas: usize,
+    /// The server's default if left out. Exactly-once does not depend on it.
+    pub duplicate_window: Option<Duration>,
+}
+
+impl AssetsConfig {
+    /// Seven days of events, up to 1 GiB, one copy. The server sets `max_bytes` aside, and refuses a
+    /// stream that is larger than what it may use.
+    #[must_use]
+    pub fn new(root: Token) -> Self {
+        Self {
+            root,
+            events_max_age: Duration::from_secs(7 * 24 * 3600),
+            events_max_bytes: 1 << 30,
+            replicas: 1,
+            duplicate_window: None,
+        }
+    }
+
+    fn name(&self, suffix: &str) -> String {
+        format!("{}_{suffix}", self.root.as_str().to_ascii_uppercase().replace('-', "_"))
+    }
+
+    /// The stream of events.
+    #[must_use]
+    pub fn events_stream(&self) -> String {
+        self.name("EVENTS")
+    }
+
+    /// The bucket of name claims.
+    #[must_use]
+    pub fn vms_bucket(&self) -> String {
+        self.name("VMS")
+    }
+
+    /// The bucket of hosts.
+    #[must_use]
+    pub fn hosts_bucket(&self) -> String {
+        self.name("HOSTS")
+    }
+
+    /// The bucket of VM states.
+    #[must_use]
+    pub fn state_bucket(&self) -> String {
+        self.name("STATE")
+    }
+
+    /// Every asset as this drover makes it.
+    #[must_use]
+    pub fn streams(&self) -> [stream::Config; 4] {
+        [
+            self.events(),
+            self.bucket(&self.vms_bucket(), "Who owns which VM name"),
+            self.bucket(&self.hosts_bucket(), "Hosts with their capacity, while they live"),
+            self.bucket(&self.state_bucket(), "The last acknowledged state of each VM"),
+        ]
+    }
+
+    fn events(&self) -> stream::Config {
+        stream::Config {
+            name: self.events_stream(),
+            description: Some("Events of VMs and hosts".to_owned()),
+            subjects: vec![format!("{}.v1.evt.>", self.root)],
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::Old,
+            storage: StorageType::File,
+            num_replicas: self.replicas,
+            max_age: self.events_max_age,
+            max_bytes: self.events_max_bytes,
+            max_messages: -1,
+            max_messages_per_subject: -1,
+            max_consumers: -1,
+            max_message_size: -1,
+            duplicate_window: self.duplicate_window.unwrap_or_default(),
+            allow_direct: true,
+            compression: Some(Compression::S2),
+            ..stream::Config::default()
+        }
+    }
+
+    /// A key-value bucket, written as the stream that it is: history 1, and limit markers from the
+    /// start, because a per-message TTL needs them and a server once lost them when added later.
+    fn bucket(&self, bucket: &str, description: &str) -> stream::Config {
+        stream::Config {
+            name: format!("KV_{bucket}"),
+            description: Some(description.to_owned()),
+            subjects: vec![format!("$KV.{bucket}.>")],
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::New,
+            storage: StorageType::File,
+            num_replicas: self.replicas,
+            max_messages_per_subject: 1,
+            max_messages: -1,
+            max_bytes: -1,
+            max_consumers: -1,
+            max_message_size: -1,
+            allow_rollup: true,
+            deny_delete: true,
+            allow_direct: true,
+            allow_message_ttl: true,
+            subject_delete_marker_ttl: Some(Duration::from_secs(30)),
+            ..stream::Config::default()
+        }
+    }
+}
+
+/// How the assets stand.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AssetsReport {
+    /// Assets that were absent and were made.
+    pub created: Vec<String>,
+    /// What is not as this drover would make it.
+    pub differences: Vec<Difference>,
+    /// When the stream of events was made: another value means another stream.
+    pub stream_identity: String,
+    /// Last sequence of the stream of events.
+    pub stream_last: u64,
+}
+
+/// A setting of an asset that is not as this drover would make it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Name of the stream.
+    pub asset: String,
+    /// Name of the setting.
+    pub setting: &'static str,
+    /// What it is.
+    pub found: String,
+    /// What it would be.
+    pub expected: String,
+}
+
+/// The assets could not be read or made.
+#[derive(Debug, thiserror::Error)]
+pub enum AssetsError {
+    /// The server did not say whether the stream is there.
+    #[error("look for the stream {stream}: is JetStream enabled for this account?")]
+    Look {
+        /// The stream.
+        stream: String,
+        /// What the server said.
+        #[source]
+        source: async_nats::jetstream::context::GetStreamError,
+    },
+    /// The server did not make the stream.
+    #[error("make the stream {stream}")]
+    Create {
+        /// The stream.
+        stream: String,
+        /// What the server said.
+        #[source]
+        source: async_nats::jetstream::context::CreateStreamError,
+    },
+}
+
+/// Makes what is absent and compares the rest.
+///
+/// # Errors
+/// [`AssetsError`] names the stream.
+pub async fn ensure(js: &Context, config: &AssetsConfig) -> Result<AssetsReport, AssetsError> {
+    let mut report = AssetsReport::default();
+    for expected in config.streams() {
+        let stream = expected.name.clone();
+        let info = match js.get_stream(&stream).await {
+            Ok(found) => found.cached_info().clone(),
+            Err(e) if is_absent(&e) => {
+                let created = js.create_stream(expected.clone()).await;
+                let created =
+                    created.map_err(|source| AssetsError::Create { stream: stream.clone(), source })?;
+                report.created.push(stream.clone());
+                created.cached_info().clone()
+            }
+            Err(source) => return Err(AssetsError::Look { stream, source }),
+        };
+        if stream == config.events_stream() {
+            report.stream_identity = info.created.unix_timestamp_nanos().to_string();
+            report.stream_last = info.state.last_sequence;
+        }
+        compare(&expected, &info.config, &mut report.differences);
+    }
+    Ok(report)
+}
+
+fn is_absent(error: &async_nats::jetstream::context::GetStreamError) -> bool {
+    match error.kind() {
+        GetStreamErrorKind::JetStream(e) => {
+            e.error_code() == async_nats::jetstream::ErrorCode::STREAM_NOT_FOUND
+        }
+        _ => false,
+    }
+}
+
+/// Compares what correctness and retention depend on.
+fn compare(expected: &stream::Config, found: &stream::Config, differences: &mut Vec<Difference>) {
+    let mut check = |setting: &'static str, found: String, expected_value: String| {
+        if found != expected_value {
+            differences.push(Difference {
+                asset: expected.name.clone(),
+                setting,
+                found,
+                expected: expected_value,
+            });
+        }
+    };
+    macro_rules! settings {
+        ($($field:ident),*) => {
+            $(check(stringify!($field), format!("{:?}", found.$field), format!("{:?}", expected.$field));)*
+        };
+    }
+    settings!(
+        subjects,
+        retention,
+        discard,
+        storage,
+        num_replicas,
+        max_age,
+        max_bytes,
+        max_messages,
+        max_messages_per_subject,
+        allow_direct,
+        allow_message_ttl,
+        subject_delete_marker_ttl
+    );
+}

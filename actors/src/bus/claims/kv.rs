@@ -1,0 +1,156 @@
+//! A bucket as drover needs it: compare-and-set over values, deletes and expiry markers alike, with
+//! a TTL on any write. The client's own bucket drops the TTL of a create over a marker.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
+use async_nats::jetstream::Context;
+use async_nats::jetstream::context::{GetStreamError, PublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind};
+use bytes::Bytes;
+
+const OPERATION: &str = "KV-Operation";
+/// The server's note on a marker that it wrote itself.
+const MARKER: &str = "Nats-Marker-Reason";
+/// How long a delete by us is remembered.
+const TOMBSTONE: Duration = Duration::from_secs(3600);
+
+/// A bucket did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum KvError {
+    /// The bucket's stream could not be addressed.
+    #[error("find the bucket")]
+    Bucket(#[source] GetStreamError),
+    /// The entry could not be read.
+    #[error("read the entry")]
+    Get(#[source] LastRawMessageError),
+    /// The entry could not be written.
+    #[error("write the entry")]
+    Put(#[source] PublishError),
+}
+
+/// The last message of a key.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// The value; `None` for a key that is absent, deleted or expired.
+    pub value: Option<Bytes>,
+    /// What a write states to follow this; 0 for nothing at all.
+    pub revision: u64,
+    headers: HeaderMap,
+}
+
+impl Entry {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|v| v.as_str())
+    }
+}
+
+/// What came of a compare-and-set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Written {
+    Done {
+        revision: u64,
+    },
+    /// The key has another revision.
+    Lost,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Kv {
+    js: Context,
+    bucket: String,
+}
+
+impl Kv {
+    pub(super) fn new(js: Context, bucket: &str) -> Self {
+        Self { js, bucket: bucket.to_owned() }
+    }
+
+    fn subject(&self, key: &str) -> String {
+        format!("$KV.{}.{key}", self.bucket)
+    }
+
+    /// From the stream's leader: a replica may lag behind a write that was acknowledged.
+    pub(super) async fn get(&self, key: &str) -> Result<Entry, KvError> {
+        let stream = self.js.get_stream_no_info(format!("KV_{}", self.bucket)).await;
+        let stream = stream.map_err(KvError::Bucket)?;
+        match stream.get_last_raw_message_by_subject(&self.subject(key)).await {
+            Ok(message) => {
+                let header = |name: &str| message.headers.get(name).is_some();
+                let is_value = !header(OPERATION) && !header(MARKER);
+                Ok(Entry {
+                    value: is_value.then_some(message.payload),
+                    revision: message.sequence,
+                    headers: message.headers,
+                })
+            }
+            Err(e) if e.kind() == LastRawMessageErrorKind::NoMessageFound => {
+                Ok(Entry { value: None, revision: 0, headers: HeaderMap::new() })
+            }
+            Err(e) => Err(KvError::Get(e)),
+        }
+    }
+
+    pub(super) async fn put(
+        &self,
+        key: &str,
+        value: Bytes,
+        revision: u64,
+        ttl: Option<Duration>,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Written, KvError> {
+        let mut message = PublishMessage::build().payload(value.clone());
+        for (name, value) in headers {
+            message = message.header(*name, *value);
+        }
+        self.write(key, message, revision, ttl, Some(&value)).await
+    }
+
+    /// Removes the value; the tombstone goes by itself.
+    pub(super) async fn purge(&self, key: &str, revision: u64) -> Result<Written, KvError> {
+        let message = PublishMessage::build().header(OPERATION, "PURGE").header("Nats-Rollup", "sub");
+        self.write(key, message, revision, Some(TOMBSTONE), None).await
+    }
+
+    async fn write(
+        &self,
+        key: &str,
+        mut message: PublishMessage,
+        revision: u64,
+        ttl: Option<Duration>,
+        value: Option<&Bytes>,
+    ) -> Result<Written, KvError> {
+        message = message.header(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string().as_str());
+        if let Some(ttl) = ttl {
+            // Whole seconds, at least one: what the server takes.
+            message = message.header(NATS_MESSAGE_TTL, format!("{}s", ttl.as_secs().max(1)).as_str());
+        }
+        let sent = match self.js.send_publish(self.subject(key), message).await {
+            Ok(ack) => ack.await,
+            Err(e) => Err(e),
+        };
+        match sent {
+            Ok(ack) => Ok(Written::Done { revision: ack.sequence }),
+            Err(e) if e.kind() == PublishErrorKind::WrongLastSequence => Ok(Written::Lost),
+            Err(e) => self.after_unknown(key, revision, value, e).await,
+        }
+    }
+
+    /// The answer was lost: what is there now tells whether the write happened.
+    async fn after_unknown(
+        &self,
+        key: &str,
+        revision: u64,
+        value: Option<&Bytes>,
+        error: PublishError,
+    ) -> Result<Written, KvError> {
+        let Ok(now) = self.get(key).await else { return Err(KvError::Put(error)) };
+        if now.revision > revision && now.value.as_ref() == value {
+            return Ok(Written::Done { revision: now.revision });
+        }
+        // Unchanged: the write may still be on its way, so it is not said to be lost.
+        if now.revision == revision { Err(KvError::Put(error)) } else { Ok(Written::Lost) }
+    }
+}

@@ -1,0 +1,212 @@
+//! Agents that lie: each lie closes the link with its own reason, and costs bounded memory.
+
+use std::sync::Arc;
+
+use drover_schemas::blob::Blob;
+use drover_schemas::guest::wire::{self, Decoder};
+use drover_schemas::guest::*;
+use drover_schemas::{ErrorBody, ErrorCode};
+
+use super::*;
+
+fn hello() -> AgentHello {
+    AgentHello {
+        proto: 1,
+        version: "evil".into(),
+        boot_id: "b".into(),
+        os: "linux".into(),
+        arch: "x86_64".into(),
+        kernel: String::new(),
+        hostname: String::new(),
+        capabilities: Vec::new(),
+        guest: GuestKind::Vm,
+        stream_credit: 1000,
+        max_streams: 64,
+    }
+}
+
+/// Waits for the host's next frame, then says `frames`, raw.
+async fn answer(socket: &mut UnixStream, frames: &[Bytes]) {
+    let mut decoder = Decoder::default();
+    while decoder.frame::<HostFrame>().unwrap().is_none() {
+        if socket.read_buf(decoder.room()).await.unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    for frame in frames {
+        if socket.write_all(frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn bytes(frame: &AgentFrame) -> Bytes {
+    wire::encode(frame).unwrap()
+}
+
+/// An agent that greets, and answers the first request with `lie`; then it holds the line.
+fn liar(lie: Vec<Bytes>) -> Hypervisor {
+    let lie = Arc::new(lie);
+    Hypervisor::start(move |mut socket| {
+        let lie = Arc::clone(&lie);
+        async move {
+            answer(&mut socket, &[bytes(&AgentFrame::Hello(hello()))]).await;
+            answer(&mut socket, &lie).await;
+            let _ = socket.read_to_end(&mut Vec::new()).await;
+        }
+    })
+}
+
+fn data(stream: u32, ch: Channel, off: u64, len: usize) -> Bytes {
+    bytes(&AgentFrame::Data(Data { stream, ch, off, data: vec![1; len].into(), eof: false }))
+}
+
+async fn reason(lie: Vec<Bytes>) -> LinkError {
+    let guest = liar(lie);
+    let link = connect(&guest.socket()).await.unwrap();
+    let stream = link.open(Open { verb: "exec".into(), credit: 100, ..Open::default() }).unwrap();
+    let reason = tokio::time::timeout(DEADLINE, link.closed()).await.unwrap();
+    // Whoever waits on a stream hears of it too.
+    let mut last = None;
+    while let Some(event) = stream.recv().await {
+        last = Some(event);
+    }
+    assert!(matches!(last, Some(StreamEvent::End(Err(_)))), "{last:?}");
+    reason
+}
+
+#[tokio::test]
+async fn a_length_bomb_closes_the_link() {
+    let error = reason(vec![Bytes::from_static(&[0xff; 4])]).await;
+    assert!(
+        matches!(&error, LinkError::Wire { source } if matches!(**source, wire::WireError::Length { .. }))
+    );
+    let body: ErrorBody = error.into();
+    assert_eq!(body.code, ErrorCode::GuestUnreachable);
+}
+
+#[tokio::test]
+async fn garbage_closes_the_link() {
+    let error = reason(vec![Bytes::from_static(b"\0\0\0\x05hello")]).await;
+    assert!(matches!(error, LinkError::Wire { .. }));
+}
+
+#[tokio::test]
+async fn wrong_stream_numbers_close_the_link() {
+    for frame in [
+        data(9, Channel::Stdout, 0, 1),
+        bytes(&AgentFrame::Res(Response { stream: 9, body: Some(Blob::default()), error: None })),
+        bytes(&AgentFrame::Head(Head { stream: 9, body: Blob::default() })),
+        bytes(&AgentFrame::Credit(Credit { stream: 9, ch: Channel::Stdin, limit: 1 })),
+    ] {
+        assert!(matches!(reason(vec![frame]).await, LinkError::UnknownStream { stream: 9 }));
+    }
+}
+
+#[tokio::test]
+async fn more_than_the_credit_closes_the_link() {
+    let error = reason(vec![data(1, Channel::Stdout, 0, 100), data(1, Channel::Stdout, 100, 1)]).await;
+    assert!(matches!(
+        error,
+        LinkError::Flow { stream: 1, source: flow::FlowError::Credit { limit: 100, end: 101 } }
+    ));
+    let error = reason(vec![data(1, Channel::Stderr, 5, 1)]).await;
+    assert!(matches!(error, LinkError::Flow { source: flow::FlowError::Offset { .. }, .. }));
+}
+
+#[tokio::test]
+async fn frames_out_of_place_close_the_link() {
+    for frame in [
+        AgentFrame::Hello(hello()),
+        AgentFrame::Res(Response { stream: 1, body: None, error: None }),
+        AgentFrame::Data(Data { stream: 1, ch: Channel::Stdin, off: 0, data: vec![1].into(), eof: false }),
+    ] {
+        assert!(matches!(reason(vec![bytes(&frame)]).await, LinkError::Unexpected { .. }));
+    }
+    let bye = ErrorBody::new(ErrorCode::Busy, "upgrading");
+    let error = reason(vec![bytes(&AgentFrame::Bye(Bye { error: Some(bye.clone()) }))]).await;
+    assert!(matches!(error, LinkError::Bye { error } if error == bye));
+}
+
+#[tokio::test]
+async fn a_second_answer_closes_the_link() {
+    let res = bytes(&AgentFrame::Res(Response { stream: 1, body: Some(Blob::default()), error: None }));
+    let guest = liar(vec![res.clone(), res]);
+    let link = connect(&guest.socket()).await.unwrap();
+    let _stream = link.open(Open::default()).unwrap();
+    assert!(matches!(link.closed().await, LinkError::UnknownStream { stream: 1 }));
+}
+
+#[tokio::test]
+async fn a_version_that_was_not_offered_is_refused() {
+    let answers = [
+        AgentFrame::Hello(AgentHello { proto: 99, ..hello() }),
+        AgentFrame::Pong(Pong { nonce: 0 }),
+        AgentFrame::Bye(Bye { error: Some(ErrorBody::new(ErrorCode::Unsupported, "too old")) }),
+    ];
+    for first in answers {
+        let first = bytes(&first);
+        let guest = Hypervisor::start(move |mut socket| {
+            let first = first.clone();
+            async move { answer(&mut socket, &[first]).await }
+        });
+        let error = connect(&guest.socket()).await.unwrap_err();
+        assert!(matches!(error, LinkError::Unexpected { .. } | LinkError::Bye { .. }), "{error}");
+        assert!(!error.may_pass());
+    }
+}
+
+#[tokio::test]
+async fn a_silent_agent_is_found_by_the_heartbeat() {
+    let guest = liar(Vec::new());
+    let info = HelloInfo {
+        heartbeat: Duration::from_millis(20),
+        patience: Duration::from_millis(20),
+        ..HelloInfo::default()
+    };
+    let (link, _) = Link::connect(&guest.socket(), &info, DEADLINE).await.unwrap();
+    let reason = tokio::time::timeout(DEADLINE, link.closed()).await.unwrap();
+    assert!(matches!(reason, LinkError::Silent { after_ms } if after_ms >= 40), "{reason}");
+}
+
+#[tokio::test]
+async fn an_agent_that_never_greets_is_given_up() {
+    let guest = Hypervisor::start(|mut socket| async move {
+        let _ = socket.read_to_end(&mut Vec::new()).await;
+    });
+    let result = Link::connect(&guest.socket(), &HelloInfo::default(), Duration::from_millis(50)).await;
+    assert!(matches!(result, Err(LinkError::Deadline { after_ms: 50, .. })));
+}
+
+#[tokio::test]
+async fn an_agent_that_answers_no_request_keeps_no_caller() {
+    let guest = liar(Vec::new());
+    let link = connect(&guest.socket()).await.unwrap();
+    let error = link.call("ping", None, Duration::from_millis(10), Bytes::new()).await.unwrap_err();
+    assert!(matches!(error, CallError::Link(LinkError::Deadline { .. })));
+    assert_eq!(ErrorBody::from(error).code, ErrorCode::DeadlineExceeded);
+    // Its number stays taken, so an agent like this cannot make the daemon's table grow.
+    assert_eq!(link.shared().state().streams.len(), 1);
+}
+
+#[tokio::test]
+async fn frames_of_a_later_version_are_counted_and_ignored() {
+    let later = drover_schemas::codec::encode(&serde_json::json!({"t": "teleport"})).unwrap();
+    let mut frame = (later.len() as u32).to_be_bytes().to_vec();
+    frame.extend(later);
+    let res = bytes(&AgentFrame::Res(Response { stream: 1, body: Some(Blob::default()), error: None }));
+    let guest = liar(vec![frame.into(), res]);
+    let link = connect(&guest.socket()).await.unwrap();
+    assert_eq!(link.call("ping", None, DEADLINE, Bytes::new()).await.unwrap(), Bytes::new());
+    assert_eq!(link.shared().state().unknown, 1);
+}
+
+#[tokio::test]
+async fn sending_waits_for_the_agents_credit() {
+    let guest = liar(Vec::new());
+    let link = connect(&guest.socket()).await.unwrap();
+    let stream = link.open(Open::default()).unwrap();
+    stream.send(Channel::Stdin, vec![0; 1000].into(), false).await.unwrap();
+    let more = stream.send(Channel::Stdin, vec![0; 1].into(), false);
+    assert!(tokio::time::timeout(Duration::from_millis(20), more).await.is_err());
+}

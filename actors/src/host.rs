@@ -1,0 +1,261 @@
+//! What the host has promised: memory, CPUs, addresses and users. Reserved before it is promised, so the
+//! sum of promises never exceeds what the host has.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use drover_schemas::body::host::Capacity;
+use drover_schemas::body::spec::{NicSpec, ResolvedSpec};
+use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token, VmId};
+use ipnet::Ipv4Net;
+
+use crate::journal::{LeaseRow, Snapshot, UidRow, VmRow};
+use crate::network::{NetworkDef, NicLease, Pool};
+
+/// What a host may promise.
+#[derive(Debug, Clone)]
+pub struct Totals {
+    /// Virtual CPUs: physical ones times the overcommit ratio.
+    pub cpus: u64,
+    /// Memory, in bytes, without the host's own share.
+    pub memory_bytes: u64,
+    /// Memory of a VMM beside its guest's, in bytes.
+    pub overhead_bytes: u64,
+    /// First Unix user of the range for VMs.
+    pub first_uid: u32,
+    /// How many users.
+    pub uids: u32,
+}
+
+/// The promises of a host.
+#[derive(Debug)]
+pub struct HostState {
+    totals: Totals,
+    installation: InstallationId,
+    inner: Mutex<Inner>,
+    began: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    pools: BTreeMap<Token, Pool>,
+    uids: BTreeMap<u32, Option<Duration>>,
+    runtime: HashMap<VmId, (u64, u64)>,
+    vms: u64,
+}
+
+/// Resources of one VM: held by the row from the moment that it is durable.
+#[derive(Debug, Clone)]
+pub struct Leases {
+    /// The Unix user.
+    pub uid: u32,
+    /// Interfaces with their addresses.
+    pub nics: Vec<NicLease>,
+}
+
+/// The host's networks cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("network {network}: the subnet {subnet} cannot be used")]
+pub struct SubnetError {
+    /// The network.
+    pub network: Token,
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    /// Why.
+    #[source]
+    pub source: crate::network::lease::PoolError,
+}
+
+impl HostState {
+    /// Restores what the journal says is held. VMs whose VMM runs are counted when they are adopted.
+    ///
+    /// # Errors
+    /// [`SubnetError`] for a subnet without room.
+    pub fn new(
+        installation: InstallationId,
+        totals: Totals,
+        networks: &[NetworkDef],
+        snapshot: &Snapshot,
+    ) -> Result<Self, SubnetError> {
+        let mut inner = Inner::default();
+        for def in networks {
+            let pool = Pool::new(def.subnet).map_err(|source| SubnetError {
+                network: def.name.clone(),
+                subnet: def.subnet,
+                source,
+            })?;
+            inner.pools.insert(def.name.clone(), pool);
+        }
+        // A rest that began before the daemon did begins anew: longer than needed, never shorter.
+        for LeaseRow { network, ipv4, .. } in &snapshot.leases {
+            if let Some(pool) = inner.pools.get_mut(network) {
+                let _ = pool.restore(*ipv4);
+            }
+        }
+        for UidRow { uid, .. } in &snapshot.uids {
+            inner.uids.insert(*uid, None);
+        }
+        inner.vms = snapshot.vms.len() as u64;
+        Ok(Self { totals, installation, inner: Mutex::new(inner), began: Instant::now() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Promises memory and CPUs to a VM that is about to start. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// `resource_exhausted` with what is left.
+    pub fn reserve(&self, vm_id: VmId, spec: &ResolvedSpec) -> Result<(), ErrorBody> {
+        let mut inner = self.lock();
+        if inner.runtime.contains_key(&vm_id) {
+            return Ok(());
+        }
+        let want = (u64::from(spec.cpus), spec.memory_bytes + self.totals.overhead_bytes);
+        let used = inner.used();
+        let exhausted = |what: &str, left: u64, want: u64| {
+            ErrorBody::new(
+                ErrorCode::ResourceExhausted,
+                format!("the host has {left} {what} left and the VM needs {want}; stop a VM or use another host"),
+            )
+            .with("resource", what)
+            .with("left", left)
+            .with("needed", want)
+        };
+        if used.0 + want.0 > self.totals.cpus {
+            return Err(exhausted("virtual CPUs", self.totals.cpus.saturating_sub(used.0), want.0));
+        }
+        if used.1 + want.1 > self.totals.memory_bytes {
+            return Err(exhausted("bytes of memory", self.totals.memory_bytes.saturating_sub(used.1), want.1));
+        }
+        inner.runtime.insert(vm_id, want);
+        Ok(())
+    }
+
+    /// Promises what a VM that runs already has, even beyond the totals.
+    pub fn adopt(&self, vm_id: VmId, spec: &ResolvedSpec) {
+        let want = (u64::from(spec.cpus), spec.memory_bytes + self.totals.overhead_bytes);
+        self.lock().runtime.insert(vm_id, want);
+    }
+
+    /// Takes memory and CPUs back.
+    pub fn unreserve(&self, vm_id: VmId) {
+        self.lock().runtime.remove(&vm_id);
+    }
+
+    /// Leases a user and addresses for a new VM. They count once they are in the journal; give them back
+    /// with [`HostState::give_back`] if they never get there.
+    ///
+    /// # Errors
+    /// `resource_exhausted`, or `invalid_argument` for a network that is not there.
+    pub fn lease(&self, vm_id: VmId, nics: &[NicSpec]) -> Result<Leases, ErrorBody> {
+        let now = self.began.elapsed();
+        let mut inner = self.lock();
+        let mut leased = Vec::new();
+        for (index, nic) in nics.iter().enumerate() {
+            match inner.address(&nic.network, now) {
+                Ok((subnet, ipv4)) => {
+                    let network = nic.network.clone();
+                    leased.push(NicLease::new(self.installation, vm_id, index, network, subnet, ipv4));
+                }
+                Err(error) => {
+                    inner.free_addresses(&leased, now, Duration::ZERO);
+                    return Err(error);
+                }
+            }
+        }
+        let Some(uid) = inner.uid(&self.totals, now) else {
+            inner.free_addresses(&leased, now, Duration::ZERO);
+            return Err(ErrorBody::new(
+                ErrorCode::ResourceExhausted,
+                format!("all {} Unix users for VMs are taken; delete a VM or widen the range", self.totals.uids),
+            )
+            .with("resource", "uids"));
+        };
+        inner.vms += 1;
+        Ok(Leases { uid, nics: leased })
+    }
+
+    /// Takes back leases that were never durable.
+    pub fn give_back(&self, leases: &Leases) {
+        let now = self.began.elapsed();
+        let mut inner = self.lock();
+        inner.free_addresses(&leases.nics, now, Duration::ZERO);
+        inner.uids.remove(&leases.uid);
+        inner.vms = inner.vms.saturating_sub(1);
+    }
+
+    /// Takes everything of a VM back; addresses and the user rest for `quarantine`.
+    pub fn release(&self, row: &VmRow, quarantine: Duration) {
+        let now = self.began.elapsed();
+        let mut inner = self.lock();
+        inner.runtime.remove(&row.vm_id);
+        inner.free_addresses(&row.nics, now, quarantine);
+        inner.uids.insert(row.uid, Some(now + quarantine));
+        inner.vms = inner.vms.saturating_sub(1);
+    }
+
+    /// Whether a TAP address is leased, for the leak check.
+    #[must_use]
+    pub fn capacity(&self) -> Capacity {
+        let inner = self.lock();
+        let (cpus_used, memory_used_bytes) = inner.used();
+        Capacity {
+            cpus: self.totals.cpus,
+            cpus_used,
+            memory_bytes: self.totals.memory_bytes,
+            memory_used_bytes,
+            addresses: inner.pools.values().map(|p| p.capacity() as u64).sum(),
+            addresses_used: inner.pools.values().map(|p| p.leased() as u64).sum(),
+            vms: inner.vms,
+        }
+    }
+}
+
+impl Inner {
+    fn used(&self) -> (u64, u64) {
+        self.runtime.values().fold((0, 0), |sum, used| (sum.0 + used.0, sum.1 + used.1))
+    }
+
+    fn address(&mut self, network: &Token, now: Duration) -> Result<(Ipv4Net, Ipv4Addr), ErrorBody> {
+        let known: Vec<String> = self.pools.keys().map(Token::to_string).collect();
+        let Some(pool) = self.pools.get_mut(network) else {
+            return Err(ErrorBody::new(
+                ErrorCode::InvalidArgument,
+                format!("spec.nics: this host has no network {network:?}; known: {}", known.join(", ")),
+            )
+            .with("field", "spec.nics"));
+        };
+        let ipv4 = pool.allocate(None, now).map_err(|error| {
+            ErrorBody::new(ErrorCode::ResourceExhausted, format!("network {network}: {error}"))
+                .with("resource", "addresses")
+        })?;
+        Ok((pool.subnet(), ipv4))
+    }
+
+    fn free_addresses(&mut self, nics: &[NicLease], now: Duration, quarantine: Duration) {
+        for nic in nics {
+            if let Some(pool) = self.pools.get_mut(&nic.network) {
+                pool.release(nic.ipv4, now, quarantine);
+            }
+        }
+    }
+
+    fn uid(&mut self, totals: &Totals, now: Duration) -> Option<u32> {
+        let uid = (totals.first_uid..totals.first_uid.saturating_add(totals.uids)).find(|uid| {
+            match self.uids.get(uid) {
+                None => true,
+                Some(Some(until)) => *until <= now,
+                Some(None) => false,
+            }
+        })?;
+        self.uids.insert(uid, None);
+        Some(uid)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,66 @@
+use super::*;
+use drover_schemas::body::spec::{AgentSpec, Os, PlacementSpec, ResolvedBoot, RestartSpec};
+use proptest::prelude::*;
+
+fn state(cpus: u64, memory: u64) -> HostState {
+    let totals = Totals { cpus, memory_bytes: memory, overhead_bytes: 10, first_uid: 100, uids: 3 };
+    let def: NetworkDef =
+        serde_json::from_value(serde_json::json!({"name": "default", "subnet": "10.0.0.0/29"})).unwrap();
+    HostState::new(InstallationId::from_u128(1), totals, &[def], &Snapshot::default()).unwrap()
+}
+
+fn spec(cpus: u32, memory_bytes: u64) -> ResolvedSpec {
+    ResolvedSpec {
+        template: Token::new("t").unwrap(),
+        os: Os::Linux,
+        cpus,
+        memory_bytes,
+        boot: ResolvedBoot { kernel: None, initramfs: None, firmware: None, cmdline: String::new() },
+        disks: vec![],
+        nics: vec![],
+        restart: RestartSpec::default(),
+        agent: AgentSpec::default(),
+        labels: BTreeMap::new(),
+        placement: PlacementSpec::default(),
+    }
+}
+
+fn nic(network: &str) -> NicSpec {
+    NicSpec { network: Token::new(network).unwrap() }
+}
+
+#[test]
+fn a_lease_that_fails_half_way_keeps_nothing() {
+    let host = state(4, 100);
+    let error = host.lease(VmId::from_u128(1), &[nic("default"), nic("other")]).unwrap_err();
+    assert!(error.message.contains("no network \"other\"; known: default"), "{error}");
+    assert_eq!(host.capacity().addresses_used, 0);
+}
+
+#[test]
+fn users_are_leased_once_and_rest_after_use() {
+    let host = state(4, 100);
+    let leases: Vec<Leases> = (0..3).map(|i| host.lease(VmId::from_u128(i), &[]).unwrap()).collect();
+    assert_eq!(leases.iter().map(|l| l.uid).collect::<Vec<_>>(), [100, 101, 102]);
+    assert_eq!(host.lease(VmId::from_u128(9), &[]).unwrap_err().code, ErrorCode::ResourceExhausted);
+    host.give_back(&leases[1]);
+    assert_eq!(host.lease(VmId::from_u128(9), &[]).unwrap().uid, 101);
+}
+
+proptest! {
+    /// Whatever is asked, the sum of promises never exceeds the host.
+    #[test]
+    fn promises_never_exceed_the_host(steps in proptest::collection::vec((0_u128..8, 1_u32..4, 1_u64..60, any::<bool>()), 0..60)) {
+        let host = state(6, 150);
+        for (id, cpus, memory, take) in steps {
+            if take {
+                let _ = host.reserve(VmId::from_u128(id), &spec(cpus, memory));
+            } else {
+                host.unreserve(VmId::from_u128(id));
+            }
+            let capacity = host.capacity();
+            prop_assert!(capacity.cpus_used <= capacity.cpus);
+            prop_assert!(capacity.memory_used_bytes <= capacity.memory_bytes);
+        }
+    }
+}

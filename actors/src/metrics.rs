@@ -1,0 +1,116 @@
+//! Every metric of the daemon, with its description and unit. A name ends in its unit; counters get
+//! `_total` on the page.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// Labels of requests.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// The verb; `unknown` for what is not in the table, so that callers cannot add labels.
+    pub verb: &'static str,
+    /// `ok` or an error code.
+    pub code: &'static str,
+}
+
+/// The metrics of a host.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Requests that were answered.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Time from arrival to reply.
+    pub request_duration: Histogram,
+    /// Requests that met a full mailbox or share.
+    pub busy: Counter,
+    /// VMs in the journal.
+    pub vms: Gauge,
+    /// VMs whose VMM runs.
+    pub vms_running: Gauge,
+    /// VMMs that ended without being asked to.
+    pub vmm_exits: Counter,
+    /// Releases that did not succeed at once.
+    pub release_retries: Counter,
+    /// Actors of VMs that were lost and started again.
+    pub actor_restarts: Counter,
+    /// Whether the bus is there: 0 or 1.
+    pub bus_connected: Gauge,
+    /// Messages that were lost because a subscription was too slow. An alarm.
+    pub slow_consumers: Gauge<i64, AtomicI64>,
+    /// Events that wait for the bus.
+    pub outbox_events: Gauge<i64, AtomicI64>,
+    /// Events that the stream has acknowledged.
+    pub events_published: Gauge<u64, AtomicU64>,
+    registry: Arc<Registry>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("drover");
+        let mut m = Self {
+            requests: Family::default(),
+            request_duration: Histogram::new(exponential_buckets(0.000_1, 2.0, 18)),
+            busy: Counter::default(),
+            vms: Gauge::default(),
+            vms_running: Gauge::default(),
+            vmm_exits: Counter::default(),
+            release_retries: Counter::default(),
+            actor_restarts: Counter::default(),
+            bus_connected: Gauge::default(),
+            slow_consumers: Gauge::default(),
+            outbox_events: Gauge::default(),
+            events_published: Gauge::default(),
+            registry: Arc::default(),
+        };
+        registry.register("requests", "Requests that were answered", m.requests.clone());
+        registry.register_with_unit(
+            "request_duration",
+            "Time from arrival to reply",
+            Unit::Seconds,
+            m.request_duration.clone(),
+        );
+        registry.register("requests_busy", "Requests refused for lack of a permit", m.busy.clone());
+        registry.register("vms", "VMs in the journal", m.vms.clone());
+        registry.register("vms_running", "VMs whose VMM runs", m.vms_running.clone());
+        registry.register("vmm_exits", "VMMs that ended unasked", m.vmm_exits.clone());
+        registry.register("release_retries", "Releases that needed another attempt", m.release_retries.clone());
+        registry.register("actor_restarts", "VM actors that were lost and replaced", m.actor_restarts.clone());
+        registry.register("bus_connected", "Whether the bus is there", m.bus_connected.clone());
+        registry.register("bus_slow_consumers", "Times a subscription lost messages", m.slow_consumers.clone());
+        registry.register("outbox_events", "Events that wait for the bus", m.outbox_events.clone());
+        registry.register("events_published", "Events acknowledged by the stream", m.events_published.clone());
+        m.registry = Arc::new(registry);
+        m
+    }
+}
+
+impl Metrics {
+    /// The page for Prometheus, in the OpenMetrics text format.
+    #[must_use]
+    pub fn page(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_page_has_every_metric() {
+        let metrics = super::Metrics::default();
+        metrics.requests.get_or_create(&super::RequestLabels { verb: "get", code: "ok" }).inc();
+        let page = metrics.page();
+        for name in ["drover_requests_total{verb=\"get\",code=\"ok\"} 1", "drover_vms 0", "drover_outbox_events 0"] {
+            assert!(page.contains(name), "{page}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The host's network for VMs: a bridge per network, a persistent TAP per interface, addresses from a pool,
+//! and two nftables tables, in the network namespace that the process runs in.
+//!
+//! Everything carries the installation's mark and only such things are ever changed or removed. [`names`] and
+//! [`lease`] are pure; [`tap`], [`link`] and [`nft`] each wrap one kernel interface; [`actor`] orders them:
+//! requests that arrive while a firewall transaction runs are merged into the next one.
+
+pub mod actor;
+pub mod lease;
+pub mod link;
+pub mod names;
+pub mod nft;
+pub mod ops;
+pub mod tap;
+
+pub use actor::{NetworkHandle, NetworkMsg};
+pub use lease::{NicLease, Pool};
+pub use ops::{NetworkConfig, NetworkDef, NetworkError, SweepReport, VmNet};

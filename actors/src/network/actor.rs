@@ -1,0 +1,270 @@
+//! The network actor: the only one that changes the host's network.
+//!
+//! Requests queue up while a task works; the task takes all of them at once, so the elements of 64 VMs that
+//! are created together go into one firewall transaction. If that is refused each is tried alone, so one bad
+//! request never fails its neighbours. The task always ends in one message back, also when it panics.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use drover_schemas::body::status::NicStatus;
+use drover_schemas::id::VmId;
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr};
+
+use super::lease::NicLease;
+use super::ops::{NetOps, NetworkConfig, NetworkError, SweepReport, VmNet, statuses};
+use crate::chain::chain;
+
+/// How long a caller of [`NetworkHandle`] waits.
+const CALL_DEADLINE: Duration = Duration::from_secs(60);
+
+type Reply<T> = RpcReplyPort<Result<T, NetworkError>>;
+
+/// What the network actor is told.
+#[derive(Debug)]
+pub enum NetworkMsg {
+    /// Make the interfaces of a VM; repeated on adoption.
+    Attach(VmNet, Reply<Vec<NicStatus>>),
+    /// Remove the interfaces of a VM.
+    Detach(VmId, Vec<NicLease>, Reply<()>),
+    /// Make bridges and static rules.
+    EnsureBase(Reply<()>),
+    /// Report what belongs to no known VM.
+    Sweep(HashSet<VmId>, Reply<SweepReport>),
+    /// Remove bridges and tables.
+    Teardown(Reply<()>),
+    /// The task ended.
+    Idle,
+}
+
+/// The network actor.
+#[derive(Debug)]
+pub struct Network;
+
+/// Its queue.
+#[derive(Debug)]
+pub struct NetworkState {
+    ops: Arc<NetOps>,
+    queue: VecDeque<NetworkMsg>,
+    working: bool,
+}
+
+impl Actor for Network {
+    type Msg = NetworkMsg;
+    type State = NetworkState;
+    type Arguments = NetworkConfig;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<NetworkMsg>,
+        config: NetworkConfig,
+    ) -> Result<NetworkState, ActorProcessingErr> {
+        let ops = Arc::new(NetOps::new(config)?);
+        Ok(NetworkState { ops, queue: VecDeque::new(), working: false })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<NetworkMsg>,
+        message: NetworkMsg,
+        state: &mut NetworkState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            NetworkMsg::Idle => state.working = false,
+            request => state.queue.push_back(request),
+        }
+        if !state.working && !state.queue.is_empty() {
+            state.working = true;
+            let batch = take_batch(&mut state.queue);
+            let ops = Arc::clone(&state.ops);
+            let done = Done(myself);
+            tokio::spawn(async move {
+                work(&ops, batch).await;
+                drop(done);
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Says that the task ended, however it ended.
+struct Done(ActorRef<NetworkMsg>);
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        // The actor is gone: nobody waits for it.
+        let _ = self.0.cast(NetworkMsg::Idle);
+    }
+}
+
+/// The next requests that can be done together: attaches and detaches of different VMs, or one other.
+fn take_batch(queue: &mut VecDeque<NetworkMsg>) -> Vec<NetworkMsg> {
+    let mut seen = HashSet::new();
+    let mut batch = Vec::new();
+    while let Some(next) = queue.front() {
+        let joins = match next {
+            NetworkMsg::Attach(vm, _) => seen.insert(vm.vm_id),
+            NetworkMsg::Detach(vm_id, ..) => seen.insert(*vm_id),
+            _ => batch.is_empty(),
+        };
+        if !joins {
+            break;
+        }
+        let alone = !matches!(next, NetworkMsg::Attach(..) | NetworkMsg::Detach(..));
+        batch.extend(queue.pop_front());
+        if alone {
+            break;
+        }
+    }
+    batch
+}
+
+async fn work(ops: &NetOps, batch: Vec<NetworkMsg>) {
+    let mut attach = Vec::new();
+    let mut detach = Vec::new();
+    for request in batch {
+        match request {
+            NetworkMsg::Attach(vm, reply) => attach.push((vm, reply)),
+            NetworkMsg::Detach(vm_id, nics, reply) => detach.push((vm_id, nics, reply)),
+            NetworkMsg::EnsureBase(reply) => answer(reply, ops.ensure_base().await),
+            NetworkMsg::Sweep(known, reply) => answer(reply, ops.sweep(&known).await),
+            NetworkMsg::Teardown(reply) => answer(reply, ops.teardown().await),
+            NetworkMsg::Idle => {}
+        }
+    }
+    if !attach.is_empty() || !detach.is_empty() {
+        change(ops, attach, detach).await;
+    }
+}
+
+async fn change(
+    ops: &NetOps,
+    attach: Vec<(VmNet, Reply<Vec<NicStatus>>)>,
+    detach: Vec<(VmId, Vec<NicLease>, Reply<()>)>,
+) {
+    let mut plugged = Vec::new();
+    for (vm, reply) in attach {
+        match ops.plug(&vm).await {
+            Ok(()) => plugged.push((vm, reply)),
+            Err(error) => answer(reply, Err(error)),
+        }
+    }
+    let add: Vec<_> = plugged.iter().flat_map(|(vm, _)| &vm.nics).collect();
+    let remove: Vec<_> = detach.iter().flat_map(|(_, nics, _)| nics).collect();
+    let together = ops.change(&add, &remove).await;
+    if let Err(error) = &together {
+        tracing::warn!(error = %chain(error), requests = plugged.len() + detach.len(), "firewall batch refused");
+    }
+    for (vm, reply) in plugged {
+        let done = match &together {
+            Ok(()) => Ok(()),
+            Err(_) => ops.change(&vm.nics.iter().collect::<Vec<_>>(), &[]).await,
+        };
+        match done {
+            Ok(()) => answer(reply, Ok(statuses(&vm.nics))),
+            Err(error) => {
+                // A port without rules must not stay.
+                let _ = ops.unplug(vm.vm_id, &vm.nics).await;
+                answer(reply, Err(error));
+            }
+        }
+    }
+    for (vm_id, nics, reply) in detach {
+        let elements = match &together {
+            Ok(()) => Ok(()),
+            Err(_) => ops.change(&[], &nics.iter().collect::<Vec<_>>()).await,
+        };
+        // The TAP goes even if its elements stay: without it they match nothing.
+        let links = ops.unplug(vm_id, &nics).await;
+        answer(reply, elements.and(links));
+    }
+}
+
+/// A caller that has given up is no failure of ours.
+fn answer<T>(reply: Reply<T>, result: Result<T, NetworkError>) {
+    if reply.send(result).is_err() {
+        tracing::debug!("network request was answered to nobody");
+    }
+}
+
+/// The way to the network actor; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct NetworkHandle {
+    actor: ActorRef<NetworkMsg>,
+}
+
+impl NetworkHandle {
+    /// Starts the actor under `supervisor`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn spawn(config: NetworkConfig, supervisor: &ractor::ActorCell) -> Result<Self, SpawnErr> {
+        let (actor, _join) = Actor::spawn_linked(None, Network, config, supervisor.clone()).await?;
+        Ok(Self { actor })
+    }
+
+    /// The handle of an actor that runs.
+    #[must_use]
+    pub fn new(actor: ActorRef<NetworkMsg>) -> Self {
+        Self { actor }
+    }
+
+    /// The actor.
+    #[must_use]
+    pub fn actor(&self) -> &ActorRef<NetworkMsg> {
+        &self.actor
+    }
+
+    async fn call<T, F>(&self, message: F) -> Result<T, NetworkError>
+    where
+        T: Send + 'static,
+        F: FnOnce(Reply<T>) -> NetworkMsg,
+    {
+        match self.actor.call(message, Some(CALL_DEADLINE)).await {
+            Ok(ractor::rpc::CallResult::Success(result)) => result,
+            _ => Err(NetworkError::NoAnswer),
+        }
+    }
+
+    /// Makes the interfaces of a VM, or verifies those that are there.
+    ///
+    /// # Errors
+    /// Nothing of it is left then, as far as it could be removed.
+    pub async fn attach(&self, vm: VmNet) -> Result<Vec<NicStatus>, NetworkError> {
+        self.call(|reply| NetworkMsg::Attach(vm, reply)).await
+    }
+
+    /// Removes the interfaces of a VM; they may be gone already.
+    ///
+    /// # Errors
+    /// Something could not be removed: try again later.
+    pub async fn detach(&self, vm_id: VmId, nics: Vec<NicLease>) -> Result<(), NetworkError> {
+        self.call(|reply| NetworkMsg::Detach(vm_id, nics, reply)).await
+    }
+
+    /// Makes bridges and static rules, or brings those that are there into this state. To be called before
+    /// the first attach.
+    ///
+    /// # Errors
+    /// A step failed.
+    pub async fn ensure_base(&self) -> Result<(), NetworkError> {
+        self.call(NetworkMsg::EnsureBase).await
+    }
+
+    /// Reports what carries our marks and belongs to none of `known`; removes nothing.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub async fn sweep(&self, known: HashSet<VmId>) -> Result<SweepReport, NetworkError> {
+        self.call(|reply| NetworkMsg::Sweep(known, reply)).await
+    }
+
+    /// Removes bridges and tables of this installation.
+    ///
+    /// # Errors
+    /// Something could not be removed.
+    pub async fn teardown(&self) -> Result<(), NetworkError> {
+        self.call(NetworkMsg::Teardown).await
+    }
+}

@@ -1,0 +1,322 @@
+//! What the network actor does, step by step: bridges, TAPs and elements in their order.
+//!
+//! Every operation may be repeated: what is there already is verified and kept. A VM's TAP exists before its
+//! elements, and its elements go before its TAP, so a port without rules never carries traffic of a guest:
+//! the VMM attaches only after the answer.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use drover_schemas::body::status::NicStatus;
+use drover_schemas::id::{InstallationId, VmId};
+use drover_schemas::token::Token;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use super::lease::{NicLease, gateway};
+use super::link::{LinkError, Links};
+use super::names::{self, Mark};
+use super::nft::{BaseNet, Nft, NftError, Port};
+use super::tap::{self, TapError};
+
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// A network of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkDef {
+    /// Its name, as specs use it.
+    pub name: Token,
+    /// Its addresses; the first host is the gateway.
+    #[serde(default = "default_subnet")]
+    pub subnet: Ipv4Net,
+    /// Guests cannot reach each other.
+    #[serde(default = "default_isolate")]
+    pub isolate: bool,
+    /// Where guests may not go; by default the link-local range, which holds clouds' metadata services.
+    #[serde(default = "default_egress_deny")]
+    pub egress_deny: Vec<Ipv4Net>,
+}
+
+fn default_subnet() -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 77, 0, 0), 20)
+}
+
+fn default_isolate() -> bool {
+    true
+}
+
+fn default_egress_deny() -> Vec<Ipv4Net> {
+    vec![Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16)]
+}
+
+impl NetworkDef {
+    /// A network with the defaults.
+    #[must_use]
+    pub fn named(name: Token) -> Self {
+        Self {
+            name,
+            subnet: default_subnet(),
+            isolate: default_isolate(),
+            egress_deny: default_egress_deny(),
+        }
+    }
+}
+
+/// What the network actor is started with.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// Whose network it is.
+    pub installation: InstallationId,
+    /// The networks of this host.
+    pub networks: Vec<NetworkDef>,
+    /// The `nft` program; looked up in `PATH` if it is a bare name.
+    pub nft: PathBuf,
+}
+
+/// The interfaces of one VM.
+#[derive(Debug, Clone)]
+pub struct VmNet {
+    /// The VM.
+    pub vm_id: VmId,
+    /// Who may attach to the TAPs.
+    pub uid: u32,
+    /// Its interfaces in order.
+    pub nics: Vec<NicLease>,
+}
+
+/// The network could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A lease names a network that this host does not have.
+    #[error("this host has no network {network}")]
+    UnknownNetwork {
+        /// Its name.
+        network: Token,
+    },
+    /// The subnet is in use elsewhere on this host.
+    #[error("subnet {subnet} of network {network} overlaps the address {other} of another interface")]
+    Overlap {
+        /// The network.
+        network: Token,
+        /// Its subnet.
+        subnet: Ipv4Net,
+        /// The other address.
+        other: String,
+    },
+    /// Packets cannot be routed.
+    #[error("cannot switch on {IP_FORWARD}")]
+    Forwarding(#[source] io::Error),
+    /// A TAP failed.
+    #[error("TAP of network interface")]
+    Tap(#[from] TapError),
+    /// An interface failed.
+    #[error("network interface")]
+    Link(#[from] LinkError),
+    /// The firewall failed.
+    #[error("firewall")]
+    Nft(#[from] NftError),
+    /// The network actor is gone or did not answer in time.
+    #[error("the network actor does not answer")]
+    NoAnswer,
+}
+
+/// Something with our mark that no known VM owns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// Name of the TAP.
+    pub tap: String,
+    /// The VM in its mark.
+    pub vm_id: VmId,
+}
+
+/// What carries marks of drover on this host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SweepReport {
+    /// TAPs of this installation whose VM is not known.
+    pub leftovers: Vec<Leftover>,
+    /// Firewall elements of this installation whose TAP is gone.
+    pub stale_elements: Vec<String>,
+    /// How many interfaces belong to other installations; they are left alone.
+    pub foreign: usize,
+}
+
+/// The kernel's side of the network.
+#[derive(Debug)]
+pub struct NetOps {
+    config: NetworkConfig,
+    links: Links,
+    nft: Nft,
+}
+
+impl NetOps {
+    /// Connects; within a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel's interface cannot be reached.
+    pub fn new(config: NetworkConfig) -> Result<Self, NetworkError> {
+        let nft = Nft::new(config.nft.clone(), names::table(config.installation));
+        Ok(Self { links: Links::connect()?, nft, config })
+    }
+
+    fn bridge(&self, network: &Token) -> String {
+        names::bridge(self.config.installation, network)
+    }
+
+    fn def(&self, network: &Token) -> Result<&NetworkDef, NetworkError> {
+        let found = self.config.networks.iter().find(|def| def.name == *network);
+        found.ok_or_else(|| NetworkError::UnknownNetwork { network: network.clone() })
+    }
+
+    /// Bridges, addresses, routing and the static rules.
+    ///
+    /// # Errors
+    /// A step fails; what was done before it stays and is found again.
+    pub async fn ensure_base(&self) -> Result<(), NetworkError> {
+        let mut nets = Vec::new();
+        for def in &self.config.networks {
+            let bridge = self.bridge(&def.name);
+            let subnet = def.subnet.trunc();
+            if let Some(other) = self.links.conflict(subnet, &bridge).await? {
+                return Err(NetworkError::Overlap { network: def.name.clone(), subnet, other });
+            }
+            let alias = names::bridge_alias(self.config.installation, &def.name);
+            self.links.ensure_bridge(&bridge, &alias, gateway(subnet), subnet.prefix_len()).await?;
+            nets.push(BaseNet { bridge, subnet, isolate: def.isolate, egress_deny: def.egress_deny.clone() });
+        }
+        // The rules before the routing: at no moment is a guest's traffic routed without them.
+        self.nft.ensure_base(&nets).await?;
+        if !nets.is_empty() {
+            switch_on(IP_FORWARD).map_err(NetworkError::Forwarding)?;
+        }
+        Ok(())
+    }
+
+    /// TAPs of a VM under their bridges; without elements no packet of theirs passes.
+    ///
+    /// # Errors
+    /// A step fails; the TAPs that it made are removed again.
+    pub async fn plug(&self, vm: &VmNet) -> Result<(), NetworkError> {
+        for nic in &vm.nics {
+            if let Err(error) = self.plug_one(vm, nic).await {
+                // The first failure counts; what cannot be removed is found by the sweep.
+                let _ = self.unplug(vm.vm_id, &vm.nics).await;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn plug_one(&self, vm: &VmNet, nic: &NicLease) -> Result<(), NetworkError> {
+        let def = self.def(&nic.network)?;
+        let alias = names::tap_alias(self.config.installation, vm.vm_id);
+        let existing = self.links.get(&nic.tap).await?;
+        // A TAP that a VMM uses is busy and needs no ioctl: this is an adoption.
+        let in_use = existing.as_ref().is_some_and(|l| l.alias.as_deref() == Some(&alias) && l.carrier);
+        if !in_use {
+            let (tap, uid) = (nic.tap.clone(), vm.uid);
+            let made = tokio::task::spawn_blocking(move || tap::ensure(&tap, uid)).await;
+            made.map_err(|_| NetworkError::NoAnswer)??;
+        }
+        self.links.ensure_port(&nic.tap, &alias, &self.bridge(&nic.network), def.isolate).await?;
+        Ok(())
+    }
+
+    /// Removes the TAPs of a VM; they may be gone already.
+    ///
+    /// # Errors
+    /// A TAP cannot be removed; the others were.
+    pub async fn unplug(&self, vm_id: VmId, nics: &[NicLease]) -> Result<(), NetworkError> {
+        let alias = names::tap_alias(self.config.installation, vm_id);
+        let mut result = Ok(());
+        for nic in nics {
+            let removed = match self.links.delete(&nic.tap, &alias).await {
+                // Made, but not yet marked: nobody else uses such a name.
+                Err(LinkError::NotOurs { alias: None, .. }) => {
+                    let tap = nic.tap.clone();
+                    match tokio::task::spawn_blocking(move || tap::remove(&tap)).await {
+                        Ok(removed) => removed.map_err(NetworkError::from),
+                        Err(_) => Err(NetworkError::NoAnswer),
+                    }
+                }
+                other => other.map_err(NetworkError::from),
+            };
+            result = result.and(removed);
+        }
+        result
+    }
+
+    /// Adds and removes the elements of many VMs in one transaction.
+    ///
+    /// # Errors
+    /// The firewall refuses; nothing was changed.
+    pub async fn change(&self, add: &[&NicLease], remove: &[&NicLease]) -> Result<(), NetworkError> {
+        let ports = |nics: &[&NicLease]| nics.iter().map(|nic| port(nic)).collect::<Vec<_>>();
+        let (add, remove) = (ports(add), ports(remove));
+        self.nft.change(&add.iter().collect::<Vec<_>>(), &remove.iter().collect::<Vec<_>>()).await?;
+        Ok(())
+    }
+
+    /// What carries our marks and belongs to none of `known`. Removes nothing.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub async fn sweep(&self, known: &HashSet<VmId>) -> Result<SweepReport, NetworkError> {
+        let mut report = SweepReport::default();
+        let links = self.links.list().await?;
+        for link in &links {
+            match link.alias.as_deref().and_then(names::read_alias) {
+                Some(Mark::Tap(owner, vm_id)) if owner == self.config.installation => {
+                    if !known.contains(&vm_id) {
+                        report.leftovers.push(Leftover { tap: link.name.clone(), vm_id });
+                    }
+                }
+                Some(Mark::Bridge(owner, _)) if owner == self.config.installation => {}
+                Some(_) => report.foreign += 1,
+                None => {}
+            }
+        }
+        let present: HashSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
+        report.stale_elements = self.nft.taps().await?;
+        report.stale_elements.retain(|tap| !present.contains(tap.as_str()));
+        Ok(report)
+    }
+
+    /// Removes the tables and bridges of this installation.
+    ///
+    /// # Errors
+    /// A step fails; those after it were tried all the same.
+    pub async fn teardown(&self) -> Result<(), NetworkError> {
+        let mut result = self.nft.teardown().await.map_err(NetworkError::from);
+        for link in self.links.list().await? {
+            let Some(alias) = link.alias.as_deref() else { continue };
+            if let Some(Mark::Bridge(owner, _)) = names::read_alias(alias)
+                && owner == self.config.installation
+            {
+                let removed = self.links.delete(&link.name, alias).await;
+                result = result.and(removed.map_err(NetworkError::from));
+            }
+        }
+        result
+    }
+}
+
+/// What the VM's status says about its interfaces.
+#[must_use]
+pub fn statuses(nics: &[NicLease]) -> Vec<NicStatus> {
+    nics.iter().map(NicLease::status).collect()
+}
+
+fn port(nic: &NicLease) -> Port {
+    Port { tap: nic.tap.clone(), mac: nic.mac.clone(), ipv4: nic.ipv4 }
+}
+
+fn switch_on(path: &str) -> io::Result<()> {
+    if fs::read_to_string(path)?.trim() != "1" {
+        fs::write(path, "1")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,454 @@
+//! The root: starts everything in order, supervises it, and stops it in reverse.
+//!
+//! Order of start: journal · bus · network · manager with adoption · subscriptions. The bus may be
+//! absent: the host then adopts its VMs, keeps them, and subscribes when the bus is there.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use drover_schemas::blob::Blob;
+use drover_schemas::body::host::HostRecord;
+use drover_schemas::subject::{Family, PoolVerb, Subjects};
+use drover_schemas::{Token, codec};
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use crate::bus::assets::AssetsConfig;
+use crate::bus::claims::{ClaimError, Claims};
+use crate::bus::connect::{Bus, BusConfig, ConnectError, connect};
+use crate::bus::egress::{self, EgressConfig};
+use crate::chain;
+use crate::host::{HostState, SubnetError, Totals};
+use crate::hypervisor::cgroup::Cgroups;
+use crate::hypervisor::notify::NotifySocket;
+use crate::hypervisor::run_dir::{RunRoot, RunRootError};
+use crate::images::Images;
+use crate::ingress::request::ReplyPolicy;
+use crate::journal::{self, JournalConfig, JournalHandle, OpenError};
+use crate::manager::{Directory, Manager, ManagerArgs, ManagerMsg};
+use crate::metrics::Metrics;
+use crate::network::{NetworkConfig, NetworkDef, NetworkError, NetworkHandle};
+use crate::router::{HostPhase, Router};
+use crate::services::{Limits, Programs, Services, Shared, now_ms};
+use crate::spec::Templates;
+
+/// What this version offers, for peers of other versions.
+pub const FEATURES: &[&str] = &["vm.v1", "guest.v1", "events.v1", "streams.v1"];
+/// How often a host says that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How often gauges are read.
+const GAUGES: Duration = Duration::from_secs(5);
+/// How long finished requests are looked for.
+const PRUNE: Duration = Duration::from_secs(600);
+
+/// Everything that a host is started with, checked.
+#[derive(Debug)]
+pub struct HostSetup {
+    /// Name of the host.
+    pub host: Token,
+    /// First token of every subject.
+    pub root: Token,
+    /// The journal's folder.
+    pub state: PathBuf,
+    /// Where VMs have their run directories.
+    pub run: PathBuf,
+    /// Where VMs have their disks.
+    pub disks: PathBuf,
+    /// The control connection; the bulk connection is alike.
+    pub bus: BusConfig,
+    /// JetStream assets.
+    pub assets: AssetsConfig,
+    /// Networks.
+    pub networks: Vec<NetworkDef>,
+    /// The `nft` program.
+    pub nft: PathBuf,
+    /// Images.
+    pub images: Images,
+    /// Templates.
+    pub templates: Templates,
+    /// Programs.
+    pub programs: Programs,
+    /// Limits.
+    pub limits: Limits,
+    /// What may be promised.
+    pub totals: Totals,
+    /// Prefixes of reply subjects beside the usual ones.
+    pub reply_prefixes: Vec<String>,
+}
+
+/// A host cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The journal cannot be opened.
+    #[error("open the journal in {path}")]
+    Journal {
+        /// The state folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<OpenError>,
+    },
+    /// The journal cannot be read.
+    #[error("read the journal in {path}")]
+    Load {
+        /// The state folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<crate::journal::JournalError>,
+    },
+    /// The bus is configured wrongly.
+    #[error("connect to the bus")]
+    Bus {
+        /// Why.
+        #[source]
+        source: Box<ConnectError>,
+    },
+    /// The run directory cannot be used.
+    #[error("use the run directory {path}")]
+    Run {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: RunRootError,
+    },
+    /// The notification socket cannot be made.
+    #[error("make the socket for notifications")]
+    Notify {
+        /// Why.
+        #[source]
+        source: crate::hypervisor::notify::NotifyError,
+    },
+    /// The networks cannot be made.
+    #[error("make the host's networks")]
+    Network {
+        /// Why.
+        #[source]
+        source: Box<NetworkError>,
+    },
+    /// A subnet has no room.
+    #[error("use the configured subnets")]
+    Subnet {
+        /// Why.
+        #[source]
+        source: SubnetError,
+    },
+    /// An actor did not start.
+    #[error("start the actor {actor}")]
+    Actor {
+        /// Which.
+        actor: &'static str,
+        /// Why.
+        #[source]
+        source: Box<ractor::SpawnErr>,
+    },
+}
+
+/// The root actor.
+#[derive(Debug)]
+pub struct Root;
+
+/// The state of the root.
+#[derive(Debug, Default)]
+pub struct RootState {
+    failed: Option<oneshot::Sender<String>>,
+}
+
+impl Actor for Root {
+    type Msg = ();
+    type State = RootState;
+    type Arguments = oneshot::Sender<String>;
+
+    async fn pre_start(&self, _: ActorRef<()>, failed: Self::Arguments) -> Result<RootState, ActorProcessingErr> {
+        Ok(RootState { failed: Some(failed) })
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<()>,
+        event: SupervisionEvent,
+        state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
+        let reason = match event {
+            SupervisionEvent::ActorFailed(cell, error) => Some(format!("{:?} failed: {error}", cell.get_name())),
+            SupervisionEvent::ActorTerminated(..)
+            | SupervisionEvent::ActorStarted(_)
+            | SupervisionEvent::ProcessGroupChanged(_) => None,
+        };
+        // The manager and the network hold the host together: without one of them the daemon ends and
+        // is started again. Every VM lives on.
+        if let (Some(reason), Some(failed)) = (reason, state.failed.take()) {
+            let _ = failed.send(reason);
+        }
+        Ok(())
+    }
+}
+
+/// A host that runs.
+#[derive(Debug)]
+pub struct RunningHost {
+    /// What the host's parts share.
+    pub services: Shared,
+    /// How the bus stands.
+    pub bus: Bus,
+    /// What the daemon is doing.
+    pub phase: watch::Receiver<HostPhase>,
+    root: ActorRef<()>,
+    manager: ActorRef<ManagerMsg>,
+    network: ActorRef<crate::network::NetworkMsg>,
+    tasks: Vec<JoinHandle<()>>,
+    failed: oneshot::Receiver<String>,
+}
+
+/// Starts a host.
+///
+/// # Errors
+/// [`StartError`]; nothing of any VM was touched.
+pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
+    let (journal, snapshot) = open_journal(&setup).await?;
+    let installation = journal.installation();
+    let bus_error = |source| StartError::Bus { source: Box::new(source) };
+    let bus = connect(&setup.bus).await.map_err(bus_error)?;
+    let bulk_config = BusConfig { name: format!("{} bulk", setup.bus.name), ..setup.bus.clone() };
+    let bulk = connect(&bulk_config).await.map_err(bus_error)?;
+    let run_error = |source| StartError::Run { path: setup.run.clone(), source };
+    let run_root = RunRoot::new(&setup.run).map_err(run_error)?;
+    run_root.create().map_err(run_error)?;
+    let notify = NotifySocket::bind(&run_root).map_err(|source| StartError::Notify { source })?;
+    let state = HostState::new(installation, setup.totals, &setup.networks, &snapshot)
+        .map_err(|source| StartError::Subnet { source })?;
+    let (failed_tx, failed) = oneshot::channel();
+    let (root, _) = Actor::spawn(Some("root".into()), Root, failed_tx).await.map_err(actor("root"))?;
+    let network_config = NetworkConfig { installation, networks: setup.networks, nft: setup.nft };
+    let network = NetworkHandle::spawn(network_config, &root.get_cell()).await.map_err(actor("network"))?;
+    network.ensure_base().await.map_err(|source| StartError::Network { source: Box::new(source) })?;
+    let events_stream = setup.assets.events_stream();
+    let (egress, reports) = egress::start(journal.clone(), bus.clone(), EgressConfig::new(setup.assets.clone()));
+    let claims = Claims::new(async_nats::jetstream::new(bus.client.clone()), &setup.assets);
+    let services = Arc::new(Services {
+        host: setup.host,
+        installation,
+        subjects: Subjects::new(setup.root),
+        client: bus.client.clone(),
+        bulk: bulk.client.clone(),
+        journal,
+        egress,
+        claims,
+        network: network.clone(),
+        images: setup.images,
+        templates: setup.templates,
+        run_root,
+        disks: setup.disks,
+        cgroups: Cgroups::open(installation),
+        programs: setup.programs,
+        limits: setup.limits,
+        state,
+        metrics: Metrics::default(),
+        events_stream,
+    });
+    let directory = Arc::new(Directory::default());
+    for row in &snapshot.vms {
+        directory.insert(row);
+    }
+    let args = ManagerArgs { services: services.clone(), directory: Arc::clone(&directory) };
+    let (manager, _) =
+        Actor::spawn_linked(Some("manager".into()), Manager, args, root.get_cell()).await.map_err(actor("manager"))?;
+    let (phase_tx, phase) = watch::channel(HostPhase::Adopting);
+    let policy = ReplyPolicy::new(&setup.reply_prefixes);
+    let router = Router::new(services.clone(), Arc::clone(&directory), manager.clone(), policy, phase.clone());
+    directory.set_router(router.clone());
+    let adopted = snapshot.vms.len();
+    let known = snapshot.vms.iter().map(|row| row.vm_id).collect();
+    match network.sweep(known).await {
+        Ok(report) if !report.leftovers.is_empty() || !report.stale_elements.is_empty() => {
+            warn!(?report, "things of this installation without a VM were found; they are left alone");
+        }
+        Ok(_) => {}
+        Err(failure) => warn!(error = %chain(&failure), "leftovers could not be looked for"),
+    }
+    let tasks = vec![
+        tokio::spawn(crate::subscribe::subscribe_all(services.clone(), Arc::clone(&directory), router, bus.clone())),
+        tokio::spawn(forward_hints(notify, manager.clone())),
+        tokio::spawn(heartbeats(services.clone(), bus.clone(), phase.clone())),
+        tokio::spawn(gauges(services.clone(), bus.clone())),
+        tokio::spawn(take_reports(reports)),
+        tokio::spawn(prune(services.clone())),
+    ];
+    for row in snapshot.vms {
+        let _ = manager.cast(ManagerMsg::Adopt(Box::new(row)));
+    }
+    let (done, when_adopted) = oneshot::channel();
+    let _ = manager.cast(ManagerMsg::WhenAdopted(done));
+    tokio::spawn(async move {
+        let _ = when_adopted.await;
+        info!(vms = adopted, "ready");
+        let _ = phase_tx.send(HostPhase::Ready);
+        // The phase lives as long as somebody listens.
+        phase_tx.closed().await;
+    });
+    Ok(RunningHost {
+        services,
+        bus,
+        phase,
+        root,
+        manager,
+        network: network.actor().clone(),
+        tasks,
+        failed,
+    })
+}
+
+fn actor(actor: &'static str) -> impl Fn(ractor::SpawnErr) -> StartError {
+    move |source| StartError::Actor { actor, source: Box::new(source) }
+}
+
+async fn open_journal(setup: &HostSetup) -> Result<(JournalHandle, crate::journal::Snapshot), StartError> {
+    let path = setup.state.clone();
+    let config = JournalConfig::new(&path);
+    let opened = tokio::task::spawn_blocking(move || {
+        let journal = journal::open(&config).map_err(|source| (Some(source), None))?;
+        let snapshot = journal.load().map_err(|source| (None, Some(source)))?;
+        Ok((journal, snapshot))
+    })
+    .await;
+    let (journal, snapshot) = match opened {
+        Ok(Ok(both)) => both,
+        Ok(Err((Some(source), _))) => {
+            return Err(StartError::Journal { path, source: Box::new(source) });
+        }
+        Ok(Err((None, Some(source)))) => return Err(StartError::Load { path, source: Box::new(source) }),
+        Ok(Err((None, None))) | Err(_) => {
+            let source = Box::new(ractor::SpawnErr::StartupFailed("the journal's reader was lost".into()));
+            return Err(StartError::Actor { actor: "journal", source });
+        }
+    };
+    for row in &snapshot.unreadable {
+        error!(table = row.table, key = row.key, reason = row.reason, "a row of the journal cannot be read and is left alone");
+    }
+    Ok((journal, snapshot))
+}
+
+impl RunningHost {
+    /// Waits until a part of the host is lost for good; answers which.
+    pub async fn failed(&mut self) -> String {
+        match (&mut self.failed).await {
+            Ok(reason) => reason,
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Waits until every VM of the journal was adopted.
+    pub async fn ready(&self) {
+        let mut phase = self.phase.clone();
+        let _ = phase.wait_for(|p| *p != HostPhase::Adopting).await;
+    }
+
+    /// Stops the daemon's parts in order within `deadline`. VMs live on.
+    pub async fn shutdown(self, deadline: Duration) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.manager.stop(None);
+        if self.manager.wait(Some(deadline)).await.is_err() {
+            warn!("the manager did not stop in time");
+        }
+        self.services.egress.stop();
+        self.network.stop(None);
+        self.root.stop(None);
+        let _ = self.root.wait(Some(Duration::from_secs(1))).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.services.client.flush()).await;
+    }
+}
+
+async fn forward_hints(notify: NotifySocket, manager: ActorRef<ManagerMsg>) {
+    loop {
+        match notify.recv().await {
+            Ok(vm_id) => {
+                let _ = manager.cast(ManagerMsg::Look { vm_id });
+            }
+            Err(failure) => {
+                warn!(error = %failure, "the notification socket failed");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+async fn heartbeats(services: Shared, bus: Bus, phase: watch::Receiver<HostPhase>) {
+    loop {
+        bus.connected().await;
+        let record = HostRecord {
+            host: services.host.clone(),
+            installation: services.installation,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
+            capacity: services.state.capacity(),
+            labels: std::collections::BTreeMap::new(),
+            accepting: *phase.borrow() == HostPhase::Ready,
+            written_unix_ms: now_ms(),
+        };
+        let pause = match codec::encode(&record) {
+            Ok(bytes) => {
+                match services.claims.heartbeat(&services.host, services.installation, Blob::from(bytes)).await {
+                    Ok(_) => HEARTBEAT,
+                    Err(failure @ ClaimError::HostTaken { .. }) => {
+                        error!(error = %chain(&failure), "the name of this host is taken");
+                        HEARTBEAT
+                    }
+                    Err(failure) => {
+                        warn!(error = %chain(&failure), "a heartbeat was not stored");
+                        Duration::from_secs(1)
+                    }
+                }
+            }
+            Err(_) => HEARTBEAT,
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn gauges(services: Shared, bus: Bus) {
+    let metrics = &services.metrics;
+    loop {
+        let (connected, slow) = {
+            let state = bus.state.borrow();
+            (state.connected, state.slow_consumers)
+        };
+        metrics.bus_connected.set(i64::from(connected));
+        metrics.slow_consumers.set(i64::try_from(slow).unwrap_or(i64::MAX));
+        metrics.outbox_events.set(i64::try_from(services.journal.outbox_used().0).unwrap_or(i64::MAX));
+        let published = services.egress.counters().published.load(std::sync::atomic::Ordering::Relaxed);
+        metrics.events_published.set(published);
+        tokio::time::sleep(GAUGES).await;
+    }
+}
+
+async fn take_reports(mut reports: tokio::sync::mpsc::Receiver<egress::EgressReport>) {
+    // They are logged where they are made; taking them keeps the channel free.
+    while reports.recv().await.is_some() {}
+}
+
+async fn prune(services: Shared) {
+    loop {
+        tokio::time::sleep(PRUNE).await;
+        let now = now_ms();
+        let batch = journal::Batch::new().essential().with(journal::Op::Prune {
+            requests_before_unix_ms: now.saturating_sub(journal::REQUEST_WINDOW_MS),
+            now_unix_ms: now,
+        });
+        if let Err(failure) = services.journal.commit(batch).await {
+            warn!(error = %chain(&failure), "old requests could not be forgotten");
+        }
+    }
+}
+
+/// The subjects of pool verbs and registries.
+#[must_use]
+pub fn shared_subjects(subjects: &Subjects) -> Vec<String> {
+    let pool = PoolVerb::ALL.into_iter().map(|verb| subjects.pool_wildcard(verb));
+    pool.chain(Family::ALL.into_iter().map(|family| subjects.registry_wildcard(family))).collect()
+}

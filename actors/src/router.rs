@@ -1,0 +1,331 @@
+//! From a subject to what answers it. Every request that gets here is answered, by a result or a coded
+//! error, within its deadline.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, Message};
+use drover_schemas::body::guest::{ExecReply, ExecRequest, GetRequest, GuestShutdownRequest, PutRequest};
+use drover_schemas::body::vm::{
+    ChangeReply, ChangeRequest, ListReply, ListRequest, LogSource, LogsReply, LogsRequest, LookupReply, LookupRequest,
+    ShutdownRequest, StopRequest, ValidateReply, ValidateRequest, Wait,
+};
+use drover_schemas::state::Verb;
+use drover_schemas::stream::Channel;
+use drover_schemas::subject::{Family, PoolVerb, Subject};
+use drover_schemas::verbs::{self, Plane};
+use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, codec, headers};
+use ractor::ActorRef;
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout_at;
+use tracing::{Instrument as _, debug, info_span};
+
+use crate::bus::claims::{NameKey, Phase};
+use crate::create::{Creator, interrupted};
+use crate::ingress::permits::{Permit, Permits};
+use crate::ingress::request::{ReplyPolicy, Request, header};
+use crate::manager::{Directory, ManagerMsg, Slot};
+use crate::metrics::RequestLabels;
+use crate::services::{Shared, now_ms};
+use crate::stream::{self, Shape};
+use crate::vm::explain::{config_text, explain};
+use crate::vm::guest_calls;
+use crate::vm::message::{View, VmMsg};
+use crate::vm::row::status;
+
+mod changes;
+mod events;
+mod guest;
+mod pool;
+
+/// The reply leaves this long before the caller stops waiting.
+const MARGIN: Duration = Duration::from_millis(50);
+/// Requests in flight of the whole host.
+const HOST_PERMITS: usize = 1_024;
+/// Requests in flight of one namespace.
+const NAMESPACE_PERMITS: usize = 256;
+
+/// What the daemon is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostPhase {
+    /// VMs of the journal are being adopted.
+    Adopting,
+    /// Everything is answered.
+    Ready,
+    /// No new VMs are taken.
+    Draining,
+}
+
+impl HostPhase {
+    /// Its name in `host.info` and in errors.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Adopting => "adopting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// Routes requests; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Router {
+    services: Shared,
+    directory: Arc<Directory>,
+    creator: Creator,
+    permits: Permits,
+    policy: ReplyPolicy,
+    phase: watch::Receiver<HostPhase>,
+    started_unix_ms: u64,
+}
+
+type Answer = Result<Reply, ErrorBody>;
+
+/// A reply, encoded in the request's format when it is sent; or a stream that goes on by itself.
+enum Reply {
+    Body(Vec<u8>),
+    Stream(Vec<u8>, std::pin::Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
+impl Router {
+    /// A router of this host.
+    #[must_use]
+    pub fn new(
+        services: Shared,
+        directory: Arc<Directory>,
+        manager: ActorRef<ManagerMsg>,
+        policy: ReplyPolicy,
+        phase: watch::Receiver<HostPhase>,
+    ) -> Self {
+        let creator = Creator::new(services.clone(), Arc::clone(&directory), manager);
+        let permits = Permits::new(HOST_PERMITS, NAMESPACE_PERMITS);
+        Self { services, directory, creator, permits, policy, phase, started_unix_ms: now_ms() }
+    }
+
+    /// Takes a message off a subscription. Does nothing that could wait but for the reply of a refusal.
+    pub async fn accept(&self, client: &Client, message: Message) {
+        let Some(subject) = self.services.subjects.parse(&message.subject) else {
+            return self.refuse_unknown(client, message).await;
+        };
+        let namespace = namespace_of(&subject).cloned().unwrap_or_else(|| self.services.host.clone());
+        let Ok(request) = Request::read(client, &self.policy, subject, message).await else { return };
+        let permit = match self.permits.acquire(&namespace) {
+            Ok(permit) => permit,
+            Err(error) => {
+                self.services.metrics.busy.inc();
+                return request.responder.error(error).await;
+            }
+        };
+        if !request.wants_reply() && request.request_id.is_none() {
+            // Nobody could ever learn the outcome.
+            debug!(subject = ?request.subject, "dropped a request without reply subject and id");
+            return;
+        }
+        let router = self.clone();
+        let span = info_span!("request", id = ?request.request_id, subject = ?request.subject);
+        tokio::spawn(async move { router.handle(request, permit).await }.instrument(span));
+    }
+
+    async fn refuse_unknown(&self, client: &Client, message: Message) {
+        let text: String = message.subject.chars().take(200).collect();
+        let vm = Token::new("unknown");
+        let (Ok(ns), Ok(name), Ok(verb)) = (vm.clone(), vm.clone(), vm) else { return };
+        let subject = Subject::Vm { ns, name, verb };
+        let Ok(request) = Request::read(client, &self.policy, subject, message).await else { return };
+        let error = ErrorBody::new(
+            ErrorCode::InvalidArgument,
+            format!(
+                "{text:?} is not a subject of this contract; verbs of a VM are {}, of its guest {}",
+                verbs::names(Plane::Vm),
+                verbs::names(Plane::VmGuest)
+            ),
+        );
+        request.responder.error(error).await;
+    }
+
+    async fn handle(self, request: Request, permit: Permit) {
+        let began = Instant::now();
+        let (verb, known) = label_of(&request.subject);
+        let due = tokio::time::Instant::from_std(request.deadline.checked_sub(MARGIN).unwrap_or(request.deadline));
+        let answer = if known {
+            // The answer is boxed: requests differ much in size, and most are small.
+            match timeout_at(due, Box::pin(self.answer(&request, permit))).await {
+                Ok(answer) => answer,
+                Err(_) => Err(ErrorBody::new(
+                    ErrorCode::DeadlineExceeded,
+                    "the outcome is not known yet; repeat the request with the same id, or watch its events",
+                )),
+            }
+        } else {
+            Err(unknown_verb(&request.subject))
+        };
+        let code = match &answer {
+            Ok(_) => "ok",
+            Err(error) => error.code.as_str(),
+        };
+        let metrics = &self.services.metrics;
+        metrics.requests.get_or_create(&RequestLabels { verb, code }).inc();
+        metrics.request_duration.observe(began.elapsed().as_secs_f64());
+        match answer {
+            Ok(Reply::Body(body)) => request.responder.ok_bytes(body.into()).await,
+            Ok(Reply::Stream(body, pump)) => {
+                request.responder.ok_bytes(body.into()).await;
+                pump.await;
+            }
+            Err(error) => request.responder.error(error).await,
+        }
+    }
+
+    async fn answer(&self, request: &Request, permit: Permit) -> Answer {
+        match &request.subject {
+            Subject::VmPool { ns, verb } => self.pool(ns, *verb, request).await,
+            Subject::Vm { ns, name, verb } => self.vm(ns, name, verb.as_str(), request, permit).await,
+            Subject::Guest { ns, name, verb } => self.guest(ns, name, verb.as_str(), request).await,
+            Subject::Registry { ns, family: Family::Events, verb } if verb.as_str() == "read" => {
+                let body = request.decode()?;
+                body_of(request, &events::read(&self.services, ns, body).await?)
+            }
+            Subject::Registry { family, .. } => Err(ErrorBody::new(
+                ErrorCode::Unsupported,
+                format!("{} verbs are not offered by this version", family.as_str()),
+            )),
+            Subject::Host { verb, .. } => self.host(verb, request).await,
+            _ => Err(unknown_verb(&request.subject)),
+        }
+    }
+
+    fn slot(&self, ns: &Token, name: &Token) -> Result<Arc<Slot>, ErrorBody> {
+        self.directory.get(ns, name).ok_or_else(|| {
+            ErrorBody::new(ErrorCode::NotFound, format!("there is no VM {name:?} in namespace {ns:?} on this host"))
+        })
+    }
+
+    fn actor(&self, ns: &Token, name: &Token) -> Result<crate::vm::actor::VmRef, ErrorBody> {
+        self.slot(ns, name)?.actor().ok_or_else(adopting)
+    }
+
+    async fn view(&self, ns: &Token, name: &Token) -> Result<Box<View>, ErrorBody> {
+        let (reply, view) = oneshot::channel();
+        let _ = self.actor(ns, name)?.cast(VmMsg::View(reply));
+        view.await.map_err(|_| interrupted())
+    }
+
+    async fn vm(&self, ns: &Token, name: &Token, verb: &str, request: &Request, permit: Permit) -> Answer {
+        match verb {
+            "get" => {
+                let _: Empty = request.decode()?;
+                let view = self.view(ns, name).await?;
+                body_of(request, &status(&self.services.host, &view.row, &view.machine, &view.live, true))
+            }
+            "logs" => {
+                let body: LogsRequest = request.decode()?;
+                let vm_id = self.slot(ns, name)?.vm_id;
+                let dir = self.services.run_root.vm(vm_id);
+                let max = usize::try_from(body.tail_bytes.unwrap_or(64 << 10).min(256 << 10)).unwrap_or(0);
+                let logs = tokio::task::spawn_blocking(move || read_log(&dir, body.source, max)).await;
+                body_of(request, &logs.map_err(|_| interrupted())??)
+            }
+            "explain" => {
+                let _: Empty = request.decode()?;
+                let view = self.view(ns, name).await?;
+                let history = events::history(&self.services, ns, name).await.unwrap_or_default();
+                body_of(request, &explain(&self.services, &view, history))
+            }
+            _ => {
+                let reply = changes::change(self, ns, name, verb, request, permit).await?;
+                body_of(request, &reply)
+            }
+        }
+    }
+
+    async fn host(&self, verb: &str, request: &Request) -> Answer {
+        match verb {
+            "info" => {
+                let _: Empty = request.decode()?;
+                body_of(request, &pool::host_info(self).await)
+            }
+            "create" => {
+                let namespace = header(&request.headers, headers::NAMESPACE).ok_or_else(|| {
+                    let message = format!("header {} is missing", headers::NAMESPACE);
+                    ErrorBody::new(ErrorCode::InvalidArgument, message)
+                })?;
+                let namespace = Token::new(namespace)
+                    .map_err(|e| ErrorBody::new(ErrorCode::InvalidArgument, format!("namespace: {e}")))?;
+                body_of(request, &self.creator.create(&namespace, request).await?)
+            }
+            _ => Err(unknown_verb(&request.subject)),
+        }
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Empty {}
+
+/// Encodes a reply in the request's format.
+fn body_of<T: serde::Serialize>(request: &Request, value: &T) -> Answer {
+    codec::encode_as(request.format, value)
+        .map(Reply::Body)
+        .map_err(|e| ErrorBody::new(ErrorCode::Internal, format!("the reply could not be encoded: {e}")))
+}
+
+fn adopting() -> ErrorBody {
+    ErrorBody::new(ErrorCode::Unavailable, "the host has just started and is finding out how the VM is; repeat the request")
+        .with("phase", "adopting")
+}
+
+const fn namespace_of(subject: &Subject) -> Option<&Token> {
+    match subject {
+        Subject::VmPool { ns, .. }
+        | Subject::Vm { ns, .. }
+        | Subject::Guest { ns, .. }
+        | Subject::Registry { ns, .. } => Some(ns),
+        _ => None,
+    }
+}
+
+/// The verb for metrics, and whether the table has it.
+fn label_of(subject: &Subject) -> (&'static str, bool) {
+    let found = match subject {
+        Subject::VmPool { verb, .. } => verbs::find(Plane::Pool, verb.as_str()),
+        Subject::Vm { verb, .. } => verbs::find(Plane::Vm, verb.as_str()),
+        Subject::Guest { verb, .. } => verbs::find(Plane::VmGuest, verb.as_str()),
+        Subject::Host { verb, .. } => verbs::find(Plane::Host, verb),
+        Subject::Registry { family: Family::Events, verb, .. } => verbs::find(Plane::Events, verb.as_str()),
+        Subject::Registry { .. } => return ("registry", true),
+        _ => None,
+    };
+    found.map_or(("unknown", false), |row| (row.verb, true))
+}
+
+fn unknown_verb(subject: &Subject) -> ErrorBody {
+    let (plane, verb) = match subject {
+        Subject::Guest { verb, .. } => (Plane::VmGuest, verb.as_str().to_owned()),
+        Subject::Host { verb, .. } => (Plane::Host, verb.clone()),
+        Subject::Vm { verb, .. } => (Plane::Vm, verb.to_string()),
+        Subject::Registry { verb, .. } => (Plane::Events, verb.to_string()),
+        _ => (Plane::Pool, String::new()),
+    };
+    let known = verbs::names(plane);
+    let names: Vec<&str> = known.split(", ").collect();
+    let hint = crate::spec::closest(&verb, &names).map(|c| format!("did you mean {c:?}? ")).unwrap_or_default();
+    ErrorBody::new(ErrorCode::Unsupported, format!("there is no verb {verb:?} here; {hint}known: {known}"))
+}
+
+fn read_log(dir: &crate::hypervisor::run_dir::RunDir, source: LogSource, max: usize) -> Result<LogsReply, ErrorBody> {
+    let failed = |e: std::io::Error| {
+        ErrorBody::new(ErrorCode::Internal, format!("the log cannot be read: {e}"))
+    };
+    match source {
+        LogSource::Console => {
+            match crate::hypervisor::ring::tail(dir, crate::hypervisor::record::file::CONSOLE, max) {
+                Ok(chunk) => Ok(LogsReply { data: chunk.data.into(), offset: chunk.offset }),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    Ok(LogsReply { data: Vec::new().into(), offset: 0 })
+                }
+                Err(e) => Err(failed(e)),
+            }
+        }
+        LogSource::Vmm => Ok(LogsReply { data: dir.stderr_tail(max).into_bytes().into(), offset: 0 }),
+    }
+}

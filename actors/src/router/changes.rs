@@ -1,0 +1,88 @@
+//! Verbs that change a VM: decoded here, decided and remembered by its actor.
+
+use super::{
+    ChangeReply, ChangeRequest, ErrorBody, Request, RequestId, Router, ShutdownRequest, StopRequest, Token, Verb,
+    VmMsg, Wait, interrupted, oneshot, unknown_verb,
+};
+use crate::ingress::permits::Permit;
+use crate::vm::message::Change;
+use drover_schemas::VmId;
+
+const SHUTDOWN_MS: u64 = 60_000;
+const SHUTDOWN_MAX_MS: u64 = 90_000;
+const STOP_GRACE_MS: u64 = 10_000;
+const STOP_GRACE_MAX_MS: u64 = 60_000;
+
+struct Decoded {
+    verb: Verb,
+    name: &'static str,
+    if_vm_id: Option<VmId>,
+    if_revision: Option<u64>,
+    wait: Option<Wait>,
+    time_ms: u64,
+}
+
+fn decode(verb: &str, request: &Request) -> Result<Decoded, ErrorBody> {
+    let plain = |verb, name| -> Result<Decoded, ErrorBody> {
+        let body: ChangeRequest = request.decode()?;
+        let ChangeRequest { if_vm_id, if_revision, wait } = body;
+        Ok(Decoded { verb, name, if_vm_id, if_revision, wait, time_ms: 0 })
+    };
+    match verb {
+        "start" => plain(Verb::Start, "start"),
+        "reboot" => plain(Verb::Reboot, "reboot"),
+        "pause" => plain(Verb::Pause, "pause"),
+        "resume" => plain(Verb::Resume, "resume"),
+        "delete" => plain(Verb::Delete, "delete"),
+        "shutdown" => {
+            let ShutdownRequest { if_vm_id, if_revision, timeout_ms } = request.decode()?;
+            let time_ms = timeout_ms.unwrap_or(SHUTDOWN_MS).min(SHUTDOWN_MAX_MS);
+            Ok(Decoded { verb: Verb::Shutdown, name: "shutdown", if_vm_id, if_revision, wait: None, time_ms })
+        }
+        "stop" => {
+            let StopRequest { if_vm_id, if_revision, grace_ms, force } = request.decode()?;
+            let verb = if force { Verb::StopForce } else { Verb::Stop };
+            let time_ms = grace_ms.unwrap_or(STOP_GRACE_MS).min(STOP_GRACE_MAX_MS);
+            Ok(Decoded { verb, name: "stop", if_vm_id, if_revision, wait: None, time_ms })
+        }
+        _ => Err(unknown_verb(&request.subject)),
+    }
+}
+
+pub(super) async fn change(
+    router: &Router,
+    ns: &Token,
+    name: &Token,
+    verb: &str,
+    request: &Request,
+    permit: Permit,
+) -> Result<ChangeReply, ErrorBody> {
+    let decoded = decode(verb, request)?;
+    let actor = router.actor(ns, name)?;
+    if decoded.verb == Verb::Start {
+        reserve(router, &actor).await?;
+    }
+    let (reply, outcome) = oneshot::channel();
+    let change = Change {
+        verb: decoded.verb,
+        name: decoded.name,
+        if_vm_id: decoded.if_vm_id,
+        if_revision: decoded.if_revision,
+        wait: decoded.wait,
+        time_ms: decoded.time_ms,
+        request_id: request.request_id.unwrap_or_else(RequestId::generate),
+        digest: request.digest(),
+        reply,
+        permit,
+    };
+    let _ = actor.cast(VmMsg::Change(Box::new(change)));
+    outcome.await.unwrap_or_else(|_| Err(interrupted()))
+}
+
+/// A start takes capacity before anything is promised; a VM that is up has it already.
+async fn reserve(router: &Router, actor: &crate::vm::actor::VmRef) -> Result<(), ErrorBody> {
+    let (reply, view) = oneshot::channel();
+    let _ = actor.cast(VmMsg::View(reply));
+    let view = view.await.map_err(|_| interrupted())?;
+    router.services.state.reserve(view.row.vm_id, &view.row.spec)
+}

@@ -1,0 +1,121 @@
+//! Verbs of the guest: over the link to its agent, never through the VM's mailbox.
+
+use drover_schemas::body::guest::ExecResult;
+
+use super::{
+    Answer, Channel, Duration, Empty, ErrorBody, ErrorCode, ExecReply, ExecRequest, GetRequest, GuestShutdownRequest,
+    Instant, PutRequest, Reply, Request, Router, Shape, Token, body_of, codec, guest_calls, stream,
+};
+use crate::guest::{GuestStream, Link};
+use crate::stream::{Finish, WINDOW};
+
+impl Router {
+    pub(super) async fn guest(&self, ns: &Token, name: &Token, verb: &str, request: &Request) -> Answer {
+        let left = request.deadline.saturating_duration_since(Instant::now());
+        match verb {
+            "ping" => {
+                let _: Empty = request.decode()?;
+                body_of(request, &guest_calls::ping(&self.link(ns, name).await?, left).await?)
+            }
+            "info" => {
+                let _: Empty = request.decode()?;
+                body_of(request, &guest_calls::info(&self.link(ns, name).await?, left).await?)
+            }
+            "health" => {
+                let _: Empty = request.decode()?;
+                body_of(request, &guest_calls::health(&self.link(ns, name).await?, left).await?)
+            }
+            "shutdown" => {
+                let body: GuestShutdownRequest = request.decode()?;
+                let link = self.link(ns, name).await?;
+                guest_calls::shutdown(&link, request.request_id, left, &body).await?;
+                body_of(request, &drover_schemas::body::guest::Empty {})
+            }
+            "exec" => self.exec(ns, name, request, left).await,
+            "put" => self.put(ns, name, request).await,
+            _ => self.get(ns, name, request).await,
+        }
+    }
+
+    /// The link to the agent, or why there is none.
+    async fn link(&self, ns: &Token, name: &Token) -> Result<Link, ErrorBody> {
+        let view = self.view(ns, name).await?;
+        view.link.ok_or_else(|| {
+            let state = view.machine.state;
+            let message = if view.run.is_some() {
+                "the guest agent does not answer; the guest may still be booting, see logs and explain".to_owned()
+            } else {
+                format!("a VM that is {state} has no guest to ask; start it first")
+            };
+            let code = if view.run.is_some() { ErrorCode::GuestUnreachable } else { ErrorCode::InvalidState };
+            ErrorBody::new(code, message).with("state", state)
+        })
+    }
+
+    async fn exec(&self, ns: &Token, name: &Token, request: &Request, left: Duration) -> Answer {
+        let body: ExecRequest = request.decode()?;
+        let link = self.link(ns, name).await?;
+        if !body.stream {
+            let wanted = Duration::from_millis(body.timeout_ms.unwrap_or(0));
+            if wanted > left {
+                let message = format!(
+                    "timeout_ms is {} but the request's deadline is in {} ms; raise Drover-Deadline-Ms or use a stream",
+                    wanted.as_millis(),
+                    left.as_millis()
+                );
+                return Err(ErrorBody::new(ErrorCode::InvalidArgument, message).with("field", "timeout_ms"));
+            }
+            return body_of(request, &guest_calls::exec_collected(&link, request.request_id, &body).await?);
+        }
+        let open = guest_calls::exec_open(&body, request.request_id, WINDOW, true)?;
+        let guest = link.open(open).map_err(ErrorBody::from)?;
+        let finish: Finish = Box::new(|bytes| {
+            let result: ExecResult = guest_calls::exec_result(guest_calls::decode_guest(bytes)?);
+            encoded(&result)
+        });
+        let shape = Shape { down: &[Channel::Stdout, Channel::Stderr], up: Some(Channel::Stdin) };
+        self.stream(ns, request, guest, shape, finish, |opened| codec::encode_as(request.format, &ExecReply::Stream(opened)))
+            .await
+    }
+
+    async fn put(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
+        let body: PutRequest = request.decode()?;
+        let link = self.link(ns, name).await?;
+        let guest = link.open(guest_calls::put_open(&body, request.request_id)?).map_err(ErrorBody::from)?;
+        let finish: Finish = Box::new(move |bytes| encoded(&guest_calls::put_result(bytes, &body)?));
+        let shape = Shape { down: &[], up: Some(Channel::Data) };
+        self.stream(ns, request, guest, shape, finish, |opened| codec::encode_as(request.format, &opened)).await
+    }
+
+    async fn get(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
+        let body: GetRequest = request.decode()?;
+        let link = self.link(ns, name).await?;
+        let guest = link.open(guest_calls::get_open(&body, WINDOW)?).map_err(ErrorBody::from)?;
+        let finish: Finish = Box::new(|bytes| encoded(&guest_calls::get_result(bytes)?));
+        let shape = Shape { down: &[Channel::Data], up: None };
+        self.stream(ns, request, guest, shape, finish, |opened| codec::encode_as(request.format, &opened)).await
+    }
+
+    async fn stream(
+        &self,
+        ns: &Token,
+        request: &Request,
+        guest: GuestStream,
+        shape: Shape,
+        finish: Finish,
+        reply: impl FnOnce(drover_schemas::stream::StreamOpened) -> Result<Vec<u8>, codec::EncodeError>,
+    ) -> Answer {
+        let opening = stream::open(&self.services, ns, request.responder.reply_subject()).await?;
+        let body = reply(opening.opened.clone())
+            .map_err(|e| ErrorBody::new(ErrorCode::Internal, format!("the reply could not be encoded: {e}")))?;
+        let services = self.services.clone();
+        let pump = async move { stream::run(&services, opening, guest, shape, finish).await };
+        Ok(Reply::Stream(body, Box::pin(pump)))
+    }
+}
+
+fn encoded<T: serde::Serialize>(value: &T) -> Result<bytes::Bytes, ErrorBody> {
+    codec::encode(value)
+        .map(bytes::Bytes::from)
+        .map_err(|e| ErrorBody::new(ErrorCode::Internal, format!("the result could not be encoded: {e}")))
+}

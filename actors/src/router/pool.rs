@@ -1,0 +1,172 @@
+//! Verbs that any host answers, and `host.info`.
+
+use std::collections::BTreeMap;
+
+use drover_schemas::body::host::{HostInfo, VmmInfo};
+use drover_schemas::body::status::VmStatus;
+use drover_schemas::state::VmState;
+
+use super::{
+    Answer, ChangeReply, ErrorBody, ErrorCode, ListReply, ListRequest, LookupReply, LookupRequest, NameKey, Phase,
+    PoolVerb, Request, Router, Slot, Token, ValidateReply, ValidateRequest, VmMsg, body_of, codec, config_text, now_ms,
+    oneshot,
+};
+use crate::chain;
+use crate::journal::VmRow;
+use drover_schemas::{RequestId, VmId};
+
+/// VMs in one page if the caller does not say.
+const PAGE: u32 = 100;
+/// VMs in one page at the most.
+const PAGE_MAX: u32 = 500;
+
+impl Router {
+    pub(super) async fn pool(&self, ns: &Token, verb: PoolVerb, request: &Request) -> Answer {
+        match verb {
+            PoolVerb::Create => {
+                let reply: ChangeReply = self.creator.create(ns, request).await?;
+                body_of(request, &reply)
+            }
+            PoolVerb::List => {
+                let body: ListRequest = request.decode()?;
+                body_of(request, &self.list(ns, body).await?)
+            }
+            PoolVerb::Lookup => {
+                let body: LookupRequest = request.decode()?;
+                body_of(request, &self.lookup(ns, body.name).await?)
+            }
+            PoolVerb::Validate => {
+                let body: ValidateRequest = request.decode()?;
+                body_of(request, &self.validate(ns, body)?)
+            }
+        }
+    }
+
+    async fn list(&self, ns: &Token, body: ListRequest) -> Result<ListReply, ErrorBody> {
+        let limit = body.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX) as usize;
+        let after = body
+            .cursor
+            .map(|c| Token::new(&c))
+            .transpose()
+            .map_err(|e| ErrorBody::new(ErrorCode::InvalidArgument, format!("cursor: {e}")))?;
+        let page = self.directory.page(ns, after.as_ref(), limit + 1);
+        let next_cursor = (page.len() > limit).then(|| page[limit - 1].0.to_string());
+        let statuses = page.iter().take(limit).map(|(_, slot)| status_of(slot));
+        let vms = futures_util::future::join_all(statuses).await.into_iter().flatten().collect();
+        Ok(ListReply { vms, next_cursor })
+    }
+
+    async fn lookup(&self, ns: &Token, name: Token) -> Result<LookupReply, ErrorBody> {
+        let key = NameKey { namespace: ns.clone(), name };
+        let found = self.services.claims.lookup(&key).await.map_err(|e| {
+            tracing::warn!(error = %chain(&e), "a claim could not be read");
+            e.to_body()
+        })?;
+        let Some((claim, _)) = found else { return Ok(LookupReply::NotFound {}) };
+        match (claim.phase, claim.gone) {
+            (Phase::Gone, Some(gone)) => {
+                let reply = codec::decode(gone.reply.as_slice())
+                    .map_err(|_| ErrorBody::new(ErrorCode::Internal, "the stored reply cannot be read"))?;
+                Ok(LookupReply::Gone {
+                    vm_id: claim.vm_id,
+                    host: claim.host,
+                    deleted_unix_ms: gone.deleted_unix_ms,
+                    request_id: gone.request_id,
+                    reply: Box::new(reply),
+                })
+            }
+            (Phase::Placing, _) => Ok(LookupReply::Placing {
+                vm_id: claim.vm_id,
+                host: claim.host,
+                request_id: claim.request_id,
+            }),
+            _ => {
+                let record = self.services.claims.host(&claim.host).await.ok().flatten();
+                let record: Option<drover_schemas::body::host::HostRecord> =
+                    record.and_then(|blob| codec::decode(blob.as_slice()).ok());
+                Ok(LookupReply::Owned {
+                    vm_id: claim.vm_id,
+                    host: claim.host,
+                    last_seen_unix_ms: record.as_ref().map(|r| r.written_unix_ms),
+                    online: record.is_some(),
+                })
+            }
+        }
+    }
+
+    fn validate(&self, ns: &Token, body: ValidateRequest) -> Result<ValidateReply, ErrorBody> {
+        let spec = crate::spec::resolve(&body.spec, &self.services.templates, &self.services.images)?;
+        let name = match body.name {
+            Some(name) => name,
+            None => Token::new("example").map_err(|e| ErrorBody::new(ErrorCode::Internal, e.to_string()))?,
+        };
+        let example = VmRow {
+            vm_id: VmId::from_u128(0),
+            namespace: ns.clone(),
+            name,
+            spec: spec.clone(),
+            user_data: None,
+            state: VmState::Creating,
+            desired: drover_schemas::state::Desired::Running,
+            revision: 1,
+            incarnation: 1,
+            seq: 0,
+            owner_epoch: 0,
+            created_unix_ms: 0,
+            state_since_unix_ms: 0,
+            cause: None,
+            uid: 0,
+            nics: Vec::new(),
+            run: None,
+            restarts: Vec::new(),
+            operation: None,
+            create_request: RequestId::from_u128(0),
+            owned: false,
+            create_sha256: String::new(),
+            released: false,
+        };
+        Ok(ValidateReply { spec, vmm_config: config_text(&self.services, &example) })
+    }
+}
+
+async fn status_of(slot: &Slot) -> Option<VmStatus> {
+    let (reply, status) = oneshot::channel();
+    let _ = slot.actor()?.cast(VmMsg::Status(reply));
+    status.await.ok()
+}
+
+pub(super) async fn host_info(router: &Router) -> HostInfo {
+    let services = &router.services;
+    let mut states: BTreeMap<String, u64> = BTreeMap::new();
+    let slots = router.directory.all();
+    for status in futures_util::future::join_all(slots.iter().map(|slot| status_of(slot))).await {
+        let name = status.map_or("adopting", |s| s.state.as_str());
+        *states.entry(name.to_owned()).or_default() += 1;
+    }
+    let version = &services.programs.version;
+    let cgroups = services.cgroups.problem().unwrap_or("memory, CPU and pids are limited for each VM");
+    HostInfo {
+        host: services.host.clone(),
+        installation: services.installation,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        features: crate::root::FEATURES.iter().map(|f| (*f).to_owned()).collect(),
+        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        started_unix_ms: router.started_unix_ms,
+        phase: router.phase.borrow().as_str().to_owned(),
+        vmm: VmmInfo {
+            path: services.programs.vmm.display().to_string(),
+            version: version.text.clone(),
+            emulated: version.is_softvmm(),
+        },
+        capacity: services.state.capacity(),
+        states,
+        outbox: services.journal.outbox_used().0,
+        labels: BTreeMap::new(),
+        confinement: [
+            ("cgroups".to_owned(), cgroups.to_owned()),
+            ("user".to_owned(), "the VMM runs as root in a cgroup of its own".to_owned()),
+            ("read_at_unix_ms".to_owned(), now_ms().to_string()),
+        ]
+        .into(),
+    }
+}

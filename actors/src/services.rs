@@ -1,0 +1,102 @@
+//! What every actor of a host shares: handles, names and limits. Made once, when the host starts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use drover_schemas::subject::Subjects;
+use drover_schemas::{InstallationId, Token};
+
+use crate::bus::claims::Claims;
+use crate::bus::egress::Egress;
+use crate::host::HostState;
+use crate::hypervisor::cgroup::Cgroups;
+use crate::hypervisor::run_dir::RunRoot;
+use crate::hypervisor::version::VmmVersion;
+use crate::images::Images;
+use crate::journal::JournalHandle;
+use crate::metrics::Metrics;
+use crate::network::NetworkHandle;
+use crate::spec::Templates;
+
+/// Programs that a VM is made of.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// The holder.
+    pub hold: PathBuf,
+    /// The VMM.
+    pub vmm: PathBuf,
+    /// What the VMM says of itself.
+    pub version: VmmVersion,
+    /// Added to the VMM's command line.
+    pub extra_args: Vec<String>,
+}
+
+/// Limits of a host.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Memory of a VMM beside its guest's, in bytes.
+    pub vmm_overhead_bytes: u64,
+    /// How long a VMM's API may take to come up.
+    pub vmm_ready_within: Duration,
+    /// How long addresses and users rest after their VM is gone.
+    pub quarantine: Duration,
+    /// First Unix user of the range for VMs.
+    pub first_uid: u32,
+    /// How many users the range has.
+    pub uids: u32,
+}
+
+/// The shared part of a host.
+#[derive(Debug)]
+pub struct Services {
+    /// Name of the host.
+    pub host: Token,
+    /// The installation, part of every mark.
+    pub installation: InstallationId,
+    /// Subjects below the configured root.
+    pub subjects: Subjects,
+    /// The control connection.
+    pub client: async_nats::Client,
+    /// The connection for bulk data, so that a shell stays quick while gigabytes move.
+    pub bulk: async_nats::Client,
+    /// The journal.
+    pub journal: JournalHandle,
+    /// From the outbox to the stream.
+    pub egress: Egress,
+    /// The names of VMs over the fleet.
+    pub claims: Claims,
+    /// Bridges, TAPs and rules.
+    pub network: NetworkHandle,
+    /// Images by name.
+    pub images: Images,
+    /// Templates by name.
+    pub templates: Templates,
+    /// Where VMs have their run directories.
+    pub run_root: RunRoot,
+    /// Where VMs have their disks.
+    pub disks: PathBuf,
+    /// Limits of VMs' processes.
+    pub cgroups: Cgroups,
+    /// Programs.
+    pub programs: Programs,
+    /// Limits.
+    pub limits: Limits,
+    /// Promises and leases.
+    pub state: HostState,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Name of the stream of events.
+    pub events_stream: String,
+}
+
+/// A shared [`Services`].
+pub type Shared = Arc<Services>;
+
+/// Milliseconds since the Unix epoch.
+#[must_use]
+pub fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,71 @@
+//! Subscriptions: those of the host, and one for each VM as long as it stands in the directory.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use tracing::{error, warn};
+
+use crate::bus::connect::Bus;
+use crate::chain;
+use crate::manager::Directory;
+use crate::root::shared_subjects;
+use crate::router::Router;
+use crate::services::Shared;
+
+/// The queue group of hosts that take new VMs.
+pub const PLACERS: &str = "placers";
+
+/// Subscribes to everything that this host answers. The client keeps subscriptions over a reconnect.
+pub async fn subscribe_all(services: Shared, directory: Arc<Directory>, router: Router, bus: Bus) {
+    // A subscription that is made before the first connection is kept by the client and sent with it.
+    let client = bus.client.clone();
+    for (namespace, name) in directory.names() {
+        directory.serve(&services, &namespace, &name).await;
+    }
+    let mut host = Vec::new();
+    match client.subscribe(services.subjects.host_wildcard(&services.host)).await {
+        Ok(subscriber) => host.push(subscriber),
+        Err(failure) => error!(error = %chain(&failure), "the host's subject could not be subscribed"),
+    }
+    for subject in shared_subjects(&services.subjects) {
+        match client.queue_subscribe(subject, PLACERS.to_owned()).await {
+            Ok(subscriber) => host.push(subscriber),
+            Err(failure) => error!(error = %chain(&failure), "a shared subject could not be subscribed"),
+        }
+    }
+    let _service = discovery(&services, &client).await;
+    let mut readers = tokio::task::JoinSet::new();
+    for mut subscriber in host {
+        let (router, client) = (router.clone(), client.clone());
+        readers.spawn(async move {
+            while let Some(message) = subscriber.next().await {
+                router.accept(&client, message).await;
+            }
+        });
+    }
+    while readers.join_next().await.is_some() {}
+}
+
+/// Answers `$SRV.PING`, `INFO` and `STATS`, so that the usual tools find the host.
+async fn discovery(services: &Shared, client: &async_nats::Client) -> Option<async_nats::service::Service> {
+    use async_nats::service::ServiceExt as _;
+    let metadata = [
+        ("host".to_owned(), services.host.to_string()),
+        ("installation".to_owned(), services.installation.to_string()),
+        ("features".to_owned(), crate::root::FEATURES.join(",")),
+        ("subjects".to_owned(), services.subjects.host_wildcard(&services.host)),
+    ];
+    let built = client
+        .service_builder()
+        .description("runs Cloud Hypervisor microVMs")
+        .metadata(metadata.into())
+        .start("drover", env!("CARGO_PKG_VERSION"))
+        .await;
+    match built {
+        Ok(service) => Some(service),
+        Err(failure) => {
+            warn!(error = %failure, "the host cannot be discovered");
+            None
+        }
+    }
+}

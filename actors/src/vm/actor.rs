@@ -1,0 +1,585 @@
+//! The actor of a VM: a thin shell around [`Machine`].
+//!
+//! Each input is applied, the new machine and what it publishes are committed, and only then does
+//! anything happen: replies, tasks, timers. A commit that fails leaves the machine as it was; a request
+//! is then refused, and what merely happened is tried again. Handlers never await a task, a socket or
+//! the bus. Tasks, watchers and timers carry a generation: what comes late is dropped.
+//!
+//! The VMM's death is an input, not a failure of this actor. When the actor itself is lost, the VMM, its
+//! holder and the row live on and the manager adopts the VM again.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use drover_schemas::body::status::{Cause, CauseKind};
+use drover_schemas::body::vm::{ChangeReply, Outcome};
+use drover_schemas::state::VmState;
+use drover_schemas::{ErrorBody, ErrorCode, RequestId};
+use futures_util::FutureExt;
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span, error, info, info_span, warn};
+
+use super::machine::{Admission, Command, Context, Effect, Input, Machine, Op, Report, Task};
+use super::message::{Change, ChangeSender, View, VmMsg};
+use super::prepare::{bound_row, prepare, push_request, reply};
+use super::row::{Live, machine_of, status};
+use super::tasks::{self, Run, TaskContext, TaskEnd};
+use super::watch::{LinkWatch, RunWatch};
+use crate::chain;
+use crate::guest::Link;
+use crate::ingress::permits::Permit;
+use crate::journal::{Batch, JournalError, Op as Write, RequestLookup, RequestRow, RequestState, VmRow};
+use crate::manager::ManagerMsg;
+use crate::services::{Shared, now_ms};
+
+/// Pause before an input whose commit failed is tried again.
+const COMMIT_RETRY: Duration = Duration::from_secs(1);
+
+/// A reference to the actor of a VM.
+pub type VmRef = ActorRef<VmMsg>;
+
+/// The actor; it has no state of its own.
+#[derive(Debug)]
+pub struct VmActor;
+
+/// What an actor starts with.
+#[derive(Debug)]
+pub struct VmArgs {
+    /// The host.
+    pub services: Shared,
+    /// The VM as the journal has it.
+    pub row: VmRow,
+    /// Told when the VM is gone.
+    pub manager: ActorRef<ManagerMsg>,
+}
+
+/// The state of the actor.
+#[derive(Debug)]
+pub struct VmActorState {
+    services: Shared,
+    manager: ActorRef<ManagerMsg>,
+    row: VmRow,
+    machine: Machine,
+    live: Live,
+    run: Option<(Run, RunWatch)>,
+    link: Option<Link>,
+    link_watch: Option<LinkWatch>,
+    task: Option<(u64, CancellationToken)>,
+    generation: u64,
+    waiters: HashMap<RequestId, Vec<ChangeSender>>,
+    /// Permits of accepted requests, returned with their outcomes.
+    permits: HashMap<RequestId, Permit>,
+    /// The delete whose outcome is due when the name is free.
+    gone: Option<Option<Op>>,
+    span: Span,
+}
+
+impl Actor for VmActor {
+    type Msg = VmMsg;
+    type State = VmActorState;
+    type Arguments = VmArgs;
+
+    async fn pre_start(&self, _: VmRef, args: VmArgs) -> Result<VmActorState, ActorProcessingErr> {
+        let span = info_span!("vm", vm_id = %args.row.vm_id, ns = %args.row.namespace, name = %args.row.name);
+        let machine = machine_of(&args.row);
+        Ok(VmActorState {
+            services: args.services,
+            manager: args.manager,
+            row: args.row,
+            machine,
+            live: Live::default(),
+            run: None,
+            link: None,
+            link_watch: None,
+            task: None,
+            generation: 0,
+            waiters: HashMap::new(),
+            permits: HashMap::new(),
+            gone: None,
+            span,
+        })
+    }
+
+    async fn handle(&self, myself: VmRef, message: VmMsg, state: &mut VmActorState) -> Result<(), ActorProcessingErr> {
+        let span = state.span.clone();
+        state.on(&myself, message).instrument(span).await;
+        Ok(())
+    }
+
+    async fn post_stop(&self, _: VmRef, state: &mut VmActorState) -> Result<(), ActorProcessingErr> {
+        // The VM outlives this actor; only what watches it ends.
+        state.link_watch = None;
+        state.run = None;
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: VmRef,
+        _: SupervisionEvent,
+        _: &mut VmActorState,
+    ) -> Result<(), ActorProcessingErr> {
+        // It has no children; the default would stop the actor.
+        Ok(())
+    }
+}
+
+impl VmActorState {
+    async fn on(&mut self, myself: &VmRef, message: VmMsg) {
+        match message {
+            VmMsg::Change(change) => self.on_change(myself, *change).await,
+            VmMsg::Attach { request_id, reply } => self.on_attach(request_id, reply),
+            VmMsg::Status(reply) => {
+                let _ = reply.send(status(&self.services.host, &self.row, &self.machine, &self.live, false));
+            }
+            VmMsg::View(reply) => {
+                let _ = reply.send(Box::new(self.view()));
+            }
+            // Made durable by whoever created the VM.
+            VmMsg::Begin { effects } => effects.into_iter().for_each(|effect| self.act(myself, effect)),
+            VmMsg::Adopt { run, input } => {
+                if let Some(run) = run {
+                    self.take_run(myself, run);
+                }
+                self.happened(myself, input).await;
+            }
+            VmMsg::TaskDone { generation, end } => self.on_task_done(myself, generation, end).await,
+            VmMsg::Exited { incarnation, exit } => {
+                if incarnation == self.machine.incarnation {
+                    let cause = super::explain::cause_of_exit(&self.services, &self.row, &exit);
+                    self.drop_link();
+                    self.happened(myself, Input::VmmExited(cause)).await;
+                }
+            }
+            VmMsg::Look => {
+                if let Some((_, watch)) = &self.run {
+                    watch.look();
+                }
+            }
+            VmMsg::Observed { incarnation, inputs } => {
+                if incarnation == self.machine.incarnation && self.run.is_some() {
+                    for input in inputs {
+                        self.on_observed(myself, input).await;
+                    }
+                }
+            }
+            VmMsg::LinkUp { generation, link } => self.on_link_up(myself, generation, link).await,
+            VmMsg::LinkDown { generation, cause } => {
+                if self.link_watch.as_ref().is_some_and(|w| w.generation() == generation) {
+                    self.link = None;
+                    self.live.agent = None;
+                    self.happened(myself, Input::AgentLost(cause)).await;
+                }
+            }
+            VmMsg::BackoffElapsed { generation } => {
+                if generation == self.generation && self.machine.state == VmState::Backoff {
+                    self.happened(myself, Input::BackoffElapsed).await;
+                }
+            }
+            VmMsg::Retry(input) => self.happened(myself, input).await,
+            VmMsg::Finalised => self.on_finalised(myself).await,
+        }
+    }
+
+    fn view(&self) -> View {
+        View {
+            row: self.row.clone(),
+            machine: self.machine.clone(),
+            live: self.live.clone(),
+            run: self.run.as_ref().map(|(run, _)| run.clone()),
+            link: self.link.clone(),
+        }
+    }
+
+    async fn on_change(&mut self, myself: &VmRef, change: Change) {
+        let lookup =
+            self.services.journal.request(&self.row.namespace, change.request_id, now_ms());
+        match lookup {
+            Ok(RequestLookup::Unknown) => {}
+            Ok(RequestLookup::TooOld) => {
+                let _ = change.reply.send(Err(too_old(change.request_id)));
+                return;
+            }
+            Ok(RequestLookup::Bound(row)) => {
+                if row.body_sha256 != change.digest || row.verb != change.name {
+                    let _ = change.reply.send(Err(other_body(change.request_id)));
+                } else if let RequestState::Done { outcome, .. } = row.state {
+                    let _ = change.reply.send(outcome_result(outcome));
+                } else {
+                    self.on_attach(change.request_id, change.reply);
+                }
+                return;
+            }
+            Err(error) => {
+                let _ = change.reply.send(Err(error.to_body()));
+                return;
+            }
+        }
+        if let Err(error) = self.preconditions(&change).and_then(|()| self.admit(&change)) {
+            let _ = change.reply.send(Err(error));
+            return;
+        }
+        let row = RequestRow {
+            verb: change.name.to_owned(),
+            body_sha256: change.digest,
+            bound_unix_ms: now_ms(),
+            state: RequestState::InFlight { vm_id: self.row.vm_id, phase: "accepted".into() },
+        };
+        if self.machine.admit(change.verb) == Admission::Already {
+            self.answer_already(change.request_id, row, change.reply).await;
+            return;
+        }
+        let command = Command {
+            verb: change.verb,
+            request_id: change.request_id,
+            wait: change.wait,
+            time_ms: change.time_ms,
+        };
+        let (next, effects) = self.machine.apply(Input::Command(command), &self.context());
+        self.waiters.entry(change.request_id).or_default().push(change.reply);
+        self.permits.insert(change.request_id, change.permit);
+        let result = self.commit(myself, next, effects, Some((change.request_id, row))).await;
+        if let Err(error) = result {
+            self.permits.remove(&change.request_id);
+            for waiter in self.waiters.remove(&change.request_id).unwrap_or_default() {
+                let _ = waiter.send(Err(error.to_body()));
+            }
+        }
+    }
+
+    fn preconditions(&self, change: &Change) -> Result<(), ErrorBody> {
+        if change.if_vm_id.is_some_and(|id| id != self.row.vm_id) {
+            let message = format!("the VM of this name is {}, not the one that was meant", self.row.vm_id);
+            return Err(ErrorBody::new(ErrorCode::Conflict, message)
+                .with("cause", "vm_id")
+                .with("vm_id", self.row.vm_id));
+        }
+        if change.if_revision.is_some_and(|r| r != self.row.revision) {
+            let message = format!("the spec has revision {}; read it again and decide anew", self.row.revision);
+            return Err(ErrorBody::new(ErrorCode::Conflict, message)
+                .with("cause", "revision")
+                .with("revision", self.row.revision));
+        }
+        Ok(())
+    }
+
+    fn admit(&self, change: &Change) -> Result<(), ErrorBody> {
+        let state = self.machine.state;
+        match self.machine.admit(change.verb) {
+            Admission::Accept | Admission::Already => {}
+            Admission::Denied { would_do } => {
+                let states: Vec<&str> = would_do.iter().map(|s| s.as_str()).collect();
+                let states = states.join(", ");
+                let message = format!(
+                    "a VM that is {state} cannot do {}; it would have to be one of: {states}",
+                    change.name
+                );
+                return Err(ErrorBody::new(ErrorCode::InvalidState, message)
+                    .with("state", state)
+                    .with("allowed", states));
+            }
+            Admission::Busy { operation } => {
+                let message = format!("{operation} is under way; repeat {} when it is over", change.name);
+                return Err(ErrorBody::new(ErrorCode::Busy, message).with("operation", operation));
+            }
+            Admission::Adopting => {
+                return Err(ErrorBody::new(
+                    ErrorCode::Unavailable,
+                    "the host is finding out how the VM is; repeat the request",
+                )
+                .with("phase", "adopting"));
+            }
+        }
+        if self.gone.is_some() {
+            return Err(ErrorBody::new(ErrorCode::NotFound, "the VM has just been deleted"));
+        }
+        Ok(())
+    }
+
+    async fn answer_already(&mut self, request_id: RequestId, mut row: RequestRow, reply: ChangeSender) {
+        let outcome = self.reply(request_id, true);
+        row.state = RequestState::Done {
+            outcome: Outcome::Reply(Box::new(outcome.clone())),
+            at_unix_ms: now_ms(),
+        };
+        let batch = Batch::new().with(Write::PutRequest {
+            namespace: self.row.namespace.clone(),
+            request_id,
+            row: Box::new(row),
+        });
+        let result = self.services.journal.commit(batch).await.map(|()| outcome).map_err(|e| e.to_body());
+        let _ = reply.send(result);
+    }
+
+    fn on_attach(&mut self, request_id: RequestId, reply: ChangeSender) {
+        let open = self.machine.op.as_ref().and_then(|op| op.request_id) == Some(request_id)
+            || self.waiters.contains_key(&request_id)
+            || self.gone.as_ref().and_then(Option::as_ref).and_then(|op| op.request_id) == Some(request_id);
+        if open {
+            self.waiters.entry(request_id).or_default().push(reply);
+            return;
+        }
+        // It ended between the caller's look and this message.
+        let result = match self.services.journal.request(&self.row.namespace, request_id, now_ms()) {
+            Ok(RequestLookup::Bound(row)) => match row.state {
+                RequestState::Done { outcome, .. } => outcome_result(outcome),
+                RequestState::InFlight { .. } => Ok(self.reply(request_id, false)),
+            },
+            Ok(_) => Err(too_old(request_id)),
+            Err(error) => Err(error.to_body()),
+        };
+        let _ = reply.send(result);
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context {
+            now_ms: now_ms(),
+            jitter: rand::random(),
+            restart: &self.row.spec.restart,
+            agent_enabled: self.row.spec.agent.enabled,
+        }
+    }
+
+    /// Applies what happened; a commit that fails is tried again later, so nothing is lost.
+    async fn happened(&mut self, myself: &VmRef, input: Input) {
+        let (next, effects) = self.machine.apply(input.clone(), &self.context());
+        if let Err(error) = self.commit(myself, next, effects, None).await {
+            warn!(error = %chain(&error), "the journal refused, trying again");
+            myself.send_after(COMMIT_RETRY, move || VmMsg::Retry(input));
+        }
+    }
+
+    async fn on_observed(&mut self, myself: &VmRef, input: Input) {
+        match &input {
+            Input::GuestReboot if matches!(self.machine.task, Some(Task::Reboot)) => return,
+            Input::GuestReboot | Input::GuestPowerOff => self.drop_link(),
+            _ => {}
+        }
+        let reboot = input == Input::GuestReboot;
+        self.happened(myself, input).await;
+        if reboot {
+            self.watch_link(myself);
+        }
+    }
+
+    async fn on_task_done(&mut self, myself: &VmRef, generation: u64, end: TaskEnd) {
+        if self.task.as_ref().is_none_or(|(current, _)| *current != generation) {
+            return;
+        }
+        self.task = None;
+        if let Some(run) = end.run {
+            self.take_run(myself, run);
+        }
+        let rebooted = end.report == Report::Rebooted;
+        if matches!(end.report, Report::Stopped | Report::Released | Report::Deleted | Report::BootFailed(_)) {
+            self.drop_run();
+        }
+        if rebooted {
+            self.drop_link();
+        }
+        self.happened(myself, Input::Report(end.report)).await;
+        if rebooted {
+            self.watch_link(myself);
+        }
+    }
+
+    async fn on_link_up(&mut self, myself: &VmRef, generation: u64, link: Link) {
+        if self.link_watch.as_ref().is_none_or(|w| w.generation() != generation) {
+            return;
+        }
+        let hello = link.hello();
+        self.live.agent = Some((hello.version.clone(), hello.boot_id.clone()));
+        let cause = Cause::new(CauseKind::AgentReady, "the guest agent answers")
+            .with("agent_version", &hello.version)
+            .with("boot_id", &hello.boot_id)
+            .with("kernel", &hello.kernel);
+        self.link = Some(link);
+        self.happened(myself, Input::AgentReady { cause }).await;
+    }
+
+    fn take_run(&mut self, myself: &VmRef, run: Run) {
+        self.live.pid = Some(run.process.pid());
+        let watch = RunWatch::start(myself.clone(), self.machine.incarnation, &run);
+        self.run = Some((run, watch));
+        self.watch_link(myself);
+    }
+
+    fn watch_link(&mut self, myself: &VmRef) {
+        if !self.row.spec.agent.enabled || self.run.is_none() {
+            return;
+        }
+        self.generation += 1;
+        let dir = self.services.run_root.vm(self.row.vm_id);
+        let timeout = Duration::from_millis(self.row.spec.agent.ready_timeout_ms);
+        self.link_watch = Some(LinkWatch::start(myself.clone(), self.generation, dir, timeout));
+    }
+
+    fn drop_link(&mut self) {
+        self.link_watch = None;
+        self.link = None;
+        self.live.agent = None;
+    }
+
+    fn drop_run(&mut self) {
+        self.drop_link();
+        self.run = None;
+        self.live.pid = None;
+    }
+
+    /// Makes `next` durable with its events and outcomes, takes it over, and acts.
+    async fn commit(
+        &mut self,
+        myself: &VmRef,
+        next: Machine,
+        effects: Vec<Effect>,
+        bind: Option<(RequestId, RequestRow)>,
+    ) -> Result<(), JournalError> {
+        let prepared = prepare(&self.services, &self.row, &self.live, &next, &effects, bind);
+        if !prepared.batch.is_empty() {
+            self.services.journal.commit(prepared.batch).await?;
+        }
+        if next.state != self.machine.state {
+            info!(from = %self.machine.state, to = %next.state, "state");
+        }
+        self.row = prepared.row;
+        self.machine = next;
+        for (request_id, outcome) in prepared.outcomes {
+            self.permits.remove(&request_id);
+            for waiter in self.waiters.remove(&request_id).unwrap_or_default() {
+                let _ = waiter.send(outcome_result(outcome.clone()));
+            }
+        }
+        for effect in effects {
+            self.act(myself, effect);
+        }
+        Ok(())
+    }
+
+    fn reply(&self, request_id: RequestId, already: bool) -> ChangeReply {
+        reply(&self.services, &self.row, &self.live, &self.machine, request_id, already)
+    }
+
+    fn act(&mut self, myself: &VmRef, effect: Effect) {
+        match effect {
+            Effect::Run(task) => self.run_task(myself, task),
+            Effect::Cancel => {
+                if let Some((_, token)) = &self.task {
+                    token.cancel();
+                }
+            }
+            Effect::Backoff { delay_ms } => {
+                self.generation += 1;
+                let generation = self.generation;
+                myself.send_after(Duration::from_millis(delay_ms), move || VmMsg::BackoffElapsed { generation });
+            }
+            Effect::Gone { op } => self.finalise(myself, op),
+            Effect::Event { .. } | Effect::Finish(..) => {}
+        }
+    }
+
+    fn run_task(&mut self, myself: &VmRef, task: Task) {
+        self.generation += 1;
+        let generation = self.generation;
+        let cancel = CancellationToken::new();
+        self.task = Some((generation, cancel.clone()));
+        let context = TaskContext {
+            services: self.services.clone(),
+            row: self.row.clone(),
+            run: self.run.as_ref().map(|(run, _)| run.clone()),
+            link: self.link.clone(),
+            cancel,
+        };
+        if matches!(task, Task::Stop { .. } | Task::Delete | Task::Release) {
+            // What the VMM does from here on is ours.
+            self.link_watch = None;
+        }
+        let myself = myself.clone();
+        let work = AssertUnwindSafe(tasks::run(task, context)).catch_unwind();
+        let span = self.span.clone();
+        tokio::spawn(
+            async move {
+                let end = work.await.unwrap_or_else(|_| {
+                    error!("a task panicked");
+                    Report::Failed(Cause::new(CauseKind::HostResource, "a task of the host failed")).into()
+                });
+                let _ = myself.cast(VmMsg::TaskDone { generation, end });
+            }
+            .instrument(span),
+        );
+    }
+
+    /// The last event is on its way: wait until it is stored, free the name, and end.
+    fn finalise(&mut self, myself: &VmRef, op: Option<Op>) {
+        let request_id = op.as_ref().and_then(|op| op.request_id).unwrap_or(self.row.create_request);
+        let reply = self.reply(request_id, false);
+        self.gone = Some(op);
+        let (services, row, myself) = (self.services.clone(), self.row.clone(), myself.clone());
+        tokio::spawn(async move {
+            crate::manager::free_name(&services, &row, request_id, &reply).await;
+            let _ = myself.cast(VmMsg::Finalised);
+        });
+    }
+
+    async fn on_finalised(&mut self, myself: &VmRef) {
+        let Some(op) = self.gone.clone() else { return };
+        let until = now_ms() + u64::try_from(self.services.limits.quarantine.as_millis()).unwrap_or(0);
+        let mut batch = Batch::new().essential().with(Write::RemoveVm { vm_id: self.row.vm_id });
+        for nic in &self.row.nics {
+            batch.push(Write::ReleaseLease {
+                network: nic.network.clone(),
+                ipv4: nic.ipv4,
+                quarantine_until_unix_ms: Some(until),
+            });
+        }
+        batch.push(Write::ReleaseUid { uid: self.row.uid, quarantine_until_unix_ms: Some(until) });
+        let request_id = op.as_ref().and_then(|op| op.request_id);
+        if let Some(request_id) = request_id
+            && let Some(mut request) = bound_row(&self.services, &self.row, request_id)
+        {
+            let outcome = Outcome::Reply(Box::new(self.reply(request_id, false)));
+            request.state = RequestState::Done { outcome, at_unix_ms: now_ms() };
+            push_request(&mut batch, &self.row, request_id, request);
+        }
+        if let Err(error) = self.services.journal.commit(batch).await {
+            warn!(error = %chain(&error), "the journal refused, trying again");
+            myself.send_after(COMMIT_RETRY, || VmMsg::Finalised);
+            return;
+        }
+        self.services.state.release(&self.row, self.services.limits.quarantine);
+        for (request_id, waiters) in std::mem::take(&mut self.waiters) {
+            for waiter in waiters {
+                let _ = waiter.send(Ok(self.reply(request_id, false)));
+            }
+        }
+        info!("gone");
+        let _ = self.manager.cast(ManagerMsg::Gone { vm_id: self.row.vm_id });
+        myself.stop(None);
+    }
+}
+
+/// The reply of a stored outcome.
+pub fn outcome_result(outcome: Outcome) -> Result<ChangeReply, ErrorBody> {
+    match outcome {
+        Outcome::Reply(reply) => Ok(*reply),
+        Outcome::Error(error) => Err(error),
+    }
+}
+
+/// A request id that may have been forgotten is refused, never run.
+pub fn too_old(request_id: RequestId) -> ErrorBody {
+    ErrorBody::new(
+        ErrorCode::InvalidArgument,
+        format!("request id {request_id} is older than the 24 h for which ids are kept; make a new one"),
+    )
+}
+
+/// The id was used with another body.
+pub fn other_body(request_id: RequestId) -> ErrorBody {
+    ErrorBody::new(
+        ErrorCode::Conflict,
+        format!("request id {request_id} was used with another verb or body; a retry must repeat the same bytes"),
+    )
+    .with("cause", "request_id")
+}

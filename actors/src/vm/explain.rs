@@ -1,0 +1,123 @@
+//! Causes as errors and as sentences.
+
+use drover_schemas::body::status::{AgentState, Cause, CauseKind};
+use drover_schemas::body::vm::ExplainReply;
+use drover_schemas::state::VmState;
+use drover_schemas::{ErrorBody, ErrorCode};
+
+use super::message::View;
+use super::row::status;
+use crate::hypervisor::cause::{self, Evidence};
+use crate::hypervisor::record::ExitRecord;
+use crate::journal::VmRow;
+use crate::services::Services;
+
+/// The error that tells of a cause.
+#[must_use]
+pub fn error_of(cause: &Cause) -> ErrorBody {
+    let code = match cause.kind {
+        CauseKind::AgentTimeout | CauseKind::AgentLost => ErrorCode::GuestUnreachable,
+        CauseKind::Superseded | CauseKind::UserDelete | CauseKind::UserStop => ErrorCode::Conflict,
+        CauseKind::OutOfMemory | CauseKind::HostResource | CauseKind::DiskRefused | CauseKind::TapRefused => {
+            ErrorCode::ResourceExhausted
+        }
+        _ => ErrorCode::VmmError,
+    };
+    let mut error = ErrorBody::new(code, cause.message.clone()).retryable(false);
+    error.details.clone_from(&cause.evidence);
+    error.with("cause", cause_name(cause.kind))
+}
+
+/// The name of a cause on the wire.
+#[must_use]
+pub fn cause_name(kind: CauseKind) -> String {
+    match serde_json::to_value(kind) {
+        Ok(serde_json::Value::String(text)) => text,
+        _ => "unknown".to_owned(),
+    }
+}
+
+/// Why the VMM ended, with what its files say.
+#[must_use]
+pub fn cause_of_exit(services: &Services, row: &VmRow, exit: &ExitRecord) -> Cause {
+    let dir = services.run_root.vm(row.vm_id);
+    let stderr = dir.stderr_tail(cause::TAIL_MAX);
+    let console = dir.console_tail(cause::TAIL_MAX);
+    let evidence = Evidence {
+        stderr_tail: &stderr,
+        console_tail: &console,
+        oom_kills: services.cgroups.of(row.vm_id).oom_kills(),
+        step: "",
+    };
+    cause::of_exit(exit, &evidence)
+}
+
+/// Why a VM is as it is, in sentences, with the VMM's configuration.
+#[must_use]
+pub fn explain(services: &Services, view: &View, history: Vec<String>) -> ExplainReply {
+    let vm = status(&services.host, &view.row, &view.machine, &view.live, true);
+    let mut findings = vec![format!(
+        "The VM is {} and shall be {:?}.",
+        vm.state, vm.desired
+    )
+    .to_lowercase()];
+    if let Some(cause) = &vm.cause {
+        findings.push(format!("Cause: {} ({}).", cause.message, cause_name(cause.kind)));
+    }
+    match (vm.state, vm.agent.state) {
+        (VmState::Running, AgentState::Ready) => findings.push("The guest agent answers.".into()),
+        (VmState::Running, AgentState::Connecting) => {
+            findings.push("The guest agent has not answered yet; see `logs` for the console.".into());
+        }
+        (VmState::Running, AgentState::Lost) => {
+            findings.push("The guest agent does not answer; see `logs` for the console.".into());
+        }
+        _ => {}
+    }
+    if let Some(operation) = &vm.operation {
+        findings.push(format!("Under way: {operation}."));
+    }
+    if vm.restarts > 0 {
+        findings.push(format!("The restart policy acted {} times lately.", vm.restarts));
+    }
+    let dir = services.run_root.vm(view.row.vm_id);
+    let vmm_command = dir.launch_record().ok().flatten().map(|r| r.argv).unwrap_or_default();
+    ExplainReply { vmm_config: config_text(services, &view.row), vm, findings, vmm_command, history }
+}
+
+/// The VMM's configuration of a VM as JSON text. It holds no secret.
+#[must_use]
+pub fn config_text(services: &Services, row: &VmRow) -> String {
+    use crate::hypervisor::config::{BootPaths, DiskPath, ImageType, VmmInput, cmdline_additions, vm_config};
+    use crate::network::NicLease;
+    let path = |image: &Option<drover_schemas::body::spec::ResolvedImage>| {
+        image.as_ref().map(|i| {
+            services.images.path(i).map_or_else(|| format!("image:{}", i.name).into(), std::path::Path::to_path_buf)
+        })
+    };
+    let boot = &row.spec.boot;
+    let disks = (0..).zip(&row.spec.disks).map(|(index, disk): (usize, _)| DiskPath {
+        path: if disk.readonly {
+            format!("image:{}", disk.image.name).into()
+        } else {
+            services.disks.join(row.vm_id.to_string().to_ascii_lowercase()).join(format!("disk{index}.raw"))
+        },
+        readonly: disk.readonly,
+        image_type: ImageType::Raw,
+    });
+    let paths = BootPaths {
+        kernel: path(&boot.kernel),
+        initramfs: path(&boot.initramfs),
+        firmware: path(&boot.firmware),
+        disks: disks.collect(),
+    };
+    let first = row.nics.first().map(NicLease::guest_nic);
+    let config = vm_config(&VmmInput {
+        spec: &row.spec,
+        paths,
+        run_dir: &services.run_root.vm(row.vm_id),
+        nics: row.nics.iter().map(NicLease::nic_config).collect(),
+        cmdline: cmdline_additions(&row.name, first.as_ref()),
+    });
+    serde_json::to_string_pretty(&config).unwrap_or_default()
+}

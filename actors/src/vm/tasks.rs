@@ -1,0 +1,414 @@
+//! The work of a VM, one function for each [`Task`]. No function here changes the machine: each ends in
+//! one report.
+//!
+//! Order of taking: TAPs and rules · disks · run directory · cgroup · holder and VMM. Release is the
+//! reverse and does not stop at a failure: it is tried again until nothing is left, and says so in the
+//! log each time.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use drover_schemas::body::spec::ResolvedImage;
+use drover_schemas::body::status::{Cause, CauseKind};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::machine::{Report, Task};
+use crate::chain;
+use crate::guest::Link;
+use crate::hypervisor::api::{ApiClient, VmmState};
+use crate::hypervisor::cause::{self, Evidence};
+use crate::hypervisor::cgroup::CgroupLimits;
+use crate::hypervisor::config::{BootPaths, DiskPath, ImageType, VmmInput, cmdline_additions, vm_config};
+use crate::hypervisor::process::{LaunchRecord, LaunchSpec, VmmProcess, destroy, launch};
+use crate::hypervisor::run_dir::RunDir;
+use crate::hypervisor::stop::{StopPlan, stop_ladder};
+use crate::journal::VmRow;
+use crate::network::{NicLease, VmNet};
+use crate::services::Shared;
+
+/// Processes and threads of one VM: the VMM's own, one for each CPU, and room.
+const PIDS_BASE: u64 = 128;
+/// Pause between two attempts to release.
+const RELEASE_RETRY: Duration = Duration::from_millis(500);
+
+/// A VMM that runs.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Its process.
+    pub process: Arc<VmmProcess>,
+    /// Its API; one call at a time.
+    pub api: Arc<ApiClient>,
+}
+
+impl Run {
+    /// Takes over a process.
+    #[must_use]
+    pub fn new(process: VmmProcess) -> Self {
+        let api = Arc::new(process.api());
+        Self { process: Arc::new(process), api }
+    }
+}
+
+/// What a task works with.
+#[derive(Debug)]
+pub struct TaskContext {
+    /// The host.
+    pub services: Shared,
+    /// The VM when the task began.
+    pub row: VmRow,
+    /// Its VMM, if one runs.
+    pub run: Option<Run>,
+    /// The link to its agent, if it is up.
+    pub link: Option<Link>,
+    /// Asks the task to end early.
+    pub cancel: CancellationToken,
+}
+
+/// The end of a task.
+#[derive(Debug)]
+pub struct TaskEnd {
+    /// What it reports.
+    pub report: Report,
+    /// The VMM that a boot started.
+    pub run: Option<Run>,
+}
+
+impl From<Report> for TaskEnd {
+    fn from(report: Report) -> Self {
+        Self { report, run: None }
+    }
+}
+
+/// Carries out a task.
+pub async fn run(task: Task, context: TaskContext) -> TaskEnd {
+    match task {
+        Task::Boot => boot(&context).await,
+        Task::Shutdown { timeout_ms } => shutdown(&context, timeout_ms).await.into(),
+        Task::Stop { grace_ms } => {
+            stop(&context, grace_ms).await;
+            Report::Stopped.into()
+        }
+        Task::Pause => pause(&context).await.into(),
+        Task::Resume => resume(&context).await.into(),
+        Task::Reboot => reboot(&context).await.into(),
+        Task::Release => {
+            release(&context).await;
+            Report::Released.into()
+        }
+        Task::Delete => {
+            delete(&context).await;
+            Report::Deleted.into()
+        }
+    }
+}
+
+fn run_dir(context: &TaskContext) -> RunDir {
+    context.services.run_root.vm(context.row.vm_id)
+}
+
+async fn boot(context: &TaskContext) -> TaskEnd {
+    let result = tokio::select! {
+        biased;
+        () = context.cancel.cancelled() => {
+            Err(Cause::new(CauseKind::Superseded, "a later request ended the boot"))
+        }
+        result = boot_steps(context) => result,
+    };
+    match result {
+        Ok(run) => TaskEnd { report: Report::Booted, run: Some(run) },
+        Err(cause) => {
+            info!(vm_id = %context.row.vm_id, cause = cause.message, "boot failed, releasing");
+            release(context).await;
+            Report::BootFailed(cause).into()
+        }
+    }
+}
+
+async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
+    let services = &context.services;
+    let row = &context.row;
+    let dir = run_dir(context);
+    services.network.attach(vm_net(row)).await.map_err(|e| {
+        Cause::new(CauseKind::TapRefused, format!("the network could not be made: {}", chain(&e)))
+            .with("step", "network")
+    })?;
+    let paths = boot_paths(context).await?;
+    let host_resource = |step: &str, error: &dyn std::error::Error| {
+        Cause::new(CauseKind::HostResource, chain(error).to_string()).with("step", step)
+    };
+    dir.create(None).map_err(|e| host_resource("run directory", &e))?;
+    let limits = CgroupLimits {
+        memory_bytes: row.spec.memory_bytes + services.limits.vmm_overhead_bytes,
+        pids: PIDS_BASE + 2 * u64::from(row.spec.cpus),
+    };
+    let cgroup = services.cgroups.create(row.vm_id, &limits).map_err(|e| host_resource("cgroup", &e))?;
+    let launched = launch(&LaunchSpec {
+        hold_bin: services.programs.hold.clone(),
+        vmm_bin: services.programs.vmm.clone(),
+        run_dir: dir.clone(),
+        record: launch_record(context, cgroup.clone()),
+        extra_args: services.programs.extra_args.clone(),
+        ready_within: services.limits.vmm_ready_within,
+    })
+    .await;
+    let evidence = |step| (dir.stderr_tail(cause::TAIL_MAX), cgroup.oom_kills(), step);
+    let of = |(stderr, oom_kills, step): (String, Option<u64>, &str), f: &dyn Fn(&Evidence<'_>) -> Cause| {
+        f(&Evidence { stderr_tail: &stderr, console_tail: "", oom_kills, step })
+    };
+    let process = launched.map_err(|e| of(evidence("launch"), &|ev| cause::of_launch(&e, ev)))?;
+    let run = Run::new(process);
+    let first = row.nics.first().map(NicLease::guest_nic);
+    let config = vm_config(&VmmInput {
+        spec: &row.spec,
+        paths,
+        run_dir: &dir,
+        nics: row.nics.iter().map(NicLease::nic_config).collect(),
+        cmdline: cmdline_additions(&row.name, first.as_ref()),
+    });
+    if let Err(error) = run.api.create(&config).await {
+        return Err(call_failed(&run, &dir, "vm.create", &error).await);
+    }
+    if let Err(error) = run.api.boot().await {
+        return Err(call_failed(&run, &dir, "vm.boot", &error).await);
+    }
+    Ok(run)
+}
+
+/// A VMM that died in a call says more by its exit than by the broken connection.
+async fn call_failed(run: &Run, dir: &RunDir, step: &str, error: &crate::hypervisor::api::ApiError) -> Cause {
+    let exit = match tokio::time::timeout(Duration::from_millis(250), run.process.wait_exit()).await {
+        Ok(exit) if error.vmm_errors().is_empty() => Some(exit),
+        _ => None,
+    };
+    let stderr = dir.stderr_tail(cause::TAIL_MAX);
+    let evidence = Evidence { stderr_tail: &stderr, console_tail: "", oom_kills: None, step };
+    match exit {
+        Some(exit) => cause::of_exit(&exit, &evidence),
+        None => cause::of_api(error, &evidence),
+    }
+}
+
+fn vm_net(row: &VmRow) -> VmNet {
+    VmNet { vm_id: row.vm_id, uid: row.uid, nics: row.nics.clone() }
+}
+
+fn launch_record(context: &TaskContext, cgroup: crate::hypervisor::cgroup::VmCgroup) -> LaunchRecord {
+    let row = &context.row;
+    LaunchRecord {
+        version: crate::hypervisor::record::VERSION,
+        drover: env!("CARGO_PKG_VERSION").to_owned(),
+        vmm: context.services.programs.version.text.clone(),
+        installation: context.services.installation,
+        vm_id: row.vm_id,
+        namespace: row.namespace.clone(),
+        name: row.name.clone(),
+        incarnation: row.incarnation,
+        uid: row.uid,
+        cgroup,
+        argv: Vec::new(),
+        env_names: Vec::new(),
+        import: serde_json::json!({ "spec": row.spec, "nics": row.nics }),
+    }
+}
+
+fn image_path(context: &TaskContext, image: &ResolvedImage) -> Result<PathBuf, Cause> {
+    context.services.images.path(image).map(Path::to_path_buf).ok_or_else(|| {
+        Cause::new(
+            CauseKind::DiskRefused,
+            format!("image {:?} (sha256 {}) is no longer on this host; import it again", image.name, image.sha256),
+        )
+        .with("step", "images")
+    })
+}
+
+async fn boot_paths(context: &TaskContext) -> Result<BootPaths, Cause> {
+    let boot = &context.row.spec.boot;
+    let find = |image: &Option<ResolvedImage>| image.as_ref().map(|i| image_path(context, i)).transpose();
+    let mut paths = BootPaths {
+        kernel: find(&boot.kernel)?,
+        initramfs: find(&boot.initramfs)?,
+        firmware: find(&boot.firmware)?,
+        disks: Vec::new(),
+    };
+    for (index, disk) in context.row.spec.disks.iter().enumerate() {
+        let base = image_path(context, &disk.image)?;
+        let path = if disk.readonly {
+            base
+        } else {
+            let own = disk_dir(context).join(format!("disk{index}.raw"));
+            copy_on_write(base, own.clone()).await.map_err(|error| {
+                Cause::new(CauseKind::DiskRefused, format!("disk {index} could not be made: {error}"))
+                    .with("step", "disks")
+                    .with("path", own.display())
+            })?;
+            own
+        };
+        paths.disks.push(DiskPath { path, readonly: disk.readonly, image_type: ImageType::Raw });
+    }
+    Ok(paths)
+}
+
+fn disk_dir(context: &TaskContext) -> PathBuf {
+    context.services.disks.join(context.row.vm_id.to_string().to_ascii_lowercase())
+}
+
+/// Makes the VM's own copy of an image, once: a later boot finds it. It appears under its name only when
+/// it is whole and on disk.
+async fn copy_on_write(base: PathBuf, own: PathBuf) -> std::io::Result<()> {
+    tokio::task::spawn_blocking(move || {
+        if own.exists() {
+            return Ok(());
+        }
+        if let Some(dir) = own.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+        let partial = own.with_extension("partial");
+        let from = std::fs::File::open(base)?;
+        let to = std::fs::File::create(&partial)?;
+        // A reflink shares blocks with the image; where the file system cannot, it is a copy.
+        if rustix::fs::ioctl_ficlone(&to, &from).is_err() {
+            std::io::copy(&mut &from, &mut &to)?;
+        }
+        to.sync_all()?;
+        std::fs::rename(partial, own)
+    })
+    .await
+    .map_err(std::io::Error::other)?
+}
+
+async fn ask_agent(link: Option<Link>) -> Result<(), String> {
+    let Some(link) = link else { return Err("the agent is not connected".to_owned()) };
+    super::guest_calls::power_off(&link).await.map_err(|e| e.to_string())
+}
+
+async fn shutdown(context: &TaskContext, timeout_ms: u64) -> Report {
+    let Some(run) = &context.run else { return Report::Stopped };
+    let plan = StopPlan::gentle(Duration::from_millis(timeout_ms));
+    let cgroup = context.services.cgroups.of(context.row.vm_id);
+    let ladder = stop_ladder(&run.api, &run.process, &cgroup, plan, ask_agent(context.link.clone()));
+    let report = tokio::select! {
+        biased;
+        () = context.cancel.cancelled() => {
+            return Report::Failed(Cause::new(CauseKind::Superseded, "a later request took its place"));
+        }
+        report = ladder => report,
+    };
+    info!(vm_id = %context.row.vm_id, by = ?report.stopped_by, "shutdown");
+    if report.stopped_by.is_none() {
+        return Report::ShutdownTimedOut;
+    }
+    release(context).await;
+    Report::Stopped
+}
+
+async fn stop(context: &TaskContext, grace_ms: u64) {
+    if let Some(run) = &context.run {
+        let plan = match grace_ms {
+            0 => StopPlan::force(),
+            grace => StopPlan::whole(Duration::from_millis(grace)),
+        };
+        let cgroup = context.services.cgroups.of(context.row.vm_id);
+        let ladder = stop_ladder(&run.api, &run.process, &cgroup, plan, ask_agent(context.link.clone()));
+        tokio::select! {
+            biased;
+            () = context.cancel.cancelled() => return,
+            report = ladder => info!(vm_id = %context.row.vm_id, by = ?report.stopped_by, "stop"),
+        }
+    }
+    release(context).await;
+}
+
+fn failed(context: &TaskContext, step: &str, error: &crate::hypervisor::api::ApiError) -> Report {
+    let stderr = run_dir(context).stderr_tail(cause::TAIL_MAX);
+    let evidence = Evidence { stderr_tail: &stderr, console_tail: "", oom_kills: None, step };
+    Report::Failed(cause::of_api(error, &evidence))
+}
+
+fn no_vmm() -> Report {
+    Report::Failed(Cause::new(CauseKind::VmmExit, "the VMM is gone"))
+}
+
+async fn pause(context: &TaskContext) -> Report {
+    let Some(run) = &context.run else { return no_vmm() };
+    match run.api.pause().await {
+        Ok(()) => Report::Paused,
+        // The answer may have been lost: what it is counts.
+        Err(error) => match run.api.info().await {
+            Ok(info) if info.state == VmmState::Paused => Report::Paused,
+            _ => failed(context, "vm.pause", &error),
+        },
+    }
+}
+
+async fn resume(context: &TaskContext) -> Report {
+    let Some(run) = &context.run else { return no_vmm() };
+    match run.api.resume().await {
+        Ok(()) => Report::Resumed,
+        Err(error) => match run.api.info().await {
+            Ok(info) if info.state == VmmState::Running => Report::Resumed,
+            _ => failed(context, "vm.resume", &error),
+        },
+    }
+}
+
+async fn reboot(context: &TaskContext) -> Report {
+    let Some(run) = &context.run else { return no_vmm() };
+    match run.api.reboot().await {
+        Ok(()) => Report::Rebooted,
+        Err(error) => failed(context, "vm.reboot", &error),
+    }
+}
+
+/// Releases everything of the runtime; the evidence in the run directory stays. Comes back only when
+/// nothing is left.
+async fn release(context: &TaskContext) {
+    let services = &context.services;
+    let row = &context.row;
+    let cgroup = services.cgroups.of(row.vm_id);
+    let dir = run_dir(context);
+    let mut first = true;
+    loop {
+        let ended = destroy(&dir, services.installation, &cgroup).await;
+        let detached = services.network.detach(row.vm_id, row.nics.clone()).await;
+        match detached {
+            Ok(()) if ended => return,
+            Ok(()) => {}
+            Err(error) => warn!(vm_id = %row.vm_id, error = %chain(&error), "network not released"),
+        }
+        if first {
+            services.metrics.release_retries.inc();
+            warn!(vm_id = %row.vm_id, process_ended = ended, "release is not complete, trying again");
+            first = false;
+        }
+        tokio::time::sleep(RELEASE_RETRY).await;
+    }
+}
+
+async fn delete(context: &TaskContext) {
+    if let Some(run) = &context.run {
+        let cgroup = context.services.cgroups.of(context.row.vm_id);
+        stop_ladder(&run.api, &run.process, &cgroup, StopPlan::force(), async { Ok(()) }).await;
+    }
+    release(context).await;
+    let disks = disk_dir(context);
+    let dir = run_dir(context);
+    loop {
+        let (disks, dir) = (disks.clone(), dir.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            match std::fs::remove_dir_all(&disks) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.to_string()),
+                _ => {}
+            }
+            dir.remove().map_err(|e| chain(&e).to_string())
+        })
+        .await;
+        match removed {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => warn!(vm_id = %context.row.vm_id, error, "files not removed, trying again"),
+            Err(error) => warn!(vm_id = %context.row.vm_id, %error, "files not removed, trying again"),
+        }
+        tokio::time::sleep(RELEASE_RETRY).await;
+    }
+}

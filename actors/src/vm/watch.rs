@@ -1,0 +1,183 @@
+//! Observers of a running VM: they report and never decide.
+//!
+//! [`RunWatch`] sees the VMM end, and asks `vm.info` when the VMM wrote events and once a minute: events
+//! are hints, what the VMM says of itself counts. [`LinkWatch`] keeps the link to the agent up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use drover_schemas::body::status::{Cause, CauseKind};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::actor::VmRef;
+use super::machine::Input;
+use super::message::VmMsg;
+use super::tasks::Run;
+use crate::chain;
+use crate::guest::{HelloInfo, connect_when_ready};
+use crate::hypervisor::events::{EventKind, EventTail};
+use crate::hypervisor::run_dir::RunDir;
+
+/// How often an idle VMM is asked how its guest is.
+const INFO_EVERY: Duration = Duration::from_secs(60);
+/// How long one attempt after the first success may take before another begins.
+const RECONNECT: Duration = Duration::from_secs(60);
+/// How much of the console goes into the evidence of a boot without an agent.
+const CONSOLE_TAIL: usize = 4096;
+
+/// Watches one VMM process until dropped.
+#[derive(Debug)]
+pub struct RunWatch {
+    look: Arc<Notify>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl RunWatch {
+    /// Begins to watch.
+    #[must_use]
+    pub fn start(vm: VmRef, incarnation: u64, run: &Run) -> Self {
+        let look = Arc::new(Notify::new());
+        let process = Arc::clone(&run.process);
+        let exited = vm.clone();
+        let exit = tokio::spawn(async move {
+            let exit = process.wait_exit().await;
+            let _ = exited.cast(VmMsg::Exited { incarnation, exit });
+        });
+        let events = tokio::spawn(observe(vm, incarnation, run.clone(), Arc::clone(&look)));
+        // The events of the boot are there already.
+        look.notify_one();
+        Self { look, tasks: [exit, events] }
+    }
+
+    /// There may be something to see.
+    pub fn look(&self) {
+        self.look.notify_one();
+    }
+}
+
+impl Drop for RunWatch {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+async fn observe(vm: VmRef, incarnation: u64, run: Run, look: Arc<Notify>) {
+    let dir = run.process.run_dir().clone();
+    let mut tail = EventTail::default();
+    let mut off = false;
+    loop {
+        // Spread over the minute, so that a thousand VMs do not ask at once.
+        let pause = INFO_EVERY.mul_f64(0.75 + 0.5 * rand::random::<f64>());
+        let hinted = timeout(pause, look.notified()).await.is_ok();
+        let mut inputs = Vec::new();
+        let mut ask = !hinted;
+        match tail.poll(&dir) {
+            Ok(events) => {
+                for event in events {
+                    match event.kind() {
+                        EventKind::Rebooted => inputs.push(Input::GuestReboot),
+                        EventKind::GuestPanic { what } => {
+                            let cause = Cause::new(CauseKind::GuestPanic, "the guest's kernel reported a panic")
+                                .with("event", what)
+                                .with("console_tail", dir.console_tail(CONSOLE_TAIL));
+                            inputs.push(Input::GuestPanic(cause));
+                        }
+                        EventKind::Shutdown => ask = true,
+                        EventKind::Booted => off = false,
+                        _ => {}
+                    }
+                }
+            }
+            Err(error) => debug!(%error, "the event file cannot be read"),
+        }
+        if ask && !off && run.api.info().await.is_ok_and(|info| info.state.is_off()) {
+            off = true;
+            inputs.push(Input::GuestPowerOff);
+        }
+        if !inputs.is_empty() && vm.cast(VmMsg::Observed { incarnation, inputs }).is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps the link to an agent up until dropped.
+#[derive(Debug)]
+pub struct LinkWatch {
+    generation: u64,
+    cancel: CancellationToken,
+}
+
+impl LinkWatch {
+    /// Begins to connect. The agent is reported lost when it has not answered for `timeout`.
+    #[must_use]
+    pub fn start(vm: VmRef, generation: u64, dir: RunDir, timeout: Duration) -> Self {
+        let cancel = CancellationToken::new();
+        let token = cancel.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = keep(vm, generation, dir, timeout, token.clone()) => {}
+            }
+        });
+        Self { generation, cancel }
+    }
+
+    /// Which attempt this is.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+impl Drop for LinkWatch {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+async fn keep(vm: VmRef, generation: u64, dir: RunDir, first: Duration, cancel: CancellationToken) {
+    let info = HelloInfo { version: env!("CARGO_PKG_VERSION").to_owned(), ..HelloInfo::default() };
+    let socket = dir.vsock_socket();
+    let began = Instant::now();
+    let mut patience = first;
+    let mut reported = false;
+    loop {
+        match connect_when_ready(&socket, &info, &cancel, patience).await {
+            Ok((link, _)) => {
+                let closed = link.closed();
+                if vm.cast(VmMsg::LinkUp { generation, link }).is_err() {
+                    return;
+                }
+                let reason = closed.await;
+                reported = false;
+                let cause = Cause::new(CauseKind::AgentLost, format!("the link to the agent ended: {}", chain(&reason)));
+                if vm.cast(VmMsg::LinkDown { generation, cause }).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                let spent = began.elapsed();
+                if !reported {
+                    reported = true;
+                    let cause = Cause::new(
+                        CauseKind::AgentTimeout,
+                        format!("the agent did not answer within {} s: {}", spent.as_secs(), chain(&error)),
+                    )
+                    .with("console_tail", dir.console_tail(CONSOLE_TAIL));
+                    if vm.cast(VmMsg::LinkDown { generation, cause }).is_err() {
+                        return;
+                    }
+                }
+                if !error.may_pass() {
+                    // What cannot pass by waiting may pass by another boot or another agent.
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                }
+            }
+        }
+        patience = RECONNECT;
+    }
+}

@@ -1,0 +1,224 @@
+//! The guest behind a VM, in one of two kinds.
+//!
+//! A guest is started by `vm.boot` and stopped once. What happens to it on its own arrives as a
+//! [`Notice`] that carries the boot it belongs to, so a late word of an earlier boot is not taken
+//! for one of this.
+
+pub mod init;
+pub mod namespaces;
+pub mod process;
+pub mod qemu;
+pub mod qmp;
+pub mod root;
+
+use serde_json::{Map, Value};
+use tokio::sync::mpsc;
+
+use crate::args::{Args, GuestKind};
+use crate::config::VmConfig;
+use crate::refusal::Cause;
+use crate::serial::Serial;
+
+/// How a guest's process ended when nobody asked it to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// By a signal.
+    Signal(i32),
+    /// With a status.
+    Exit(i32),
+}
+
+/// What a guest did on its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// Powered itself off.
+    PoweredOff,
+    /// Reset itself.
+    Reset,
+    /// Reported a panic; the text is the kind.
+    Panicked(String),
+    /// Its driver took a virtio device into use.
+    Activated(String),
+    /// Its process ended.
+    Died(Death),
+}
+
+/// Something that happened to a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The boot it happened to.
+    pub boot: u64,
+    /// What happened.
+    pub what: What,
+}
+
+/// Sends notices of one boot.
+#[derive(Debug, Clone)]
+pub struct Notifier {
+    /// The boot.
+    pub boot: u64,
+    /// The receiver is the VMM.
+    pub to: mpsc::UnboundedSender<Notice>,
+}
+
+impl Notifier {
+    /// Reports; a VMM that is gone does not matter.
+    pub fn send(&self, what: What) {
+        let _ = self.to.send(Notice { boot: self.boot, what });
+    }
+}
+
+/// What a guest is started from.
+pub struct Plan<'a> {
+    /// The configuration, validated.
+    pub config: &'a VmConfig,
+    /// The command line.
+    pub args: &'a Args,
+    /// The serial port.
+    pub serial: &'a Serial,
+    /// Where its notices go.
+    pub notifier: Notifier,
+}
+
+/// Why a guest did not start, and how far it had come.
+#[derive(Debug)]
+pub enum StartError {
+    /// The devices could not be made. v53 forgets the part of the configuration it was working on.
+    Devices(Lost, Cause),
+    /// The devices are there, the payload could not be loaded: the VM exists, not running.
+    Payload(Cause),
+}
+
+/// The part of the configuration that a failed boot forgets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// None.
+    Nothing,
+    /// `disks`
+    Disks,
+    /// `net`
+    Nets,
+    /// `vsock`
+    Vsock,
+}
+
+/// A running guest.
+pub enum Guest {
+    /// Processes in namespaces.
+    Process(Box<process::ProcessGuest>),
+    /// QEMU.
+    Qemu(Box<qemu::QemuGuest>),
+}
+
+impl Guest {
+    /// Starts the guest of a plan.
+    ///
+    /// # Errors
+    /// Nothing of it is left running.
+    pub async fn start(plan: Plan<'_>) -> Result<Self, StartError> {
+        check_disks(plan.config)?;
+        let payload = plan.config.payload.as_ref();
+        if let Some(Err(error)) = payload.and_then(|p| p.initramfs.as_ref()).map(std::fs::File::open) {
+            let cause = Cause::io(["Cannot open initramfs file"], &error);
+            return Err(StartError::Devices(Lost::Nothing, cause));
+        }
+        match plan.args.guest {
+            GuestKind::Process => Ok(Self::Process(Box::new(process::ProcessGuest::start(plan).await?))),
+            GuestKind::Qemu => Ok(Self::Qemu(Box::new(qemu::QemuGuest::start(plan).await?))),
+        }
+    }
+
+    /// Stops its processors.
+    ///
+    /// # Errors
+    /// It did not answer.
+    pub async fn pause(&mut self) -> Result<(), String> {
+        match self {
+            Self::Process(guest) => guest.pause().await,
+            Self::Qemu(guest) => guest.pause().await,
+        }
+    }
+
+    /// Lets them run again.
+    ///
+    /// # Errors
+    /// It did not answer.
+    pub async fn resume(&mut self) -> Result<(), String> {
+        match self {
+            Self::Process(guest) => guest.resume().await,
+            Self::Qemu(guest) => guest.resume().await,
+        }
+    }
+
+    /// Presses the power button; what the guest makes of it comes later.
+    ///
+    /// # Errors
+    /// It did not answer.
+    pub async fn power_button(&mut self) -> Result<(), String> {
+        match self {
+            Self::Process(guest) => guest.power_button(),
+            Self::Qemu(guest) => guest.power_button().await,
+        }
+    }
+
+    /// Ends it and everything that belongs to it, without asking the guest.
+    pub async fn stop(self) {
+        match self {
+            Self::Process(guest) => guest.stop().await,
+            Self::Qemu(guest) => guest.stop().await,
+        }
+    }
+}
+
+/// Counters of a VM's devices by id; of devices that have done nothing if its guest does not run.
+pub async fn counters(mut guest: Option<&mut Guest>, config: &VmConfig) -> Value {
+    let mut all = Map::new();
+    let devices = config.devices();
+    let disks = config.disks.as_deref().unwrap_or_default();
+    let nets = config.net.as_deref().unwrap_or_default();
+    let mut stats = match &mut guest {
+        Some(Guest::Qemu(guest)) => guest.block_counters().await,
+        _ => Map::new(),
+    };
+    for id in devices.iter().take(disks.len()) {
+        all.insert(id.clone(), stats.remove(id).unwrap_or_else(qemu::no_block_counters));
+    }
+    for (id, net) in devices.iter().skip(disks.len()).zip(nets) {
+        let counters = match &guest {
+            Some(Guest::Process(guest)) => guest.net_counters(id),
+            _ => net.tap.as_deref().map(crate::tap::counters),
+        };
+        all.insert(id.clone(), counters.unwrap_or_default());
+    }
+    Value::Object(all)
+}
+
+fn check_disks(config: &VmConfig) -> Result<(), StartError> {
+    for disk in config.disks.iter().flatten() {
+        let Some(path) = &disk.path else { continue };
+        let opened = std::fs::OpenOptions::new().read(true).write(!disk.readonly).open(path);
+        if let Err(error) = opened {
+            let at = format!("I/O error (path={} op=open)", path.display());
+            let cause = Cause::new(["Error from device manager", "Cannot open disk path"]);
+            return Err(StartError::Devices(Lost::Disks, cause.because(at).because(error)));
+        }
+    }
+    Ok(())
+}
+
+/// Opens the kernel or the firmware, as loading it would.
+///
+/// # Errors
+/// It is missing or not readable.
+pub fn check_payload(config: &VmConfig) -> Result<(), StartError> {
+    let payload = config.payload.clone().unwrap_or_default();
+    let open = |path: &Option<std::path::PathBuf>, what| match path {
+        Some(path) => match std::fs::File::open(path) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(StartError::Payload(Cause::io([what], &error))),
+        },
+        None => Ok(()),
+    };
+    open(&payload.firmware, "Error manipulating firmware file")?;
+    open(&payload.kernel, "Cannot open kernel file")
+}
