@@ -1,0 +1,114 @@
+//! `drover events`: the log, and what happens now, without gap or duplicate.
+
+use drover_schemas::Token;
+use drover_schemas::body::status::AgentState;
+use drover_schemas::event::{VmEvent, VmEventKind};
+use drover_schemas::state::VmState;
+use jiff::{SignedDuration, Timestamp};
+
+use super::Global;
+use super::exit::CliError;
+use crate::client::{EventFeed, Since, time};
+
+/// Arguments of `events`.
+#[derive(Debug, clap::Args)]
+pub struct EventsArgs {
+    /// Only events of this VM.
+    #[arg(long, value_name = "NAME")]
+    vm: Option<Token>,
+    /// From here on: a position of the stream, a time (2026-01-31T12:00:00Z), or how long ago (10m).
+    /// Without it the whole log, and with --follow only what happens from now on.
+    #[arg(long, value_name = "SEQ|TIME|DURATION")]
+    since: Option<String>,
+    /// Go on with what happens.
+    #[arg(long, short)]
+    follow: bool,
+}
+
+pub(super) async fn run(args: &EventsArgs, global: &Global) -> Result<u8, CliError> {
+    let since = match &args.since {
+        Some(text) => parse_since(text).map_err(CliError::Usage)?,
+        None if args.follow => Since::Now,
+        None => Since::Beginning,
+    };
+    let client = global.connect.connect().await?;
+    let mut feed = EventFeed::open(&client, args.vm.clone(), since, args.follow).await?;
+    loop {
+        let next = tokio::select! {
+            next = feed.next() => next?,
+            _ = tokio::signal::ctrl_c() => None,
+        };
+        let Some(item) = next else { return Ok(0) };
+        let line = |_: &VmEvent| {
+            let event = &item.event;
+            format!(
+                "{}  {}/{}  #{:<3} {}",
+                time::rfc3339(event.time_unix_ms),
+                event.namespace,
+                event.name,
+                event.seq,
+                sentence(event)
+            )
+        };
+        global.output.print_item(&item.event, line)?;
+    }
+}
+
+fn parse_since(text: &str) -> Result<Since, String> {
+    if let Ok(cursor) = text.parse::<u64>() {
+        return Ok(Since::Cursor(cursor));
+    }
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return Ok(Since::UnixMs(u64::try_from(at.as_millisecond()).unwrap_or(0)));
+    }
+    if let Ok(ago) = text.parse::<SignedDuration>() {
+        let ago = u64::try_from(ago.as_millis()).unwrap_or(0);
+        return Ok(Since::UnixMs(time::now_unix_ms().saturating_sub(ago)));
+    }
+    Err(format!("{text:?} is no position, time or duration; write 42, 2026-01-31T12:00:00Z or 10m"))
+}
+
+/// An event in words, without time and name.
+pub(super) fn sentence(event: &VmEvent) -> String {
+    let change = match (event.previous, event.kind) {
+        _ if event.last => "gone".to_owned(),
+        (Some(previous), VmEventKind::State) if previous != event.state => {
+            format!("{previous} -> {}", event.state)
+        }
+        (_, VmEventKind::State) => event.state.to_string(),
+        (_, VmEventKind::Progress) => {
+            format!("{}: {}", event.state, event.step.as_deref().unwrap_or("a step"))
+        }
+        (_, kind) => format!("{} ({})", kind.as_str(), event.state),
+    };
+    match &event.cause {
+        Some(cause) => format!("{change}  {}", cause.message),
+        None => change,
+    }
+}
+
+/// A state with its agent, for tables.
+pub(super) const fn agent_word(state: VmState, agent: AgentState) -> &'static str {
+    match agent {
+        AgentState::Ready => "ready",
+        AgentState::Connecting => "connecting",
+        AgentState::Lost => "lost",
+        AgentState::Absent if matches!(state, VmState::Running) => "absent",
+        AgentState::Absent => "-",
+        AgentState::Unknown => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_is_a_position_a_time_or_a_duration() {
+        assert_eq!(parse_since("42"), Ok(Since::Cursor(42)));
+        assert_eq!(parse_since("1970-01-01T00:00:02Z"), Ok(Since::UnixMs(2_000)));
+        let Ok(Since::UnixMs(at)) = parse_since("10m") else { panic!("no duration") };
+        assert!(time::now_unix_ms() - at >= 600_000);
+        assert!(parse_since("yesterday-ish").is_err());
+    }
+}

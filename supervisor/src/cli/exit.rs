@@ -1,0 +1,177 @@
+//! What a command failed with, its exit code, and what to do next.
+
+use std::path::PathBuf;
+
+use drover_schemas::{ErrorBody, ErrorCode};
+
+use crate::client::ClientError;
+
+/// The text of `--help` about exit codes.
+pub const HELP: &str = "\
+Exit codes:
+  0  done
+  1  failed (internal, hypervisor, unsupported)
+  2  the command or the request is wrong
+  3  not found
+  4  exists already, conflict, or a state that does not allow it
+  5  busy, unavailable, out of capacity or out of time: the same command may succeed later
+  6  the guest failed or does not answer
+  7  not allowed
+`vm exec` ends with the exit code of the program, 128 + the signal that ended it, or 124 when its
+time was over; where drover itself failed, stderr has a line that begins with `error:`.";
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// A call failed.
+    #[error("{0}")]
+    Client(ClientError),
+    /// The arguments contradict each other or the world.
+    #[error("{0}")]
+    Usage(String),
+    /// A file of this machine.
+    #[error("{action} {}", path.display())]
+    File {
+        /// What was done to it.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The output could not be written as asked.
+    #[error("write the output as {format}")]
+    Output {
+        /// The format.
+        format: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A digest differs after a copy.
+    #[error("the copy of {what} differs: sha256 {here} here, {there} in the guest")]
+    Digest {
+        /// What was copied.
+        what: String,
+        /// The digest here.
+        here: String,
+        /// The digest in the guest.
+        there: String,
+    },
+    /// Logs could not be set up.
+    #[error("set up logs")]
+    Telemetry(#[source] crate::telemetry::TelemetryError),
+    /// The daemon ended with an error.
+    #[error("run the host")]
+    Host(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// `drover dev` ended with an error.
+    #[error("run the development host")]
+    Dev(#[source] crate::dev::DevError),
+}
+
+impl From<ClientError> for CliError {
+    fn from(error: ClientError) -> Self {
+        Self::Client(error)
+    }
+}
+
+impl CliError {
+    /// The error as a coded body.
+    pub fn body(&self) -> ErrorBody {
+        let code = match self {
+            Self::Client(error) => return error.body(),
+            Self::Usage(_) | Self::File { .. } => ErrorCode::InvalidArgument,
+            Self::Output { .. } | Self::Digest { .. } | Self::Telemetry(_) | Self::Host(_) | Self::Dev(_) => {
+                ErrorCode::Internal
+            }
+        };
+        ErrorBody::new(code, drover_actors::chain(self).to_string())
+    }
+}
+
+/// The exit code for an error code.
+pub const fn exit_code(code: ErrorCode) -> u8 {
+    match code {
+        ErrorCode::InvalidArgument => 2,
+        ErrorCode::NotFound => 3,
+        ErrorCode::AlreadyExists | ErrorCode::Conflict | ErrorCode::InvalidState => 4,
+        ErrorCode::ResourceExhausted
+        | ErrorCode::Busy
+        | ErrorCode::Unavailable
+        | ErrorCode::DeadlineExceeded => 5,
+        ErrorCode::GuestUnreachable | ErrorCode::GuestError => 6,
+        ErrorCode::PermissionDenied => 7,
+        ErrorCode::VmmError | ErrorCode::Unsupported | ErrorCode::Internal | ErrorCode::Unknown => 1,
+    }
+}
+
+/// One line on what to do, for an error about `vm` (if it is about one).
+pub fn next_step(error: &ErrorBody, vm: Option<&str>) -> String {
+    let vm = vm.unwrap_or("NAME");
+    let detail = |key: &str| error.details.get(key).map(String::as_str);
+    match error.code {
+        ErrorCode::InvalidArgument => "correct the request; `drover help` and `--help` show the forms".into(),
+        ErrorCode::NotFound => "`drover vm ls` shows what there is in the namespace (choose it by -n)".into(),
+        ErrorCode::AlreadyExists => format!("choose another name, or look at it: `drover vm get {vm}`"),
+        ErrorCode::Conflict => match detail("cause") {
+            Some("superseded") => {
+                format!("a later request took over; `drover vm get {vm}` shows how it is now")
+            }
+            _ => format!("look at it with `drover vm get {vm}`, then ask again under a new request id"),
+        },
+        ErrorCode::InvalidState => match detail("allowed") {
+            Some(allowed) => format!("bring it to one of these states first: {allowed}"),
+            None => format!("`drover vm explain {vm}` says why it is in this state"),
+        },
+        ErrorCode::ResourceExhausted => {
+            "`drover host get` shows what is left; stop or delete a VM, or ask for less".into()
+        }
+        ErrorCode::Busy => match detail("operation") {
+            Some(operation) => format!("wait until `{operation}` has ended, then repeat the command"),
+            None => "wait a moment, then repeat the command".into(),
+        },
+        ErrorCode::Unavailable => match detail("host") {
+            Some(host) => format!("check the daemon of host {host}; what is asked of it is safe to repeat"),
+            None => "check --server and that a host runs; `drover dev` starts one here".into(),
+        },
+        ErrorCode::DeadlineExceeded => match detail("request_id") {
+            Some(id) => format!("repeat with `--request-id {id}`: it is never carried out twice"),
+            None => "repeat the command, or give it more time with --deadline".into(),
+        },
+        ErrorCode::GuestUnreachable => {
+            format!("`drover vm logs {vm}` shows the console, `drover vm explain {vm}` the rest")
+        }
+        ErrorCode::GuestError => "the guest refused; the message is its own".into(),
+        ErrorCode::VmmError => format!("`drover vm explain {vm}` shows what the hypervisor said"),
+        ErrorCode::PermissionDenied => "ask the operator of the bus for a role that may do this".into(),
+        ErrorCode::Unsupported => "`drover host get` shows the features of the host".into(),
+        ErrorCode::Internal | ErrorCode::Unknown if error.error_id.is_empty() => {
+            "run it again with --log debug, and report it if it stays".into()
+        }
+        ErrorCode::Internal | ErrorCode::Unknown => {
+            format!("look for {} in the log of the host", error.error_id)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_an_exit_code_and_a_next_step() {
+        for code in ErrorCode::ALL {
+            assert!((1..=7).contains(&exit_code(code)), "{code}");
+            assert!(!next_step(&ErrorBody::new(code, "x"), Some("web")).is_empty(), "{code}");
+        }
+    }
+
+    #[test]
+    fn what_may_succeed_later_shares_one_exit_code_unless_it_is_the_guest() {
+        for code in ErrorCode::ALL.into_iter().filter(|c| c.retryable()) {
+            let expected = if code == ErrorCode::GuestUnreachable { 6 } else { 5 };
+            assert_eq!(exit_code(code), expected, "{code}");
+        }
+    }
+}

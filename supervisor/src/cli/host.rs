@@ -1,0 +1,123 @@
+//! `drover host`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use drover_schemas::Token;
+use drover_schemas::body::host::HostInfo;
+use drover_schemas::size::ByteSize;
+
+use super::Global;
+use super::exit::CliError;
+use super::output::{self, render};
+use crate::client::{Client, time};
+use crate::config::HostConfig;
+use crate::telemetry;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Verbs of hosts.
+#[derive(Debug, clap::Subcommand)]
+pub enum HostCommand {
+    /// Run the daemon of this machine.
+    Run(RunArgs),
+    /// Show what a host has and what it has promised.
+    Get {
+        /// The host; without it, the one that answers first.
+        host: Option<Token>,
+    },
+}
+
+/// Arguments of `host run`.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// The configuration file.
+    #[arg(long, short, value_name = "FILE", env = "DROVER_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+pub(super) async fn run(command: &HostCommand, global: &Global) -> Result<u8, CliError> {
+    match command {
+        HostCommand::Run(args) => {
+            let path = args.config.as_deref();
+            // Read here for the log alone: the daemon's own reading is then in the log.
+            let log = HostConfig::load(path, std::env::vars()).map_err(|e| CliError::Host(e.into()))?.log;
+            let _telemetry = telemetry::init(&log).map_err(CliError::Telemetry)?;
+            Box::pin(crate::app::run(path)).await.map_err(|e| CliError::Host(e.into()))?;
+        }
+        HostCommand::Get { host } => {
+            let client = global.connect.connect().await?;
+            let deadline = global.deadline(DEADLINE);
+            let host = match host {
+                Some(host) => host.clone(),
+                None => discover(&client, deadline).await?,
+            };
+            let info = client.host_info(&host, deadline).await?;
+            global.output.print(&info, describe)?;
+        }
+    }
+    Ok(0)
+}
+
+/// The host that answers the micro service discovery first.
+pub async fn discover(client: &Client, deadline: Duration) -> Result<Token, CliError> {
+    let unavailable = |text: String| {
+        let body = drover_schemas::ErrorBody::new(drover_schemas::ErrorCode::Unavailable, text);
+        CliError::Client(body.into())
+    };
+    let request = async_nats::Request::new().timeout(Some(deadline));
+    let message = client
+        .nats()
+        .send_request("$SRV.INFO.drover", request)
+        .await
+        .map_err(|e| unavailable(format!("no drover host is online on this bus ({e})")))?;
+    let info: serde_json::Value = serde_json::from_slice(&message.payload)
+        .map_err(|e| unavailable(format!("the discovery reply is not JSON: {e}")))?;
+    let host = info.pointer("/metadata/host").and_then(serde_json::Value::as_str).unwrap_or_default();
+    Token::new(host).map_err(|e| unavailable(format!("the discovery reply names no host: {e}")))
+}
+
+fn describe(info: &HostInfo) -> String {
+    let mut table = output::table(&[]);
+    let mut row = |key: &str, value: String| {
+        table.add_row([key.to_owned(), value]);
+    };
+    let emulated = if info.vmm.emulated { "software emulation" } else { "real" };
+    let capacity = &info.capacity;
+    let free = |total: u64, used: u64| total.saturating_sub(used);
+    row("host", info.host.to_string());
+    row("phase", info.phase.clone());
+    row("version", info.version.clone());
+    row("kernel", info.kernel.clone());
+    row("started", format!("{} ({} ago)", time::rfc3339(info.started_unix_ms), time::age(info.started_unix_ms)));
+    row("hypervisor", format!("{} ({emulated}), {}", info.vmm.version, info.vmm.path));
+    row("cpus", format!("{} of {} free", free(capacity.cpus, capacity.cpus_used), capacity.cpus));
+    row(
+        "memory",
+        format!(
+            "{} of {} MiB free",
+            free(capacity.memory_bytes, capacity.memory_used_bytes) >> 20,
+            capacity.memory_bytes >> 20
+        ),
+    );
+    row(
+        "addresses",
+        format!("{} of {} free", free(capacity.addresses, capacity.addresses_used), capacity.addresses),
+    );
+    let states: Vec<String> = info.states.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    row("vms", format!("{} ({})", capacity.vms, states.join(", ")));
+    row("outbox", format!("{} events wait for the bus", info.outbox));
+    row("features", info.features.join(" "));
+    for (key, value) in &info.labels {
+        row("label", format!("{key}={value}"));
+    }
+    for (key, value) in &info.confinement {
+        row(key, value.clone());
+    }
+    render(&mut table)
+}
+
+/// Mebibytes, for tables.
+pub(super) fn mib(bytes: u64) -> String {
+    ByteSize(bytes & !0xf_ffff).to_string()
+}

@@ -1,0 +1,143 @@
+//! The command line: arguments, dispatch, results and errors.
+//!
+//! Results go to stdout and nothing else does; progress, logs and errors go to stderr.
+
+mod connect;
+mod events;
+mod exit;
+mod host;
+mod output;
+mod progress;
+mod vm;
+
+use std::time::Duration;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+pub use connect::ConnectArgs;
+pub use exit::CliError;
+use output::OutputFormat;
+
+use crate::telemetry::{self, LogConfig, LogFormat, TelemetryGuard};
+
+/// Runs Cloud Hypervisor microVMs over a NATS bus.
+#[derive(Debug, Parser)]
+#[command(name = "drover", version, after_help = exit::HELP, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Global {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// How results are printed.
+    #[arg(long, short, global = true, value_enum, default_value_t)]
+    output: OutputFormat,
+    /// Seconds until a request is given up, retries included; each command has a fitting default.
+    #[arg(long, global = true, value_name = "SECONDS")]
+    deadline: Option<f64>,
+    /// What is logged to stderr, as `info` or `debug,async_nats=info`; RUST_LOG goes before it.
+    #[arg(long, global = true, value_name = "FILTER", env = "DROVER_LOG")]
+    log: Option<String>,
+    /// How log lines are written.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    log_format: LogFormat,
+    /// Base URL of an OTLP receiver for traces, as http://127.0.0.1:4318.
+    #[arg(long, global = true, value_name = "URL", env = "DROVER_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a private NATS server and a host: the whole system in one go.
+    Dev(crate::dev::DevArgs),
+    /// Run and look at hosts.
+    #[command(subcommand)]
+    Host(host::HostCommand),
+    /// Create, command and look at VMs.
+    #[command(subcommand)]
+    Vm(vm::VmCommand),
+    /// Show what happens, and what happened.
+    Events(events::EventsArgs),
+    /// Print the completions of a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+impl Cli {
+    /// Sets up logs as the flags say. The daemon sets up its own, by its configuration.
+    ///
+    /// # Errors
+    /// A filter or endpoint that is none.
+    pub fn telemetry(&self) -> Result<Option<TelemetryGuard>, CliError> {
+        let daemon = matches!(self.command, Command::Host(host::HostCommand::Run(_)));
+        if daemon {
+            return Ok(None);
+        }
+        let quiet = if matches!(self.command, Command::Dev(_)) { "info,async_nats=warn" } else { "warn" };
+        let config = LogConfig {
+            format: self.global.log_format,
+            filter: Some(self.global.log.clone().unwrap_or_else(|| quiet.to_owned())),
+            otlp_endpoint: self.global.otlp_endpoint.clone(),
+            ..LogConfig::default()
+        };
+        telemetry::init(&config).map(Some).map_err(CliError::Telemetry)
+    }
+}
+
+impl Global {
+    /// How long a command may take whose own measure is `usual`.
+    fn deadline(&self, usual: Duration) -> Duration {
+        match self.deadline {
+            Some(seconds) if seconds.is_finite() && seconds > 0.0 => {
+                Duration::try_from_secs_f64(seconds).unwrap_or(usual)
+            }
+            _ => usual,
+        }
+    }
+}
+
+/// Runs the command; gives the exit code.
+///
+/// # Errors
+/// What the command failed with; [`report`] prints it.
+pub async fn run(cli: &Cli) -> Result<u8, CliError> {
+    match &cli.command {
+        Command::Dev(args) => crate::dev::run(args, &cli.global.connect.root).await.map(|()| 0).map_err(CliError::Dev),
+        Command::Host(command) => host::run(command, &cli.global).await,
+        Command::Vm(command) => vm::run(command, &cli.global).await,
+        Command::Events(args) => events::run(args, &cli.global).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "drover", &mut std::io::stdout());
+            Ok(0)
+        }
+    }
+}
+
+/// Prints an error as the flags ask; gives the exit code.
+pub fn report(error: &CliError, cli: &Cli) -> u8 {
+    let body = error.body();
+    let vm = match &cli.command {
+        Command::Vm(command) => command.name(),
+        _ => None,
+    };
+    cli.global.output.print_error(&body, &exit::next_step(&body, vm.as_deref()));
+    exit::exit_code(body.code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

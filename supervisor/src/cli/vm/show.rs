@@ -1,0 +1,126 @@
+//! VMs in words and columns.
+
+use drover_schemas::body::status::VmStatus;
+use drover_schemas::body::vm::{ChangeReply, ExplainReply};
+use drover_schemas::state::VmState;
+
+use super::super::events::agent_word;
+use super::super::host::mib;
+use super::super::output::{render, table};
+use crate::client::time;
+
+/// The table of `vm ls`. CPUs and memory stand there if any host sends them.
+pub fn list(vms: &[VmStatus]) -> String {
+    let sized = vms.iter().any(|vm| vm.spec.is_some());
+    let header: &[&str] = if sized {
+        &["NAME", "STATE", "AGENT", "ADDRESS", "CPUS", "MEMORY", "AGE", "HOST"]
+    } else {
+        &["NAME", "STATE", "AGENT", "ADDRESS", "AGE", "HOST"]
+    };
+    let mut table = table(header);
+    for vm in vms {
+        let address = vm.nics.first().map_or("-", |nic| nic.ipv4.as_str());
+        let mut row = vec![
+            vm.name.to_string(),
+            vm.state.to_string(),
+            agent_word(vm.state, vm.agent.state).to_owned(),
+            address.to_owned(),
+        ];
+        if sized {
+            let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+            row.push(or_dash(vm.spec.as_ref().map(|s| s.cpus.to_string())));
+            row.push(or_dash(vm.spec.as_ref().map(|s| mib(s.memory_bytes))));
+        }
+        row.extend([time::age(vm.created_unix_ms), vm.host.to_string()]);
+        table.add_row(row);
+    }
+    render(&mut table)
+}
+
+/// The page of `vm get`.
+pub fn status(vm: &VmStatus) -> String {
+    let mut table = table(&[]);
+    let mut row = |key: &str, value: String| {
+        table.add_row([key.to_owned(), value]);
+    };
+    row("name", format!("{}/{}", vm.namespace, vm.name));
+    row("id", vm.vm_id.to_string());
+    row("state", format!("{} for {}", vm.state, time::age(vm.state_since_unix_ms)));
+    row("desired", format!("{:?}", vm.desired).to_lowercase());
+    if let Some(operation) = &vm.operation {
+        row("operation", operation.clone());
+    }
+    if let Some(cause) = &vm.cause {
+        row("cause", cause.message.clone());
+        for (key, value) in &cause.evidence {
+            row("", format!("{key}: {value}"));
+        }
+    }
+    let version = vm.agent.version.as_deref().unwrap_or_default();
+    row("agent", format!("{} {version}", agent_word(vm.state, vm.agent.state)).trim().to_owned());
+    for nic in &vm.nics {
+        row(
+            "address",
+            format!("{}/{} on {} ({}, {})", nic.ipv4, nic.prefix_len, nic.network, nic.tap, nic.mac),
+        );
+    }
+    if let Some(spec) = &vm.spec {
+        row("template", spec.template.to_string());
+        row("size", format!("{} CPU, {}", spec.cpus, mib(spec.memory_bytes)));
+        for (key, value) in &spec.labels {
+            row("label", format!("{key}={value}"));
+        }
+    }
+    row("host", vm.host.to_string());
+    if let Some(pid) = vm.vmm_pid {
+        row("vmm pid", pid.to_string());
+    }
+    row("created", time::rfc3339(vm.created_unix_ms));
+    row(
+        "counters",
+        format!(
+            "revision {}, incarnation {}, seq {}, {} restarts",
+            vm.revision, vm.incarnation, vm.seq, vm.restarts
+        ),
+    );
+    render(&mut table)
+}
+
+/// One line about a change.
+pub fn change(verb: &str, reply: &ChangeReply) -> String {
+    let vm = &reply.vm;
+    if reply.already {
+        return format!("{} is {} already", vm.name, vm.state);
+    }
+    match (verb, vm.state) {
+        ("delete", _) => format!("{} is gone", vm.name),
+        (_, VmState::Running) => {
+            let address = vm.nics.first().map(|nic| format!(" at {}", nic.ipv4)).unwrap_or_default();
+            let agent = agent_word(vm.state, vm.agent.state);
+            format!("{} is running{address} (agent {agent})", vm.name)
+        }
+        (_, state) => match &vm.cause {
+            Some(cause) if state == VmState::Failed => {
+                format!("{} is {state}: {}", vm.name, cause.message)
+            }
+            _ => format!("{} is {state}", vm.name),
+        },
+    }
+}
+
+/// The page of `vm explain`.
+pub fn explanation(explained: &ExplainReply) -> String {
+    let mut text = format!("{} is {}\n", explained.vm.name, explained.vm.state);
+    for finding in &explained.findings {
+        text.push_str(&format!("  - {finding}\n"));
+    }
+    if !explained.history.is_empty() {
+        text.push_str("\nhistory\n");
+        explained.history.iter().for_each(|line| text.push_str(&format!("  {line}\n")));
+    }
+    if !explained.vmm_command.is_empty() {
+        text.push_str(&format!("\ncommand\n  {}\n", explained.vmm_command.join(" ")));
+    }
+    text.push_str(&format!("\nconfiguration\n{}\n", explained.vmm_config));
+    text
+}

@@ -1,0 +1,127 @@
+//! The verbs by name and type.
+
+use std::time::Duration;
+
+use drover_schemas::body::events::{EventsReadReply, EventsReadRequest};
+use drover_schemas::body::guest::Empty;
+use drover_schemas::body::host::HostInfo;
+use drover_schemas::body::status::VmStatus;
+use drover_schemas::body::vm::{ChangeReply, CreateRequest, ListReply, ListRequest};
+use drover_schemas::subject::{Family, GuestToken, PoolVerb, Subject};
+use drover_schemas::{ErrorBody, ErrorCode, Token};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{CallOptions, Client, ClientError};
+
+impl Client {
+    /// The subject of a VM's verb. `verb` is a word of this program, never of a user.
+    ///
+    /// # Errors
+    /// `internal` for a verb that is no token.
+    pub fn vm_subject(&self, name: &Token, verb: &str) -> Result<Subject, ClientError> {
+        let verb = Token::new(verb).map_err(|e| ErrorBody::new(ErrorCode::Internal, e.to_string()))?;
+        Ok(Subject::Vm { ns: self.namespace().clone(), name: name.clone(), verb })
+    }
+
+    /// The subject of a guest's verb.
+    ///
+    /// # Errors
+    /// `internal` for a verb that is no token.
+    pub fn guest_subject(&self, name: &Token, verb: &str) -> Result<Subject, ClientError> {
+        let verb = GuestToken::new(verb)
+            .ok_or_else(|| ErrorBody::new(ErrorCode::Internal, format!("{verb:?} is not a guest verb")))?;
+        Ok(Subject::Guest { ns: self.namespace().clone(), name: name.clone(), verb })
+    }
+
+    /// `vm.create`.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn create(
+        &self,
+        request: &CreateRequest,
+        options: CallOptions,
+    ) -> Result<ChangeReply, ClientError> {
+        let subject = Subject::VmPool { ns: self.namespace().clone(), verb: PoolVerb::Create };
+        self.call(&subject, request, options).await
+    }
+
+    /// Any verb of one VM.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn vm<Q, R>(
+        &self,
+        name: &Token,
+        verb: &str,
+        request: &Q,
+        options: CallOptions,
+    ) -> Result<R, ClientError>
+    where
+        Q: Serialize + Sync,
+        R: DeserializeOwned,
+    {
+        self.call(&self.vm_subject(name, verb)?, request, options).await
+    }
+
+    /// Any verb of one guest that answers with one reply.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn guest<Q, R>(
+        &self,
+        name: &Token,
+        verb: &str,
+        request: &Q,
+        options: CallOptions,
+    ) -> Result<R, ClientError>
+    where
+        Q: Serialize + Sync,
+        R: DeserializeOwned,
+    {
+        self.call(&self.guest_subject(name, verb)?, request, options).await
+    }
+
+    /// All VMs of the namespace, page by page.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn list(&self, deadline: Duration) -> Result<Vec<VmStatus>, ClientError> {
+        let subject = Subject::VmPool { ns: self.namespace().clone(), verb: PoolVerb::List };
+        let mut request = ListRequest { limit: Some(500), cursor: None };
+        let mut vms = Vec::new();
+        loop {
+            let page: ListReply = self.call(&subject, &request, CallOptions::read(deadline)).await?;
+            vms.extend(page.vms);
+            match page.next_cursor {
+                // A cursor that does not move would loop for ever.
+                Some(next) if request.cursor.as_ref() != Some(&next) => request.cursor = Some(next),
+                _ => return Ok(vms),
+            }
+        }
+    }
+
+    /// `events.read`: one page.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn read_events(
+        &self,
+        request: &EventsReadRequest,
+        deadline: Duration,
+    ) -> Result<EventsReadReply, ClientError> {
+        let verb = Token::new("read").map_err(|e| ErrorBody::new(ErrorCode::Internal, e.to_string()))?;
+        let subject = Subject::Registry { ns: self.namespace().clone(), family: Family::Events, verb };
+        self.call(&subject, request, CallOptions::read(deadline)).await
+    }
+
+    /// `host.<host>.info`.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn host_info(&self, host: &Token, deadline: Duration) -> Result<HostInfo, ClientError> {
+        let subject = Subject::Host { host: host.clone(), verb: "info".to_owned() };
+        self.call(&subject, &Empty {}, CallOptions::read(deadline)).await
+    }
+}
