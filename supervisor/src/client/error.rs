@@ -93,14 +93,6 @@ impl ClientError {
             Self::Input(_) | Self::Output(_) | Self::Cancelled => ErrorBody::new(ErrorCode::InvalidArgument, text),
         }
     }
-
-    /// The code of the error.
-    pub fn code(&self) -> ErrorCode {
-        match self {
-            Self::Refused(body) => body.code,
-            other => other.body().code,
-        }
-    }
 }
 
 impl From<ErrorBody> for ClientError {
