@@ -26,7 +26,7 @@ const CLAIM_RETRY: Duration = Duration::from_millis(500);
 pub async fn adopt(services: &Services, row: VmRow) -> Option<VmMsg> {
     if row.released {
         let op: Option<MachineOp> = machine_of(&row).op;
-        return Some(VmMsg::Begin { effects: vec![Effect::Gone { op }] });
+        return Some(VmMsg::Begin { machine: None, effects: vec![Effect::Gone { op }] });
     }
     if !row.owned && !confirm(services, &row).await {
         return None;

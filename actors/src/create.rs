@@ -97,15 +97,17 @@ impl Creator {
             ClaimOutcome::AlreadyExists { vm_id, host, .. } => {
                 return Err(ErrorBody::new(
                     ErrorCode::AlreadyExists,
-                    format!("there is a VM {:?} in namespace {namespace:?}; use another name or delete it", wanted.body.name.as_str()),
+                    format!(
+                        "there is a VM {:?} in namespace {namespace:?}; use another name or delete it",
+                        wanted.body.name.as_str()
+                    ),
                 )
                 .with("vm_id", vm_id)
                 .with("host", host));
             }
             ClaimOutcome::Replay(reply) => {
-                return codec::decode(reply.as_slice()).map_err(|_| {
-                    ErrorBody::new(ErrorCode::Internal, "the stored reply cannot be read")
-                });
+                return codec::decode(reply.as_slice())
+                    .map_err(|_| ErrorBody::new(ErrorCode::Internal, "the stored reply cannot be read"));
             }
             ClaimOutcome::NameReused { deleted_unix_ms } => {
                 return Err(ErrorBody::new(
@@ -128,7 +130,10 @@ impl Creator {
     }
 
     /// What this host knows of the request id already.
-    fn known(&self, wanted: &Wanted) -> Option<std::pin::Pin<Box<dyn Future<Output = Result<ChangeReply, ErrorBody>> + Send>>> {
+    fn known(
+        &self,
+        wanted: &Wanted,
+    ) -> Option<std::pin::Pin<Box<dyn Future<Output = Result<ChangeReply, ErrorBody>> + Send>>> {
         let ready = |result| -> Option<std::pin::Pin<Box<dyn Future<Output = _> + Send>>> {
             Some(Box::pin(std::future::ready(result)))
         };
@@ -242,7 +247,7 @@ impl Creator {
         let due_now = prepared.outcomes.into_iter().next().map(|(_, outcome)| outcome);
         let (reply, outcome) = oneshot::channel();
         let waiter = due_now.is_none().then_some((wanted.request_id, reply));
-        let _ = self.manager.cast(ManagerMsg::Spawn { row: Box::new(row), effects, waiter });
+        let _ = self.manager.cast(ManagerMsg::Spawn { row: Box::new(row), machine: Box::new(machine), effects, waiter });
         drop(guard);
         match due_now {
             Some(due) => outcome_result(due),
@@ -305,10 +310,10 @@ impl Creator {
         request: &Request,
         request_id: RequestId,
     ) -> Result<ChangeReply, ErrorBody> {
-        let subject = self.services.subjects.build(&drover_schemas::subject::Subject::Host {
-            host: host.clone(),
-            verb: "create".into(),
-        });
+        let subject = self
+            .services
+            .subjects
+            .build(&drover_schemas::subject::Subject::Host { host: host.clone(), verb: "create".into() });
         let left = request.deadline.saturating_duration_since(Instant::now());
         let mut header = request.headers.clone();
         header.insert(headers::NAMESPACE, namespace.as_str());
@@ -329,7 +334,9 @@ impl Creator {
             .with("reason", error)
         })?;
         let failed = reply.headers.as_ref().is_some_and(|h| h.get(headers::ERROR_CODE).is_some());
-        let unreadable = |e: codec::DecodeError| ErrorBody::new(ErrorCode::Internal, format!("host {host:?} answered: {e}"));
+        let unreadable = |e: codec::DecodeError| {
+            ErrorBody::new(ErrorCode::Internal, format!("host {host:?} answered: {e}"))
+        };
         if failed {
             Err(codec::decode_as(request.format, &reply.payload).map_err(unreadable)?)
         } else {

@@ -119,7 +119,9 @@ impl HostState {
         let exhausted = |what: &str, left: u64, want: u64| {
             ErrorBody::new(
                 ErrorCode::ResourceExhausted,
-                format!("the host has {left} {what} left and the VM needs {want}; stop a VM or use another host"),
+                format!(
+                    "the host has {left} {what} left and the VM needs {want}; stop a VM or use another host"
+                ),
             )
             .with("resource", what)
             .with("left", left)
@@ -129,7 +131,11 @@ impl HostState {
             return Err(exhausted("virtual CPUs", self.totals.cpus.saturating_sub(used.0), want.0));
         }
         if used.1 + want.1 > self.totals.memory_bytes {
-            return Err(exhausted("bytes of memory", self.totals.memory_bytes.saturating_sub(used.1), want.1));
+            return Err(exhausted(
+                "bytes of memory",
+                self.totals.memory_bytes.saturating_sub(used.1),
+                want.1,
+            ));
         }
         inner.runtime.insert(vm_id, want);
         Ok(())
@@ -171,7 +177,10 @@ impl HostState {
             inner.free_addresses(&leased, now, Duration::ZERO);
             return Err(ErrorBody::new(
                 ErrorCode::ResourceExhausted,
-                format!("all {} Unix users for VMs are taken; delete a VM or widen the range", self.totals.uids),
+                format!(
+                    "all {} Unix users for VMs are taken; delete a VM or widen the range",
+                    self.totals.uids
+                ),
             )
             .with("resource", "uids"));
         };
@@ -245,12 +254,13 @@ impl Inner {
     }
 
     fn uid(&mut self, totals: &Totals, now: Duration) -> Option<u32> {
-        let uid = (totals.first_uid..totals.first_uid.saturating_add(totals.uids)).find(|uid| {
-            match self.uids.get(uid) {
-                None => true,
-                Some(Some(until)) => *until <= now,
-                Some(None) => false,
-            }
+        let uid = (totals.first_uid..totals.first_uid.saturating_add(totals.uids)).find(|uid| match self
+            .uids
+            .get(uid)
+        {
+            None => true,
+            Some(Some(until)) => *until <= now,
+            Some(None) => false,
         })?;
         self.uids.insert(uid, None);
         Some(uid)

@@ -26,7 +26,7 @@ use crate::journal::VmRow;
 use crate::router::Router;
 use crate::services::{Services, Shared, now_ms};
 use crate::vm::actor::{VmActor, VmArgs, VmRef};
-use crate::vm::machine::Effect;
+use crate::vm::machine::{Effect, Machine};
 use crate::vm::message::{ChangeSender, VmMsg};
 
 /// Pause before a lost actor is started again, so that one that is lost at once does not spin.
@@ -93,9 +93,8 @@ impl Directory {
     /// Makes the slot of a VM, or finds it.
     pub fn insert(&self, row: &VmRow) -> Arc<Slot> {
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        let fresh = || {
-            Arc::new(Slot { vm_id: row.vm_id, actor: RwLock::new(None), gone: CancellationToken::new() })
-        };
+        let fresh =
+            || Arc::new(Slot { vm_id: row.vm_id, actor: RwLock::new(None), gone: CancellationToken::new() });
         let slot = names.entry((row.namespace.clone(), row.name.clone())).or_insert_with(fresh);
         if slot.vm_id != row.vm_id {
             slot.gone.cancel();
@@ -117,10 +116,17 @@ impl Directory {
 
     /// Subscribes for a VM of the directory, for as long as it stands there. The server knows of it before
     /// anything that is published on this connection afterwards.
-    pub fn serve<'a>(&'a self, services: &'a Services, namespace: &'a Token, name: &'a Token) -> BoxFuture<'a, ()> {
+    pub fn serve<'a>(
+        &'a self,
+        services: &'a Services,
+        namespace: &'a Token,
+        name: &'a Token,
+    ) -> BoxFuture<'a, ()> {
         // Boxed: the router leads to creates, and a create leads here.
         Box::pin(async move {
-            let (Some(router), Some(slot)) = (self.router.get().cloned(), self.get(namespace, name)) else { return };
+            let (Some(router), Some(slot)) = (self.router.get().cloned(), self.get(namespace, name)) else {
+                return;
+            };
             let client = services.client.clone();
             match client.subscribe(services.subjects.vm_wildcard(namespace, name)).await {
                 Ok(subscriber) => {
@@ -144,7 +150,12 @@ impl Directory {
     }
 }
 
-async fn read(router: Router, client: async_nats::Client, mut subscriber: async_nats::Subscriber, slot: Arc<Slot>) {
+async fn read(
+    router: Router,
+    client: async_nats::Client,
+    mut subscriber: async_nats::Subscriber,
+    slot: Arc<Slot>,
+) {
     loop {
         tokio::select! {
             message = subscriber.next() => match message {
@@ -164,7 +175,9 @@ pub enum ManagerMsg {
     Spawn {
         /// The row.
         row: Box<VmRow>,
-        /// What it begins with: a new VM's effects.
+        /// The machine of the new VM, its first task under way.
+        machine: Box<Machine>,
+        /// What it begins with.
         effects: Vec<Effect>,
         /// Waits for the outcome of the create.
         waiter: Option<(RequestId, ChangeSender)>,
@@ -229,7 +242,11 @@ impl Actor for Manager {
     type State = ManagerState;
     type Arguments = ManagerArgs;
 
-    async fn pre_start(&self, _: ActorRef<ManagerMsg>, args: ManagerArgs) -> Result<ManagerState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: ActorRef<ManagerMsg>,
+        args: ManagerArgs,
+    ) -> Result<ManagerState, ActorProcessingErr> {
         Ok(ManagerState { args, vms: HashMap::new(), adopting: 0, when_adopted: Vec::new() })
     }
 
@@ -240,12 +257,12 @@ impl Actor for Manager {
         state: &mut ManagerState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ManagerMsg::Spawn { row, effects, waiter } => {
+            ManagerMsg::Spawn { row, machine, effects, waiter } => {
                 if let Some(actor) = state.spawn(&myself, *row).await {
                     if let Some((request_id, reply)) = waiter {
                         let _ = actor.cast(VmMsg::Attach { request_id, reply });
                     }
-                    let _ = actor.cast(VmMsg::Begin { effects });
+                    let _ = actor.cast(VmMsg::Begin { machine: Some(machine), effects });
                 }
             }
             ManagerMsg::Adopt(row) => {
@@ -294,7 +311,8 @@ impl Actor for Manager {
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
         };
         // A late event of an actor that was replaced is not about the present one.
-        let lost = state.vms.values_mut().find(|e| e.actor.as_ref().is_some_and(|a| a.get_id() == cell.get_id()));
+        let lost =
+            state.vms.values_mut().find(|e| e.actor.as_ref().is_some_and(|a| a.get_id() == cell.get_id()));
         if let Some(entry) = lost {
             let vm_id = entry.row.vm_id;
             error!(%vm_id, failure, "the actor of a VM was lost; its VMM runs on and is adopted again");
@@ -306,7 +324,11 @@ impl Actor for Manager {
         Ok(())
     }
 
-    async fn post_stop(&self, _: ActorRef<ManagerMsg>, state: &mut ManagerState) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(
+        &self,
+        _: ActorRef<ManagerMsg>,
+        state: &mut ManagerState,
+    ) -> Result<(), ActorProcessingErr> {
         // Children of a parent that ends are killed; stopped ones leave in order.
         for entry in state.vms.values_mut() {
             entry.slot.set(None);

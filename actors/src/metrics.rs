@@ -80,12 +80,28 @@ impl Default for Metrics {
         registry.register("vms", "VMs in the journal", m.vms.clone());
         registry.register("vms_running", "VMs whose VMM runs", m.vms_running.clone());
         registry.register("vmm_exits", "VMMs that ended unasked", m.vmm_exits.clone());
-        registry.register("release_retries", "Releases that needed another attempt", m.release_retries.clone());
-        registry.register("actor_restarts", "VM actors that were lost and replaced", m.actor_restarts.clone());
+        registry.register(
+            "release_retries",
+            "Releases that needed another attempt",
+            m.release_retries.clone(),
+        );
+        registry.register(
+            "actor_restarts",
+            "VM actors that were lost and replaced",
+            m.actor_restarts.clone(),
+        );
         registry.register("bus_connected", "Whether the bus is there", m.bus_connected.clone());
-        registry.register("bus_slow_consumers", "Times a subscription lost messages", m.slow_consumers.clone());
+        registry.register(
+            "bus_slow_consumers",
+            "Times a subscription lost messages",
+            m.slow_consumers.clone(),
+        );
         registry.register("outbox_events", "Events that wait for the bus", m.outbox_events.clone());
-        registry.register("events_published", "Events acknowledged by the stream", m.events_published.clone());
+        registry.register(
+            "events_published",
+            "Events acknowledged by the stream",
+            m.events_published.clone(),
+        );
         m.registry = Arc::new(registry);
         m
     }
@@ -109,7 +125,9 @@ mod tests {
         let metrics = super::Metrics::default();
         metrics.requests.get_or_create(&super::RequestLabels { verb: "get", code: "ok" }).inc();
         let page = metrics.page();
-        for name in ["drover_requests_total{verb=\"get\",code=\"ok\"} 1", "drover_vms 0", "drover_outbox_events 0"] {
+        for name in
+            ["drover_requests_total{verb=\"get\",code=\"ok\"} 1", "drover_vms 0", "drover_outbox_events 0"]
+        {
             assert!(page.contains(name), "{page}");
         }
     }

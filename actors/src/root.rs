@@ -163,7 +163,11 @@ impl Actor for Root {
     type State = RootState;
     type Arguments = oneshot::Sender<String>;
 
-    async fn pre_start(&self, _: ActorRef<()>, failed: Self::Arguments) -> Result<RootState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: ActorRef<()>,
+        failed: Self::Arguments,
+    ) -> Result<RootState, ActorProcessingErr> {
         Ok(RootState { failed: Some(failed) })
     }
 
@@ -174,7 +178,9 @@ impl Actor for Root {
         state: &mut RootState,
     ) -> Result<(), ActorProcessingErr> {
         let reason = match event {
-            SupervisionEvent::ActorFailed(cell, error) => Some(format!("{:?} failed: {error}", cell.get_name())),
+            SupervisionEvent::ActorFailed(cell, error) => {
+                Some(format!("{:?} failed: {error}", cell.get_name()))
+            }
             SupervisionEvent::ActorTerminated(..)
             | SupervisionEvent::ActorStarted(_)
             | SupervisionEvent::ProcessGroupChanged(_) => None,
@@ -227,7 +233,8 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let network = NetworkHandle::spawn(network_config, &root.get_cell()).await.map_err(actor("network"))?;
     network.ensure_base().await.map_err(|source| StartError::Network { source: Box::new(source) })?;
     let events_stream = setup.assets.events_stream();
-    let (egress, reports) = egress::start(journal.clone(), bus.clone(), EgressConfig::new(setup.assets.clone()));
+    let (egress, reports) =
+        egress::start(journal.clone(), bus.clone(), EgressConfig::new(setup.assets.clone()));
     let claims = Claims::new(async_nats::jetstream::new(bus.client.clone()), &setup.assets);
     let services = Arc::new(Services {
         host: setup.host,
@@ -255,11 +262,13 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         directory.insert(row);
     }
     let args = ManagerArgs { services: services.clone(), directory: Arc::clone(&directory) };
-    let (manager, _) =
-        Actor::spawn_linked(Some("manager".into()), Manager, args, root.get_cell()).await.map_err(actor("manager"))?;
+    let (manager, _) = Actor::spawn_linked(Some("manager".into()), Manager, args, root.get_cell())
+        .await
+        .map_err(actor("manager"))?;
     let (phase_tx, phase) = watch::channel(HostPhase::Adopting);
     let policy = ReplyPolicy::new(&setup.reply_prefixes);
-    let router = Router::new(services.clone(), Arc::clone(&directory), manager.clone(), policy, phase.clone());
+    let router =
+        Router::new(services.clone(), Arc::clone(&directory), manager.clone(), policy, phase.clone());
     directory.set_router(router.clone());
     let adopted = snapshot.vms.len();
     let known = snapshot.vms.iter().map(|row| row.vm_id).collect();
@@ -271,7 +280,12 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         Err(failure) => warn!(error = %chain(&failure), "leftovers could not be looked for"),
     }
     let tasks = vec![
-        tokio::spawn(crate::subscribe::subscribe_all(services.clone(), Arc::clone(&directory), router, bus.clone())),
+        tokio::spawn(crate::subscribe::subscribe_all(
+            services.clone(),
+            Arc::clone(&directory),
+            router,
+            bus.clone(),
+        )),
         tokio::spawn(forward_hints(notify, manager.clone())),
         tokio::spawn(heartbeats(services.clone(), bus.clone(), phase.clone())),
         tokio::spawn(gauges(services.clone(), bus.clone())),
@@ -290,16 +304,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         // The phase lives as long as somebody listens.
         phase_tx.closed().await;
     });
-    Ok(RunningHost {
-        services,
-        bus,
-        phase,
-        root,
-        manager,
-        network: network.actor().clone(),
-        tasks,
-        failed,
-    })
+    Ok(RunningHost { services, bus, phase, root, manager, network: network.actor().clone(), tasks, failed })
 }
 
 fn actor(actor: &'static str) -> impl Fn(ractor::SpawnErr) -> StartError {
@@ -327,7 +332,12 @@ async fn open_journal(setup: &HostSetup) -> Result<(JournalHandle, crate::journa
         }
     };
     for row in &snapshot.unreadable {
-        error!(table = row.table, key = row.key, reason = row.reason, "a row of the journal cannot be read and is left alone");
+        error!(
+            table = row.table,
+            key = row.key,
+            reason = row.reason,
+            "a row of the journal cannot be read and is left alone"
+        );
     }
     Ok((journal, snapshot))
 }
@@ -393,7 +403,11 @@ async fn heartbeats(services: Shared, bus: Bus, phase: watch::Receiver<HostPhase
         };
         let pause = match codec::encode(&record) {
             Ok(bytes) => {
-                match services.claims.heartbeat(&services.host, services.installation, Blob::from(bytes)).await {
+                match services
+                    .claims
+                    .heartbeat(&services.host, services.installation, Blob::from(bytes))
+                    .await
+                {
                     Ok(_) => HEARTBEAT,
                     Err(failure @ ClaimError::HostTaken { .. }) => {
                         error!(error = %chain(&failure), "the name of this host is taken");

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use async_nats::{Client, Message};
 use drover_schemas::body::guest::{ExecReply, ExecRequest, GetRequest, GuestShutdownRequest, PutRequest};
 use drover_schemas::body::vm::{
-    ChangeReply, ChangeRequest, ListReply, ListRequest, LogSource, LogsReply, LogsRequest, LookupReply, LookupRequest,
-    ShutdownRequest, StopRequest, ValidateReply, ValidateRequest, Wait,
+    ChangeReply, ChangeRequest, ListReply, ListRequest, LogSource, LogsReply, LogsRequest, LookupReply,
+    LookupRequest, ShutdownRequest, StopRequest, ValidateReply, ValidateRequest, Wait,
 };
 use drover_schemas::state::Verb;
 use drover_schemas::stream::Channel;
@@ -147,7 +147,8 @@ impl Router {
     async fn handle(self, request: Request, permit: Permit) {
         let began = Instant::now();
         let (verb, known) = label_of(&request.subject);
-        let due = tokio::time::Instant::from_std(request.deadline.checked_sub(MARGIN).unwrap_or(request.deadline));
+        let due =
+            tokio::time::Instant::from_std(request.deadline.checked_sub(MARGIN).unwrap_or(request.deadline));
         let answer = if known {
             // The answer is boxed: requests differ much in size, and most are small.
             match timeout_at(due, Box::pin(self.answer(&request, permit))).await {
@@ -197,7 +198,10 @@ impl Router {
 
     fn slot(&self, ns: &Token, name: &Token) -> Result<Arc<Slot>, ErrorBody> {
         self.directory.get(ns, name).ok_or_else(|| {
-            ErrorBody::new(ErrorCode::NotFound, format!("there is no VM {name:?} in namespace {ns:?} on this host"))
+            ErrorBody::new(
+                ErrorCode::NotFound,
+                format!("there is no VM {name:?} in namespace {ns:?} on this host"),
+            )
         })
     }
 
@@ -270,8 +274,11 @@ fn body_of<T: serde::Serialize>(request: &Request, value: &T) -> Answer {
 }
 
 fn adopting() -> ErrorBody {
-    ErrorBody::new(ErrorCode::Unavailable, "the host has just started and is finding out how the VM is; repeat the request")
-        .with("phase", "adopting")
+    ErrorBody::new(
+        ErrorCode::Unavailable,
+        "the host has just started and is finding out how the VM is; repeat the request",
+    )
+    .with("phase", "adopting")
 }
 
 const fn namespace_of(subject: &Subject) -> Option<&Token> {
@@ -308,14 +315,18 @@ fn unknown_verb(subject: &Subject) -> ErrorBody {
     };
     let known = verbs::names(plane);
     let names: Vec<&str> = known.split(", ").collect();
-    let hint = crate::spec::closest(&verb, &names).map(|c| format!("did you mean {c:?}? ")).unwrap_or_default();
+    let hint =
+        crate::spec::closest(&verb, &names).map(|c| format!("did you mean {c:?}? ")).unwrap_or_default();
     ErrorBody::new(ErrorCode::Unsupported, format!("there is no verb {verb:?} here; {hint}known: {known}"))
 }
 
-fn read_log(dir: &crate::hypervisor::run_dir::RunDir, source: LogSource, max: usize) -> Result<LogsReply, ErrorBody> {
-    let failed = |e: std::io::Error| {
-        ErrorBody::new(ErrorCode::Internal, format!("the log cannot be read: {e}"))
-    };
+fn read_log(
+    dir: &crate::hypervisor::run_dir::RunDir,
+    source: LogSource,
+    max: usize,
+) -> Result<LogsReply, ErrorBody> {
+    let failed =
+        |e: std::io::Error| ErrorBody::new(ErrorCode::Internal, format!("the log cannot be read: {e}"));
     match source {
         LogSource::Console => {
             match crate::hypervisor::ring::tail(dir, crate::hypervisor::record::file::CONSOLE, max) {

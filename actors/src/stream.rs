@@ -17,7 +17,8 @@ use async_nats::Message;
 use bytes::Bytes;
 use drover_schemas::guest as proto;
 use drover_schemas::stream::{
-    Channel, KEEP_ALIVE_MS, MAX_WINDOW, PEER_LOST_MS, Receiver, Sender, StreamEnd, StreamError, StreamFrame, StreamOpened,
+    Channel, KEEP_ALIVE_MS, MAX_WINDOW, PEER_LOST_MS, Receiver, Sender, StreamEnd, StreamError, StreamFrame,
+    StreamOpened,
 };
 use drover_schemas::subject::Subject;
 use drover_schemas::{ErrorBody, ErrorCode, Token, codec};
@@ -63,13 +64,17 @@ pub async fn open(
     inbox: Option<&async_nats::Subject>,
 ) -> Result<Opening, ErrorBody> {
     let Some(inbox) = inbox.cloned() else {
-        return Err(ErrorBody::new(ErrorCode::InvalidArgument, "a stream needs a reply subject for its frames"));
+        return Err(ErrorBody::new(
+            ErrorCode::InvalidArgument,
+            "a stream needs a reply subject for its frames",
+        ));
     };
     let token = format!("{:032x}", rand::random::<u128>());
     let token = Token::new(&token).map_err(|e| ErrorBody::new(ErrorCode::Internal, e.to_string()))?;
     let io_subject = services.subjects.build(&Subject::Io { ns: namespace.clone(), token });
-    let unavailable =
-        |e: &dyn std::fmt::Display| ErrorBody::new(ErrorCode::Unavailable, format!("the stream could not be opened: {e}"));
+    let unavailable = |e: &dyn std::fmt::Display| {
+        ErrorBody::new(ErrorCode::Unavailable, format!("the stream could not be opened: {e}"))
+    };
     let frames = services.bulk.subscribe(io_subject.clone()).await.map_err(|e| unavailable(&e))?;
     // The client may send at once: the server must know of the subscription before the reply leaves.
     services.bulk.flush().await.map_err(|e| unavailable(&e))?;
@@ -179,7 +184,8 @@ pub async fn run(services: &Services, opening: Opening, guest: GuestStream, shap
         pump.send_due().await;
         let wake = pump.wake_at();
         // A window that is full leaves the guest's bytes where they are.
-        let may_receive = pump.end.is_none() && pump.down.values().all(|s| s.room() >= drover_schemas::stream::MAX_CHUNK);
+        let may_receive =
+            pump.end.is_none() && pump.down.values().all(|s| s.room() >= drover_schemas::stream::MAX_CHUNK);
         tokio::select! {
             message = frames.next() => match message {
                 Some(message) => {
@@ -271,12 +277,16 @@ impl Pump<'_> {
             // The newest inbox counts: the client may have connected anew.
             self.inbox = reply;
         }
-        let frame: StreamFrame = codec::decode(&message.payload)
-            .map_err(|e| ErrorBody::new(ErrorCode::InvalidArgument, format!("a frame cannot be read: {e}")))?;
+        let frame: StreamFrame = codec::decode(&message.payload).map_err(|e| {
+            ErrorBody::new(ErrorCode::InvalidArgument, format!("a frame cannot be read: {e}"))
+        })?;
         if frame.cancel {
-            return Err(ErrorBody::new(ErrorCode::Conflict, "the client cancelled the stream").with("cause", "cancelled"));
+            return Err(ErrorBody::new(ErrorCode::Conflict, "the client cancelled the stream")
+                .with("cause", "cancelled"));
         }
-        let broken = |e: StreamError| ErrorBody::new(ErrorCode::InvalidArgument, format!("the client broke the stream: {e}"));
+        let broken = |e: StreamError| {
+            ErrorBody::new(ErrorCode::InvalidArgument, format!("the client broke the stream: {e}"))
+        };
         let now = self.now_ms();
         match (frame.ch, frame.acked_off, frame.off) {
             (Some(channel), Some(acked), _) => {
@@ -325,7 +335,10 @@ impl Pump<'_> {
                 }
             }
             None => {
-                let lost = ErrorBody::new(ErrorCode::GuestUnreachable, "the link to the agent ended before the stream did");
+                let lost = ErrorBody::new(
+                    ErrorCode::GuestUnreachable,
+                    "the link to the agent ended before the stream did",
+                );
                 self.end = Some(StreamEnd::Error(lost));
                 for sender in self.down.values_mut() {
                     sender.finish(now);

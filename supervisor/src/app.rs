@@ -35,6 +35,13 @@ pub enum AppError {
         #[source]
         source: ConfigError,
     },
+    /// Logs and traces cannot be set up.
+    #[error("logs and traces cannot be set up")]
+    Telemetry {
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The host has no usable name.
     #[error("the system's host name {name:?} cannot be the host's name on the bus; set `host` in the configuration")]
     HostName {
@@ -115,6 +122,7 @@ pub enum AppError {
 /// [`AppError`] says what is wrong and what to do.
 pub async fn run(path: Option<&Path>) -> Result<(), AppError> {
     let config = HostConfig::load(path, std::env::vars()).map_err(|source| AppError::Config { source })?;
+    let _telemetry = crate::telemetry::init(&config.log).map_err(|source| AppError::Telemetry { source: source.into() })?;
     let signals = |source| AppError::Signals { source };
     let mut term = signal(SignalKind::terminate()).map_err(signals)?;
     let mut int = signal(SignalKind::interrupt()).map_err(signals)?;

@@ -163,6 +163,7 @@ pub async fn connect(config: &BusConfig) -> Result<Bus, ConnectError> {
         return Err(ConnectError::NoUrls);
     }
     let (events, seen) = mpsc::channel(64);
+    let attempts = events.clone();
     let mut options = ConnectOptions::new()
         .retry_on_initial_connect()
         .max_reconnects(None)
@@ -173,8 +174,17 @@ pub async fn connect(config: &BusConfig) -> Result<Bus, ConnectError> {
         .event_callback(move |event| {
             let events = events.clone();
             async move {
-                let _ = events.send(event).await;
+                let _ = events.send(Seen::Event(event)).await;
             }
+        })
+        // Chooses nothing: it is where the client tells why the last attempt failed. Its events say
+        // "TLS error" and keep the rest to themselves.
+        .reconnect_to_server_callback(move |servers, _| {
+            let errors = servers.into_iter().filter_map(|server| server.last_error).next_back();
+            if let Some(error) = errors {
+                let _ = attempts.try_send(Seen::Attempt(error));
+            }
+            std::future::ready(None)
         });
     if !config.inbox_prefix.is_empty() {
         options = options.custom_inbox_prefix(&config.inbox_prefix);
@@ -206,14 +216,32 @@ impl Bus {
     }
 }
 
+/// What the client lets us see.
+enum Seen {
+    Event(Event),
+    /// Why an attempt to connect failed.
+    Attempt(String),
+}
+
 /// Keeps [`BusState`] up to date until the client is closed.
 async fn follow(
     client: Client,
-    mut events: mpsc::Receiver<Event>,
+    mut events: mpsc::Receiver<Seen>,
     state: watch::Sender<BusState>,
     hint: String,
 ) {
-    while let Some(event) = events.recv().await {
+    while let Some(seen) = events.recv().await {
+        let event = match seen {
+            Seen::Event(event) => event,
+            Seen::Attempt(error) => {
+                let error = explain(&error, &hint);
+                if state.borrow().last_error.as_ref() != Some(&error) {
+                    tracing::warn!(error, "the bus could not be reached");
+                    state.send_modify(|s| s.last_error = Some(error));
+                }
+                continue;
+            }
+        };
         tracing::info!(%event, "bus");
         let closed = matches!(event, Event::Closed);
         let server = client.try_server_info().map(|info| info.version);
@@ -253,8 +281,11 @@ fn apply(state: &mut BusState, event: &Event, server: Option<&str>, hint: &str, 
         Event::LameDuckMode => state.lame_duck = true,
         Event::SlowConsumer(_) => state.slow_consumers += 1,
         Event::ServerError(error) => state.last_error = Some(explain(&error.to_string(), hint)),
-        Event::ClientError(error) => state.last_error = Some(explain(&error.to_string(), hint)),
-        Event::Draining => {}
+        // Says less than what [`Seen::Attempt`] brings, except at the first attempt.
+        Event::ClientError(error) if state.last_error.is_none() => {
+            state.last_error = Some(explain(&error.to_string(), hint));
+        }
+        Event::ClientError(_) | Event::Draining => {}
     }
 }
 

@@ -106,7 +106,7 @@ pub fn of_api(error: &ApiError, evidence: &Evidence<'_>) -> Cause {
         ApiErrorKind::Timeout { .. } => (CauseKind::VmmTimeout, chain(error).to_string()),
         ApiErrorKind::Status { errors, .. } => {
             let kind = known(&errors.join("\n")).unwrap_or(CauseKind::VmmError);
-            (kind, format!("{} was refused: {}", error.call, innermost(errors)))
+            (kind, format!("{} was refused: {}", error.call, telling(errors)))
         }
         _ => (CauseKind::VmmError, chain(error).to_string()),
     };
@@ -117,9 +117,23 @@ pub fn of_api(error: &ApiError, evidence: &Evidence<'_>) -> Cause {
     evidence.attach(cause)
 }
 
-/// The most telling words of an error chain: its end.
-fn innermost(errors: &[String]) -> &str {
-    errors.last().map_or("without a reason", String::as_str)
+/// The cause of a boot that failed. With firmware the VMM has the same words for a bad image as with a kernel.
+#[must_use]
+pub fn of_boot(error: &ApiError, firmware: bool, evidence: &Evidence<'_>) -> Cause {
+    let mut cause = of_api(error, evidence);
+    if firmware && cause.kind == CauseKind::KernelFormat {
+        cause.kind = CauseKind::FirmwareFormat;
+    }
+    cause
+}
+
+/// The telling words of an error chain: all but the two outermost, which every refusal begins with.
+fn telling(errors: &[String]) -> String {
+    match errors {
+        [] => "without a reason".to_owned(),
+        [_, _, inner @ ..] if !inner.is_empty() => inner.join(": "),
+        all => all.join(": "),
+    }
 }
 
 /// What the VMM's words are about, where they tell.

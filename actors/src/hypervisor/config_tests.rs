@@ -1,1 +1,132 @@
+use std::path::Path;
 
+use drover_schemas::body::spec::ImageKind;
+use drover_schemas::body::spec::{
+    AgentSpec, NicSpec, PlacementSpec, ResolvedBoot, ResolvedDisk, ResolvedImage, ResolvedSpec, RestartSpec,
+};
+use drover_schemas::id::VmId;
+
+use super::*;
+use crate::hypervisor::run_dir::RunRoot;
+
+fn image(name: &str, kind: ImageKind) -> ResolvedImage {
+    ResolvedImage { name: name.to_owned(), sha256: "0".repeat(64), kind, size_bytes: 1 }
+}
+
+fn spec(os: Os) -> ResolvedSpec {
+    ResolvedSpec {
+        template: Token::new("linux-default").unwrap(),
+        os,
+        cpus: 2,
+        memory_bytes: 512 << 20,
+        boot: ResolvedBoot {
+            kernel: Some(image("debian", ImageKind::Kernel)),
+            initramfs: None,
+            firmware: None,
+            cmdline: "console=ttyS0 ".to_owned(),
+        },
+        disks: vec![ResolvedDisk { image: image("root", ImageKind::Disk), readonly: false }],
+        nics: vec![NicSpec { network: Token::new("default").unwrap() }],
+        restart: RestartSpec::default(),
+        agent: AgentSpec::default(),
+        labels: Default::default(),
+        placement: PlacementSpec::default(),
+    }
+}
+
+fn run_dir() -> RunDir {
+    RunRoot::new(Path::new("/run/drover")).unwrap().vm(VmId::from_u128(1))
+}
+
+/// Compares with a file of `golden/vmm`; `UPDATE_GOLDEN=1` writes it.
+fn golden(name: &str, config: &VmConfig) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/vmm").join(name);
+    let text = format!("{}\n", serde_json::to_string_pretty(config).unwrap());
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(&path).unwrap_or_default(), "{name}: run with UPDATE_GOLDEN=1");
+}
+
+fn lease() -> GuestNic {
+    GuestNic { ipv4: Ipv4Addr::new(10, 77, 0, 9), prefix_len: 20, gateway: Ipv4Addr::new(10, 77, 0, 1) }
+}
+
+#[test]
+fn a_linux_guest_boots_a_kernel_with_its_address_and_name() {
+    let hostname = Token::new("web").unwrap();
+    let config = vm_config(&VmmInput {
+        spec: &spec(Os::Linux),
+        paths: BootPaths {
+            kernel: Some("/var/lib/drover/images/k".into()),
+            initramfs: Some("/var/lib/drover/images/i".into()),
+            firmware: None,
+            disks: vec![
+                DiskPath {
+                    path: "/var/lib/drover/vms/1/disk0".into(),
+                    readonly: false,
+                    image_type: ImageType::Raw,
+                },
+                DiskPath {
+                    path: "/var/lib/drover/images/d".into(),
+                    readonly: true,
+                    image_type: ImageType::Qcow2,
+                },
+            ],
+        },
+        run_dir: &run_dir(),
+        nics: vec![NicConfig { tap: "dr0123456789ab".to_owned(), mac: "52:54:00:00:00:01".to_owned() }],
+        cmdline: cmdline_additions(&hostname, Some(&lease())),
+    });
+    golden("linux.json", &config);
+}
+
+#[test]
+fn a_guest_may_have_neither_disk_nor_interface() {
+    let mut spec = spec(Os::Linux);
+    spec.boot.cmdline = String::new();
+    let config = vm_config(&VmmInput {
+        spec: &spec,
+        paths: BootPaths { kernel: Some("/k".into()), ..BootPaths::default() },
+        run_dir: &run_dir(),
+        nics: vec![],
+        cmdline: String::new(),
+    });
+    golden("minimal.json", &config);
+}
+
+#[test]
+fn a_windows_guest_boots_firmware_with_enlightenments_and_no_command_line() {
+    let config = vm_config(&VmmInput {
+        spec: &spec(Os::Windows),
+        paths: BootPaths { firmware: Some("/fw/CLOUDHV.fd".into()), ..BootPaths::default() },
+        run_dir: &run_dir(),
+        nics: vec![],
+        cmdline: "drover.hostname=w".to_owned(),
+    });
+    golden("windows.json", &config);
+}
+
+#[test]
+fn the_address_is_written_as_the_kernel_reads_it() {
+    let hostname = Token::new("web").unwrap();
+    assert_eq!(
+        cmdline_additions(&hostname, Some(&lease())),
+        "drover.hostname=web ip=10.77.0.9::10.77.0.1:255.255.240.0:web:eth0:off"
+    );
+    assert_eq!(cmdline_additions(&hostname, None), "drover.hostname=web");
+}
+
+#[test]
+fn every_prefix_length_has_a_netmask() {
+    for (length, mask) in [
+        (0, "0.0.0.0"),
+        (1, "128.0.0.0"),
+        (20, "255.255.240.0"),
+        (32, "255.255.255.255"),
+        (99, "255.255.255.255"),
+    ] {
+        assert_eq!(netmask(length).to_string(), mask);
+    }
+}

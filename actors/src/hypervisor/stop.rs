@@ -148,8 +148,11 @@ where
     if ladder.is_off().await {
         ladder.report.stopped_by = Some(StopStep::Already);
     }
+    let mut spare = Duration::ZERO;
     if let (Some(within), false) = (plan.agent, ladder.is_done()) {
         ladder.step(StopStep::Agent, within, agent).await;
+        // An agent that fails at once leaves its time to the power button.
+        spare = within.saturating_sub(ladder.report.steps.last().map_or(within, |step| step.took));
     }
     if let (Some(within), false) = (plan.power_button, ladder.is_done()) {
         // A paused guest cannot see the button.
@@ -159,7 +162,7 @@ where
             }
             api.power_button().await.map_err(said)
         };
-        ladder.step(StopStep::PowerButton, within, press).await;
+        ladder.step(StopStep::PowerButton, within + spare, press).await;
     }
     if let (Some(within), false) = (plan.vm_shutdown, ladder.is_done()) {
         let cut = async { api.shutdown().await.map_err(said) };

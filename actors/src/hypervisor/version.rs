@@ -72,7 +72,7 @@ impl VmmVersion {
     /// The stand-in that emulates in software.
     #[must_use]
     pub fn is_softvmm(&self) -> bool {
-        self.program == "softvmm"
+        self.program == "softvmm" || self.text.ends_with("-softvmm")
     }
 }
 
@@ -150,6 +150,7 @@ mod tests {
         assert_eq!((real.major, real.text.as_str(), real.is_softvmm()), (53, "v53.0.0", false));
         assert_eq!(parse("cloud-hypervisor v54.0-12-gae44c29-dirty").unwrap().major, 54);
         assert!(parse("softvmm v53.0.0 (software emulation)").unwrap().is_softvmm());
+        assert!(parse("cloud-hypervisor v53.0.0-softvmm").unwrap().is_softvmm());
         assert_eq!(parse("QEMU emulator version 7.2"), None);
         assert_eq!(parse(""), None);
     }

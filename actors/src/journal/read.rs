@@ -133,25 +133,19 @@ impl JournalHandle {
     pub fn outbox_page(&self, key: VmId, from: u64, limit: usize) -> Result<Vec<OutboxRow>, JournalError> {
         let k = key.as_u128();
         self.0.store.read("outbox", |txn| {
-            let (state, agent) = (txn.open_table(OUTBOX_STATE)?, txn.open_table(OUTBOX_AGENT)?);
-            let mut state = state.range((k, from)..=(k, u64::MAX))?.peekable();
-            let mut agent = agent.range((k, from)..=(k, u64::MAX))?.peekable();
-            let mut page = Vec::new();
-            while page.len() < limit {
-                let seq = |entry: Option<&Result<(redb::AccessGuard<'_, (u128, u64)>, _), _>>| match entry {
-                    Some(Ok((key, _))) => key.value().1,
-                    Some(Err(_)) => 0,
-                    None => u64::MAX,
-                };
-                let next = if seq(state.peek()) <= seq(agent.peek()) { state.next() } else { agent.next() };
-                let Some(next) = next else { break };
-                let (at, row): (_, redb::AccessGuard<'_, Bytes>) = next?;
-                page.push(decode_row(row.value()).map_err(|source| ReadFailure::Row {
-                    table: "outbox",
-                    key: super::rows::event_id(key, at.value().1),
-                    source,
-                })?);
+            let mut page: Vec<OutboxRow> = Vec::new();
+            for table in [OUTBOX_STATE, OUTBOX_AGENT] {
+                for entry in txn.open_table(table)?.range((k, from)..=(k, u64::MAX))?.take(limit) {
+                    let (at, row) = entry?;
+                    page.push(decode_row(row.value()).map_err(|source| ReadFailure::Row {
+                        table: "outbox",
+                        key: super::rows::event_id(key, at.value().1),
+                        source,
+                    })?);
+                }
             }
+            page.sort_by_key(|row| row.seq);
+            page.truncate(limit);
             Ok(page)
         })
     }

@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 
+use crate::network::NicLease;
 use drover_schemas::blob::Blob;
 use drover_schemas::body::spec::ResolvedSpec;
 use drover_schemas::body::status::Cause;
@@ -11,7 +12,6 @@ use drover_schemas::codec::{self, EncodeError};
 use drover_schemas::secret::Secret;
 use drover_schemas::state::{Desired, VmState};
 use drover_schemas::{InstallationId, RequestId, Token, VmId};
-use crate::network::NicLease;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 

@@ -236,6 +236,7 @@ impl Pool {
         if !self.leased.insert(number) {
             return Err(PoolError::Taken { address });
         }
+        self.resting.remove(&number);
         Ok(())
     }
 }

@@ -130,8 +130,8 @@ mod tests {
     #[test]
     fn names_never_change_between_versions() {
         let (installation, vm_id) = (InstallationId::from_u128(1), VmId::from_u128(2));
-        assert_eq!(tap(installation, vm_id, 0), "dr3c7f7fe1cea2");
-        assert_eq!(mac(vm_id, 0), "52:54:00:00:00:00");
+        assert_eq!(tap(installation, vm_id, 0), "dr457500163629");
+        assert_eq!(mac(vm_id, 0), "52:54:b6:ed:1e:1b");
         assert_eq!(table(installation), "drover-0000000001");
     }
 

@@ -269,11 +269,12 @@ impl NetOps {
         let links = self.links.list().await?;
         for link in &links {
             match link.alias.as_deref().and_then(names::read_alias) {
-                Some(Mark::Tap(owner, vm_id)) if owner == self.config.installation => {
-                    if !known.contains(&vm_id) {
-                        report.leftovers.push(Leftover { tap: link.name.clone(), vm_id });
-                    }
+                Some(Mark::Tap(owner, vm_id))
+                    if owner == self.config.installation && !known.contains(&vm_id) =>
+                {
+                    report.leftovers.push(Leftover { tap: link.name.clone(), vm_id });
                 }
+                Some(Mark::Tap(owner, _)) if owner == self.config.installation => {}
                 Some(Mark::Bridge(owner, _)) if owner == self.config.installation => {}
                 Some(_) => report.foreign += 1,
                 None => {}

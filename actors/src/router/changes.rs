@@ -1,8 +1,8 @@
 //! Verbs that change a VM: decoded here, decided and remembered by its actor.
 
 use super::{
-    ChangeReply, ChangeRequest, ErrorBody, Request, RequestId, Router, ShutdownRequest, StopRequest, Token, Verb,
-    VmMsg, Wait, interrupted, oneshot, unknown_verb,
+    ChangeReply, ChangeRequest, ErrorBody, Request, RequestId, Router, ShutdownRequest, StopRequest, Token,
+    Verb, VmMsg, Wait, interrupted, oneshot, unknown_verb,
 };
 use crate::ingress::permits::Permit;
 use crate::vm::message::Change;

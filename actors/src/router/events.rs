@@ -20,7 +20,11 @@ const HISTORY: usize = 20;
 const PAGE_BYTES: usize = 256 * 1024;
 
 /// Reads a page of the namespace's events.
-pub async fn read(services: &Services, ns: &Token, body: EventsReadRequest) -> Result<EventsReadReply, ErrorBody> {
+pub async fn read(
+    services: &Services,
+    ns: &Token,
+    body: EventsReadRequest,
+) -> Result<EventsReadReply, ErrorBody> {
     let unavailable = |what: &str, e: &dyn std::fmt::Display| {
         ErrorBody::new(ErrorCode::Unavailable, format!("the event log cannot be read now ({what}): {e}"))
     };
@@ -36,7 +40,8 @@ pub async fn read(services: &Services, ns: &Token, body: EventsReadRequest) -> R
         (Some(after), _) => DeliverPolicy::ByStartSequence { start_sequence: after.saturating_add(1) },
         (None, Some(since)) => {
             let time = time_of(since).ok_or_else(|| {
-                ErrorBody::new(ErrorCode::InvalidArgument, "since_unix_ms: not a time").with("field", "since_unix_ms")
+                ErrorBody::new(ErrorCode::InvalidArgument, "since_unix_ms: not a time")
+                    .with("field", "since_unix_ms")
             })?;
             DeliverPolicy::ByStartTime { start_time: time.into() }
         }
@@ -84,7 +89,8 @@ fn time_of(unix_ms: u64) -> Option<time::OffsetDateTime> {
 /// The last events of a VM as sentences.
 pub async fn history(services: &Services, ns: &Token, name: &Token) -> Result<Vec<String>, ErrorBody> {
     let mut lines: Vec<String> = Vec::new();
-    let mut request = EventsReadRequest { vm: Some(name.clone()), limit: Some(PAGE_MAX), ..EventsReadRequest::default() };
+    let mut request =
+        EventsReadRequest { vm: Some(name.clone()), limit: Some(PAGE_MAX), ..EventsReadRequest::default() };
     for _ in 0..20 {
         let page = read(services, ns, request.clone()).await?;
         lines.extend(page.events.iter().map(|stored| sentence(&stored.event)));

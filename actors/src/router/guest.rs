@@ -3,8 +3,9 @@
 use drover_schemas::body::guest::ExecResult;
 
 use super::{
-    Answer, Channel, Duration, Empty, ErrorBody, ErrorCode, ExecReply, ExecRequest, GetRequest, GuestShutdownRequest,
-    Instant, PutRequest, Reply, Request, Router, Shape, Token, body_of, codec, guest_calls, stream,
+    Answer, Channel, Duration, Empty, ErrorBody, ErrorCode, ExecReply, ExecRequest, GetRequest,
+    GuestShutdownRequest, Instant, PutRequest, Reply, Request, Router, Shape, Token, body_of, codec,
+    guest_calls, stream,
 };
 use crate::guest::{GuestStream, Link};
 use crate::stream::{Finish, WINDOW};
@@ -43,7 +44,8 @@ impl Router {
         view.link.ok_or_else(|| {
             let state = view.machine.state;
             let message = if view.run.is_some() {
-                "the guest agent does not answer; the guest may still be booting, see logs and explain".to_owned()
+                "the guest agent does not answer; the guest may still be booting, see logs and explain"
+                    .to_owned()
             } else {
                 format!("a VM that is {state} has no guest to ask; start it first")
             };
@@ -74,8 +76,10 @@ impl Router {
             encoded(&result)
         });
         let shape = Shape { down: &[Channel::Stdout, Channel::Stderr], up: Some(Channel::Stdin) };
-        self.stream(ns, request, guest, shape, finish, |opened| codec::encode_as(request.format, &ExecReply::Stream(opened)))
-            .await
+        self.stream(ns, request, guest, shape, finish, |opened| {
+            codec::encode_as(request.format, &ExecReply::Stream(opened))
+        })
+        .await
     }
 
     async fn put(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
@@ -84,7 +88,8 @@ impl Router {
         let guest = link.open(guest_calls::put_open(&body, request.request_id)?).map_err(ErrorBody::from)?;
         let finish: Finish = Box::new(move |bytes| encoded(&guest_calls::put_result(bytes, &body)?));
         let shape = Shape { down: &[], up: Some(Channel::Data) };
-        self.stream(ns, request, guest, shape, finish, |opened| codec::encode_as(request.format, &opened)).await
+        self.stream(ns, request, guest, shape, finish, |opened| codec::encode_as(request.format, &opened))
+            .await
     }
 
     async fn get(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
@@ -93,7 +98,8 @@ impl Router {
         let guest = link.open(guest_calls::get_open(&body, WINDOW)?).map_err(ErrorBody::from)?;
         let finish: Finish = Box::new(|bytes| encoded(&guest_calls::get_result(bytes)?));
         let shape = Shape { down: &[Channel::Data], up: None };
-        self.stream(ns, request, guest, shape, finish, |opened| codec::encode_as(request.format, &opened)).await
+        self.stream(ns, request, guest, shape, finish, |opened| codec::encode_as(request.format, &opened))
+            .await
     }
 
     async fn stream(
@@ -106,8 +112,9 @@ impl Router {
         reply: impl FnOnce(drover_schemas::stream::StreamOpened) -> Result<Vec<u8>, codec::EncodeError>,
     ) -> Answer {
         let opening = stream::open(&self.services, ns, request.responder.reply_subject()).await?;
-        let body = reply(opening.opened.clone())
-            .map_err(|e| ErrorBody::new(ErrorCode::Internal, format!("the reply could not be encoded: {e}")))?;
+        let body = reply(opening.opened.clone()).map_err(|e| {
+            ErrorBody::new(ErrorCode::Internal, format!("the reply could not be encoded: {e}"))
+        })?;
         let services = self.services.clone();
         let pump = async move { stream::run(&services, opening, guest, shape, finish).await };
         Ok(Reply::Stream(body, Box::pin(pump)))

@@ -7,9 +7,9 @@ use drover_schemas::body::status::VmStatus;
 use drover_schemas::state::VmState;
 
 use super::{
-    Answer, ChangeReply, ErrorBody, ErrorCode, ListReply, ListRequest, LookupReply, LookupRequest, NameKey, Phase,
-    PoolVerb, Request, Router, Slot, Token, ValidateReply, ValidateRequest, VmMsg, body_of, codec, config_text, now_ms,
-    oneshot,
+    Answer, ChangeReply, ErrorBody, ErrorCode, ListReply, ListRequest, LookupReply, LookupRequest, NameKey,
+    Phase, PoolVerb, Request, Router, Slot, Token, ValidateReply, ValidateRequest, VmMsg, body_of, codec,
+    config_text, now_ms, oneshot,
 };
 use crate::chain;
 use crate::journal::VmRow;

@@ -102,7 +102,12 @@ impl Actor for VmActor {
         })
     }
 
-    async fn handle(&self, myself: VmRef, message: VmMsg, state: &mut VmActorState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: VmRef,
+        message: VmMsg,
+        state: &mut VmActorState,
+    ) -> Result<(), ActorProcessingErr> {
         let span = state.span.clone();
         state.on(&myself, message).instrument(span).await;
         Ok(())
@@ -138,7 +143,12 @@ impl VmActorState {
                 let _ = reply.send(Box::new(self.view()));
             }
             // Made durable by whoever created the VM.
-            VmMsg::Begin { effects } => effects.into_iter().for_each(|effect| self.act(myself, effect)),
+            VmMsg::Begin { machine, effects } => {
+                if let Some(machine) = machine {
+                    self.machine = *machine;
+                }
+                effects.into_iter().for_each(|effect| self.act(myself, effect));
+            }
             VmMsg::Adopt { run, input } => {
                 if let Some(run) = run {
                     self.take_run(myself, run);
@@ -194,8 +204,7 @@ impl VmActorState {
     }
 
     async fn on_change(&mut self, myself: &VmRef, change: Change) {
-        let lookup =
-            self.services.journal.request(&self.row.namespace, change.request_id, now_ms());
+        let lookup = self.services.journal.request(&self.row.namespace, change.request_id, now_ms());
         match lookup {
             Ok(RequestLookup::Unknown) => {}
             Ok(RequestLookup::TooOld) => {
@@ -257,7 +266,8 @@ impl VmActorState {
                 .with("vm_id", self.row.vm_id));
         }
         if change.if_revision.is_some_and(|r| r != self.row.revision) {
-            let message = format!("the spec has revision {}; read it again and decide anew", self.row.revision);
+            let message =
+                format!("the spec has revision {}; read it again and decide anew", self.row.revision);
             return Err(ErrorBody::new(ErrorCode::Conflict, message)
                 .with("cause", "revision")
                 .with("revision", self.row.revision));
@@ -300,10 +310,8 @@ impl VmActorState {
 
     async fn answer_already(&mut self, request_id: RequestId, mut row: RequestRow, reply: ChangeSender) {
         let outcome = self.reply(request_id, true);
-        row.state = RequestState::Done {
-            outcome: Outcome::Reply(Box::new(outcome.clone())),
-            at_unix_ms: now_ms(),
-        };
+        row.state =
+            RequestState::Done { outcome: Outcome::Reply(Box::new(outcome.clone())), at_unix_ms: now_ms() };
         let batch = Batch::new().with(Write::PutRequest {
             namespace: self.row.namespace.clone(),
             request_id,
@@ -373,7 +381,8 @@ impl VmActorState {
             self.take_run(myself, run);
         }
         let rebooted = end.report == Report::Rebooted;
-        if matches!(end.report, Report::Stopped | Report::Released | Report::Deleted | Report::BootFailed(_)) {
+        if matches!(end.report, Report::Stopped | Report::Released | Report::Deleted | Report::BootFailed(_))
+        {
             self.drop_run();
         }
         if rebooted {
@@ -472,7 +481,9 @@ impl VmActorState {
             Effect::Backoff { delay_ms } => {
                 self.generation += 1;
                 let generation = self.generation;
-                myself.send_after(Duration::from_millis(delay_ms), move || VmMsg::BackoffElapsed { generation });
+                myself.send_after(Duration::from_millis(delay_ms), move || VmMsg::BackoffElapsed {
+                    generation,
+                });
             }
             Effect::Gone { op } => self.finalise(myself, op),
             Effect::Event { .. } | Effect::Finish(..) => {}
@@ -579,7 +590,9 @@ pub fn too_old(request_id: RequestId) -> ErrorBody {
 pub fn other_body(request_id: RequestId) -> ErrorBody {
     ErrorBody::new(
         ErrorCode::Conflict,
-        format!("request id {request_id} was used with another verb or body; a retry must repeat the same bytes"),
+        format!(
+            "request id {request_id} was used with another verb or body; a retry must repeat the same bytes"
+        ),
     )
     .with("cause", "request_id")
 }

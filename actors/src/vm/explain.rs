@@ -56,11 +56,7 @@ pub fn cause_of_exit(services: &Services, row: &VmRow, exit: &ExitRecord) -> Cau
 #[must_use]
 pub fn explain(services: &Services, view: &View, history: Vec<String>) -> ExplainReply {
     let vm = status(&services.host, &view.row, &view.machine, &view.live, true);
-    let mut findings = vec![format!(
-        "The VM is {} and shall be {:?}.",
-        vm.state, vm.desired
-    )
-    .to_lowercase()];
+    let mut findings = vec![format!("The VM is {} and shall be {:?}.", vm.state, vm.desired).to_lowercase()];
     if let Some(cause) = &vm.cause {
         findings.push(format!("Cause: {} ({}).", cause.message, cause_name(cause.kind)));
     }
@@ -92,7 +88,10 @@ pub fn config_text(services: &Services, row: &VmRow) -> String {
     use crate::network::NicLease;
     let path = |image: &Option<drover_schemas::body::spec::ResolvedImage>| {
         image.as_ref().map(|i| {
-            services.images.path(i).map_or_else(|| format!("image:{}", i.name).into(), std::path::Path::to_path_buf)
+            services
+                .images
+                .path(i)
+                .map_or_else(|| format!("image:{}", i.name).into(), std::path::Path::to_path_buf)
         })
     };
     let boot = &row.spec.boot;

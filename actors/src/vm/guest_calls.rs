@@ -50,8 +50,9 @@ fn encode<T: Serialize>(value: &T) -> Result<Bytes, ErrorBody> {
 
 /// Reads what the guest sent; a guest is not trusted to send what it should.
 pub fn decode_guest<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ErrorBody> {
-    codec::decode(bytes)
-        .map_err(|e| ErrorBody::new(ErrorCode::GuestError, format!("the agent answered what cannot be read: {e}")))
+    codec::decode(bytes).map_err(|e| {
+        ErrorBody::new(ErrorCode::GuestError, format!("the agent answered what cannot be read: {e}"))
+    })
 }
 
 /// `guest.ping`

@@ -75,6 +75,8 @@ pub enum VmMsg {
     View(oneshot::Sender<Box<View>>),
     /// Carry out what was made durable when the VM was created or adopted.
     Begin {
+        /// The machine as it was made durable, with its task; none where the row says it all.
+        machine: Option<Box<Machine>>,
         /// The machine's effects.
         effects: Vec<Effect>,
     },

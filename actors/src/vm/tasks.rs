@@ -217,7 +217,10 @@ fn image_path(context: &TaskContext, image: &ResolvedImage) -> Result<PathBuf, C
     context.services.images.path(image).map(Path::to_path_buf).ok_or_else(|| {
         Cause::new(
             CauseKind::DiskRefused,
-            format!("image {:?} (sha256 {}) is no longer on this host; import it again", image.name, image.sha256),
+            format!(
+                "image {:?} (sha256 {}) is no longer on this host; import it again",
+                image.name, image.sha256
+            ),
         )
         .with("step", "images")
     })

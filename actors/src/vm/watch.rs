@@ -81,9 +81,10 @@ async fn observe(vm: VmRef, incarnation: u64, run: Run, look: Arc<Notify>) {
                     match event.kind() {
                         EventKind::Rebooted => inputs.push(Input::GuestReboot),
                         EventKind::GuestPanic { what } => {
-                            let cause = Cause::new(CauseKind::GuestPanic, "the guest's kernel reported a panic")
-                                .with("event", what)
-                                .with("console_tail", dir.console_tail(CONSOLE_TAIL));
+                            let cause =
+                                Cause::new(CauseKind::GuestPanic, "the guest's kernel reported a panic")
+                                    .with("event", what)
+                                    .with("console_tail", dir.console_tail(CONSOLE_TAIL));
                             inputs.push(Input::GuestPanic(cause));
                         }
                         EventKind::Shutdown => ask = true,
@@ -154,7 +155,10 @@ async fn keep(vm: VmRef, generation: u64, dir: RunDir, first: Duration, cancel: 
                 }
                 let reason = closed.await;
                 reported = false;
-                let cause = Cause::new(CauseKind::AgentLost, format!("the link to the agent ended: {}", chain(&reason)));
+                let cause = Cause::new(
+                    CauseKind::AgentLost,
+                    format!("the link to the agent ended: {}", chain(&reason)),
+                );
                 if vm.cast(VmMsg::LinkDown { generation, cause }).is_err() {
                     return;
                 }

@@ -68,6 +68,74 @@ async fn a_password_opens_the_door() {
     tokio::time::timeout(PATIENCE, bus.connected()).await.unwrap();
 }
 
+async fn last_error(bus: &Bus, part: &str) -> String {
+    let mut state = bus.state.clone();
+    let said = state.wait_for(|s| s.last_error.as_ref().is_some_and(|e| e.contains(part)));
+    let said = tokio::time::timeout(PATIENCE, said).await;
+    let state = said.unwrap_or_else(|_| panic!("{:?}", bus.state.borrow())).unwrap();
+    assert!(!state.connected);
+    state.last_error.clone().unwrap()
+}
+
+#[tokio::test]
+async fn a_refused_password_names_the_setting() {
+    let Some(server) = NatsServer::start("authorization { user: u, password: right }").await else { return };
+    let url = format!("nats://127.0.0.1:{}", server.port);
+    let password = Some(drover_schemas::secret::Secret::new("wrong"));
+    let bus = connect(&BusConfig { user: Some("u".into()), password, ..config(&url) }).await.unwrap();
+    last_error(&bus, "check bus.user \"u\" and its password").await;
+}
+
+/// Makes `<name>.key` and `<name>.pem` in `dir`: an authority, or a certificate of one.
+fn certificate(dir: &Path, name: &str, authority: Option<&str>) -> bool {
+    let mut args = format!(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
+         -keyout {name}.key -out {name}.pem -subj /CN={name}"
+    );
+    if let Some(ca) = authority {
+        args += &format!(
+            " -CA {ca}.pem -CAkey {ca}.key -addext subjectAltName=IP:127.0.0.1 \
+             -addext basicConstraints=critical,CA:FALSE"
+        );
+    }
+    let made = std::process::Command::new("openssl")
+        .args(args.split_whitespace())
+        .current_dir(dir)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status();
+    made.is_ok_and(|status| status.success())
+}
+
+#[tokio::test]
+async fn mutual_tls_connects_and_a_wrong_authority_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = [("ca", None), ("other", None), ("server", Some("ca")), ("client", Some("ca"))];
+    if !wanted.iter().all(|(name, authority)| certificate(dir.path(), name, *authority)) {
+        println!("skipped: openssl cannot make certificates here");
+        return;
+    }
+    let at = |name: &str| dir.path().join(name);
+    let tls = format!(
+        "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {:?}, verify: true }}",
+        at("server.pem"),
+        at("server.key"),
+        at("ca.pem")
+    );
+    let Some(server) = NatsServer::start(&tls).await else { return };
+    let url = format!("nats://127.0.0.1:{}", server.port);
+    let tls = |ca: &str| TlsConfig {
+        ca: Some(at(ca)),
+        cert: Some(at("client.pem")),
+        key: Some(at("client.key")),
+        ..TlsConfig::default()
+    };
+    let bus = connect(&BusConfig { tls: tls("ca.pem"), ..config(&url) }).await.unwrap();
+    tokio::time::timeout(PATIENCE, bus.connected()).await.unwrap();
+    let bus = connect(&BusConfig { tls: tls("other.pem"), ..config(&url) }).await.unwrap();
+    last_error(&bus, "not signed by an authority in bus.tls.ca").await;
+}
+
 #[test]
 fn a_server_that_is_too_old_is_refused_in_words() {
     let mut state = BusState::default();

@@ -29,7 +29,7 @@ fn event(name: &str, key: u128, seq: u64) -> OutboxRow {
         key: VmId::from_u128(key),
         seq,
         // Kinds differ: order is guarded over the filter, not the subject.
-        subject: format!("{base}.{}", if seq % 2 == 0 { "state" } else { "agent" }),
+        subject: format!("{base}.{}", if seq.is_multiple_of(2) { "state" } else { "agent" }),
         filter: format!("{base}.>"),
         headers: vec![("ce-type".into(), "drover.vm.state.v1".into())],
         body: Blob::from(format!("{key}/{seq}").into_bytes()),

@@ -1,0 +1,329 @@
+//! The network actor against the real kernel, each test in a network namespace of its own.
+//!
+//! Needs root, `/dev/net/tun` and `nft`; skips with the reason otherwise. The machine's own network is never
+//! touched: the thread of a test leaves it first, and its namespace ends with it.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests are tests too
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::future::Future;
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use drover_actors::network::actor::Network;
+use drover_actors::network::lease::NicLease;
+use drover_actors::network::{NetworkConfig, NetworkDef, NetworkError, NetworkHandle, VmNet, names};
+use drover_schemas::id::{InstallationId, VmId};
+use drover_schemas::token::Token;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use ractor::Actor;
+
+/// Runs `test` in a fresh namespace, or says why not.
+fn in_namespace<F, T>(test: F)
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Future<Output = ()>,
+{
+    let missing = if !nix::unistd::geteuid().is_root() {
+        Some("not root".to_owned())
+    } else if let Err(error) = File::options().read(true).write(true).open("/dev/net/tun") {
+        Some(format!("/dev/net/tun: {error}"))
+    } else if let Err(error) = Command::new("nft").arg("--version").output() {
+        Some(format!("nft: {error}"))
+    } else {
+        None
+    };
+    if let Some(reason) = missing {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let thread = std::thread::spawn(move || {
+        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+            eprintln!("skipped: cannot make a network namespace: {error}");
+            return;
+        }
+        // One thread: whatever the runtime starts is started from here, within the namespace.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test());
+    });
+    thread.join().unwrap();
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn links() -> Vec<String> {
+    let listed: serde_json::Value = serde_json::from_str(&run("ip", &["-j", "link"])).unwrap();
+    let names = listed.as_array().unwrap().iter();
+    names.map(|link| link["ifname"].as_str().unwrap().to_owned()).filter(|name| name != "lo").collect()
+}
+
+fn default_network() -> Token {
+    Token::new("default").unwrap()
+}
+
+async fn network(installation: InstallationId) -> NetworkHandle {
+    let networks = vec![NetworkDef::named(default_network())];
+    let config = NetworkConfig { installation, networks, nft: PathBuf::from("nft") };
+    let (actor, _join) = Actor::spawn(None, Network, config).await.unwrap();
+    NetworkHandle::new(actor)
+}
+
+fn vm(installation: InstallationId, number: u16) -> VmNet {
+    let vm_id = VmId::generate();
+    let subnet = NetworkDef::named(default_network()).subnet;
+    let [high, low] = (number + 2).to_be_bytes();
+    let address = Ipv4Addr::new(10, 77, high, low);
+    let nic = NicLease::new(installation, vm_id, 0, default_network(), subnet, address);
+    VmNet { vm_id, uid: 12_345, nics: vec![nic] }
+}
+
+#[test]
+fn everything_that_is_made_is_marked_and_removed_again() {
+    in_namespace(|| async {
+        let installation = InstallationId::generate();
+        let network = network(installation).await;
+        network.ensure_base().await.unwrap();
+        network.ensure_base().await.unwrap();
+        let vm = vm(installation, 0);
+        let nic = &vm.nics[0];
+        let status = network.attach(vm.clone()).await.unwrap();
+        assert_eq!(status, [nic.status()]);
+        // Again, as an adoption does.
+        network.attach(vm.clone()).await.unwrap();
+
+        let shown: serde_json::Value =
+            serde_json::from_str(&run("ip", &["-j", "-d", "link", "show", &nic.tap])).unwrap();
+        let tap = &shown[0];
+        assert_eq!(tap["ifalias"], names::tap_alias(installation, vm.vm_id).as_str());
+        assert_eq!(tap["master"], names::bridge(installation, &default_network()).as_str());
+        assert_eq!(tap["linkinfo"]["info_data"]["persist"], true);
+        assert_eq!(tap["linkinfo"]["info_data"]["user"], 12_345);
+        assert_eq!(tap["linkinfo"]["info_slave_data"]["isolated"], true);
+        assert!(tap["flags"].as_array().unwrap().contains(&"UP".into()));
+        assert_eq!(run("cat", &["/proc/sys/net/ipv4/ip_forward"]).trim(), "1");
+        let rules = run("nft", &["list", "ruleset"]);
+        for part in [
+            nic.tap.as_str(),
+            &nic.mac,
+            "10.77.0.2",
+            "masquerade",
+            "table bridge drover-",
+            "table inet drover-",
+        ] {
+            assert!(rules.contains(part), "{part} is missing in:\n{rules}");
+        }
+
+        network.ensure_base().await.unwrap();
+        assert!(run("nft", &["list", "ruleset"]).contains(&nic.mac), "a new base lost the elements");
+        network.detach(vm.vm_id, vm.nics.clone()).await.unwrap();
+        network.detach(vm.vm_id, vm.nics.clone()).await.unwrap();
+        assert!(!run("nft", &["list", "ruleset"]).contains(&nic.mac));
+        network.teardown().await.unwrap();
+        network.teardown().await.unwrap();
+        assert_eq!(links(), Vec::<String>::new());
+        assert_eq!(run("nft", &["list", "ruleset"]).trim(), "");
+    });
+}
+
+#[test]
+fn many_at_once_share_transactions_and_none_is_lost() {
+    in_namespace(|| async {
+        let installation = InstallationId::generate();
+        let network = network(installation).await;
+        network.ensure_base().await.unwrap();
+        let vms: Vec<VmNet> = (0..64).map(|number| vm(installation, number)).collect();
+        let began = Instant::now();
+        let attached = futures_util::future::join_all(vms.iter().map(|vm| network.attach(vm.clone()))).await;
+        println!("64 attached in {:?}", began.elapsed());
+        assert!(attached.iter().all(Result::is_ok), "{attached:?}");
+        assert_eq!(links().len(), 65);
+        let known: HashSet<VmId> = vms.iter().map(|vm| vm.vm_id).collect();
+        let swept = network.sweep(known).await.unwrap();
+        assert_eq!((swept.leftovers.len(), swept.stale_elements.len(), swept.foreign), (0, 0, 0));
+        let detach = vms.iter().map(|vm| network.detach(vm.vm_id, vm.nics.clone()));
+        assert!(futures_util::future::join_all(detach).await.iter().all(Result::is_ok));
+        network.teardown().await.unwrap();
+        assert_eq!(links(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_sweep_reports_its_own_leftovers_and_counts_the_others() {
+    in_namespace(|| async {
+        let (mine, theirs) = (InstallationId::generate(), InstallationId::generate());
+        let network = network(mine).await;
+        network.ensure_base().await.unwrap();
+        let lost = vm(mine, 0);
+        network.attach(lost.clone()).await.unwrap();
+        let foreign = vm(theirs, 1);
+        run("ip", &["tuntap", "add", "dev", &foreign.nics[0].tap, "mode", "tap"]);
+        let alias = names::tap_alias(theirs, foreign.vm_id);
+        run("ip", &["link", "set", "dev", &foreign.nics[0].tap, "alias", &alias]);
+        let gone = vm(mine, 2);
+        network.attach(gone.clone()).await.unwrap();
+        run("ip", &["link", "del", "dev", &gone.nics[0].tap]);
+
+        let swept = network.sweep(HashSet::from([gone.vm_id])).await.unwrap();
+        assert_eq!(swept.leftovers.len(), 1);
+        assert_eq!((swept.leftovers[0].vm_id, &swept.leftovers[0].tap), (lost.vm_id, &lost.nics[0].tap));
+        assert_eq!(swept.stale_elements, [gone.nics[0].tap.clone()]);
+        assert_eq!(swept.foreign, 1);
+        // Another installation's TAP is refused even by name.
+        let refused = network.detach(lost.vm_id, foreign.nics.clone()).await;
+        assert!(matches!(refused, Err(NetworkError::Link(_))), "{refused:?}");
+        assert!(links().contains(&foreign.nics[0].tap));
+    });
+}
+
+#[test]
+fn one_bad_request_does_not_fail_its_neighbours() {
+    in_namespace(|| async {
+        let installation = InstallationId::generate();
+        let network = network(installation).await;
+        network.ensure_base().await.unwrap();
+        let good: Vec<VmNet> = (0..4).map(|number| vm(installation, number)).collect();
+        let mut elsewhere = vm(installation, 10);
+        elsewhere.nics[0].network = Token::new("nowhere").unwrap();
+        let mut refused = vm(installation, 11);
+        refused.nics[0].mac = "no mac".to_owned();
+        let (good, elsewhere, refused) = tokio::join!(
+            futures_util::future::join_all(good.iter().map(|vm| network.attach(vm.clone()))),
+            network.attach(elsewhere.clone()),
+            network.attach(refused.clone()),
+        );
+        assert!(good.iter().all(Result::is_ok), "{good:?}");
+        assert!(matches!(elsewhere, Err(NetworkError::UnknownNetwork { .. })), "{elsewhere:?}");
+        assert!(matches!(refused, Err(NetworkError::Nft(_))), "{refused:?}");
+        assert_eq!(links().len(), 5, "the TAPs of those that failed are gone");
+    });
+}
+
+#[test]
+fn a_missing_nft_is_told_with_the_package_to_install() {
+    in_namespace(|| async {
+        let networks = vec![NetworkDef::named(default_network())];
+        let installation = InstallationId::generate();
+        let config = NetworkConfig { installation, networks, nft: "/nonexistent/nft".into() };
+        let (actor, _join) = Actor::spawn(None, Network, config).await.unwrap();
+        let error = NetworkHandle::new(actor).ensure_base().await.unwrap_err();
+        let text = drover_actors::chain(&error).to_string();
+        assert!(text.contains("install the package `nftables`"), "{text}");
+    });
+}
+
+#[test]
+fn a_subnet_that_is_in_use_is_refused() {
+    in_namespace(|| async {
+        run("ip", &["link", "add", "dev", "outside", "type", "bridge"]);
+        run("ip", &["address", "add", "10.77.3.3/24", "dev", "outside"]);
+        let error = network(InstallationId::generate()).await.ensure_base().await.unwrap_err();
+        assert!(
+            matches!(&error, NetworkError::Overlap { other, .. } if other == "10.77.3.3/24"),
+            "{error:?}"
+        );
+        assert_eq!(links(), ["outside"]);
+    });
+}
+
+/// The guest's end of a TAP, as a VMM opens it.
+struct Guest(File);
+
+const VNET_HDR: usize = 10;
+
+impl Guest {
+    fn attach(tap: &str) -> Self {
+        mod ioctl {
+            nix::ioctl_write_int!(set_iff, b'T', 202);
+        }
+        let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+        // SAFETY: `ifreq` is plain data for which all zeroes are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(tap.bytes()) {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        // SAFETY: the descriptor is open and the request lives through the call.
+        unsafe { ioctl::set_iff(file.as_raw_fd(), (&raw mut request) as libc::c_ulong) }.unwrap();
+        Self(file)
+    }
+
+    /// Asks who has the gateway's address, in the name of `mac` and `ip`.
+    fn ask(&mut self, mac: [u8; 6], ip: Ipv4Addr, gateway: Ipv4Addr) {
+        let mut frame = vec![0; VNET_HDR];
+        frame.extend([0xff; 6]);
+        frame.extend(mac);
+        frame.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
+        frame.extend(mac);
+        frame.extend(ip.octets());
+        frame.extend([0; 6]);
+        frame.extend(gateway.octets());
+        self.0.write_all(&frame).unwrap();
+    }
+
+    /// Asks again and again, until there is an answer: whom it is for. A new port needs a moment.
+    fn asked_until_answered(&mut self, ask: &mut dyn FnMut(&mut Self)) -> Option<([u8; 6], Ipv4Addr)> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut frame = [0; 2048];
+        while Instant::now() < deadline {
+            ask(self);
+            loop {
+                let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+                poll(&mut fds, PollTimeout::from(200_u8)).unwrap();
+                if fds[0].any() != Some(true) {
+                    break;
+                }
+                let n = self.0.read(&mut frame).unwrap();
+                let packet = &frame[VNET_HDR..n];
+                // An ARP reply: ether type 0x0806, operation 2.
+                if packet.len() >= 42 && packet[12..14] == [8, 6] && packet[20..22] == [0, 2] {
+                    let mac = packet[32..38].try_into().unwrap();
+                    return Some((mac, Ipv4Addr::new(packet[38], packet[39], packet[40], packet[41])));
+                }
+            }
+        }
+        None
+    }
+}
+
+fn octets(mac: &str) -> [u8; 6] {
+    let parts: Vec<u8> = mac.split(':').map(|part| u8::from_str_radix(part, 16).unwrap()).collect();
+    parts.try_into().unwrap()
+}
+
+#[test]
+fn a_guest_is_heard_under_its_own_name_only() {
+    in_namespace(|| async {
+        let installation = InstallationId::generate();
+        let network = network(installation).await;
+        network.ensure_base().await.unwrap();
+        let vm = vm(installation, 0);
+        network.attach(vm.clone()).await.unwrap();
+        let nic = &vm.nics[0];
+        let mut guest = Guest::attach(&nic.tap);
+        let (mac, ip, gateway) = (octets(&nic.mac), nic.ipv4, nic.gateway);
+        let wrong_mac = [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5] ^ 1];
+        // In order: an answer to a false question would come first.
+        let answer = guest.asked_until_answered(&mut |guest| {
+            guest.ask(wrong_mac, ip, gateway);
+            guest.ask(mac, Ipv4Addr::new(10, 77, 0, 99), gateway);
+            guest.ask(mac, ip, gateway);
+        });
+        assert_eq!(answer, Some((mac, ip)), "{}", run("nft", &["list", "ruleset"]));
+        // In use by a VMM, it is verified and kept.
+        network.attach(vm.clone()).await.unwrap();
+        let answer = guest.asked_until_answered(&mut |guest| guest.ask(mac, ip, gateway));
+        assert_eq!(answer, Some((mac, ip)));
+        network.detach(vm.vm_id, vm.nics.clone()).await.unwrap();
+        network.teardown().await.unwrap();
+        assert_eq!(links(), Vec::<String>::new());
+    });
+}
