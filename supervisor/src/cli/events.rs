@@ -38,9 +38,8 @@ pub(super) async fn run(args: &EventsArgs, global: &Global) -> Result<u8, CliErr
             next = feed.next() => next?,
             _ = tokio::signal::ctrl_c() => None,
         };
-        let Some(item) = next else { return Ok(0) };
-        let line = |_: &VmEvent| {
-            let event = &item.event;
+        let Some(event) = next else { return Ok(0) };
+        let line = |event: &VmEvent| {
             format!(
                 "{}  {}/{}  #{:<3} {}",
                 time::rfc3339(event.time_unix_ms),
@@ -50,7 +49,7 @@ pub(super) async fn run(args: &EventsArgs, global: &Global) -> Result<u8, CliErr
                 sentence(event)
             )
         };
-        global.output.print_item(&item.event, line)?;
+        global.output.print_item(&event, line)?;
     }
 }
 

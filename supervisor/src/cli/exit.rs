@@ -1,5 +1,6 @@
 //! What a command failed with, its exit code, and what to do next.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use drover_schemas::{ErrorBody, ErrorCode};
@@ -77,6 +78,22 @@ impl From<ClientError> for CliError {
 }
 
 impl CliError {
+    /// Whoever read the output is gone: nobody is left to tell.
+    pub fn is_broken_pipe(&self) -> bool {
+        let mut source: Option<&dyn std::error::Error> = match self {
+            Self::Output { source, .. } => Some(&**source),
+            Self::File { source, .. } => Some(source),
+            _ => None,
+        };
+        while let Some(error) = source {
+            if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) {
+                return true;
+            }
+            source = error.source();
+        }
+        false
+    }
+
     /// The error as a coded body.
     pub fn body(&self) -> ErrorBody {
         let code = match self {
@@ -89,6 +106,9 @@ impl CliError {
         ErrorBody::new(code, drover_actors::chain(self).to_string())
     }
 }
+
+/// As a shell for a program whose reader went away.
+pub const BROKEN_PIPE: u8 = 141;
 
 /// The exit code for an error code.
 pub const fn exit_code(code: ErrorCode) -> u8 {
@@ -112,6 +132,9 @@ pub fn next_step(error: &ErrorBody, vm: Option<&str>) -> String {
     let detail = |key: &str| error.details.get(key).map(String::as_str);
     match error.code {
         ErrorCode::InvalidArgument => "correct the request; `drover help` and `--help` show the forms".into(),
+        ErrorCode::NotFound if detail("program").is_some() || detail("path").is_some() => {
+            format!("look inside the guest: `drover vm exec {vm} -- ls DIR`")
+        }
         ErrorCode::NotFound => "`drover vm ls` shows what there is in the namespace (choose it by -n)".into(),
         ErrorCode::AlreadyExists => format!("choose another name, or look at it: `drover vm get {vm}`"),
         ErrorCode::Conflict => match detail("cause") {

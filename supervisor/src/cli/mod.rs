@@ -125,6 +125,9 @@ pub async fn run(cli: &Cli) -> Result<u8, CliError> {
 
 /// Prints an error as the flags ask; gives the exit code.
 pub fn report(error: &CliError, cli: &Cli) -> u8 {
+    if error.is_broken_pipe() {
+        return exit::BROKEN_PIPE;
+    }
     let body = error.body();
     let vm = match &cli.command {
         Command::Vm(command) => command.name(),

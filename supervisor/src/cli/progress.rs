@@ -59,7 +59,7 @@ where
 }
 
 async fn next(feed: &mut Option<EventFeed>) -> Option<VmEvent> {
-    feed.as_mut()?.next().await.ok().flatten().map(|item| item.event)
+    feed.as_mut()?.next().await.ok().flatten()
 }
 
 struct Steps {

@@ -95,14 +95,6 @@ impl ClientError {
             }
         }
     }
-
-    /// The code of the error.
-    pub fn code(&self) -> ErrorCode {
-        match self {
-            Self::Refused(body) => body.code,
-            other => other.body().code,
-        }
-    }
 }
 
 impl From<ErrorBody> for ClientError {

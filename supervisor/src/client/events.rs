@@ -34,15 +34,6 @@ pub enum Since {
     Now,
 }
 
-/// An event and, where it was read from the log, its place there.
-#[derive(Debug, Clone)]
-pub struct FeedEvent {
-    /// Position in the stream; absent for a live event.
-    pub cursor: Option<u64>,
-    /// The event.
-    pub event: VmEvent,
-}
-
 /// A feed of a namespace's events, or of one VM's.
 #[derive(Debug)]
 pub struct EventFeed {
@@ -50,7 +41,7 @@ pub struct EventFeed {
     vm: Option<Token>,
     live: Option<Subscriber>,
     connects: watch::Receiver<u64>,
-    ready: VecDeque<FeedEvent>,
+    ready: VecDeque<VmEvent>,
     /// Next request to the log, while the log is being read.
     page: Option<EventsReadRequest>,
     /// Where to go on in the log after a gap.
@@ -112,7 +103,7 @@ impl EventFeed {
     ///
     /// # Errors
     /// The log could not be read, or the connection was closed.
-    pub async fn next(&mut self) -> Result<Option<FeedEvent>, ClientError> {
+    pub async fn next(&mut self) -> Result<Option<VmEvent>, ClientError> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(Some(event));
@@ -141,7 +132,7 @@ impl EventFeed {
         for stored in page.events {
             self.after = Some(stored.cursor);
             if self.note(&stored.event) {
-                self.ready.push_back(FeedEvent { cursor: Some(stored.cursor), event: stored.event });
+                self.ready.push_back(stored.event);
             }
         }
         let moved = request.after != Some(page.next_cursor);
@@ -162,7 +153,7 @@ impl EventFeed {
             warn!(vm = %event.name, seq = event.seq, last, "live events were lost; reading the log");
             self.reread();
         } else if self.note(&event) {
-            self.ready.push_back(FeedEvent { cursor: None, event });
+            self.ready.push_back(event);
         }
     }
 

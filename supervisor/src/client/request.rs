@@ -18,7 +18,8 @@ use super::{Client, ClientError, trace};
 
 /// A request without an answer is repeated after this time: a host that lost it would never answer,
 /// and a host that has it attaches the repetition to the same outcome.
-const ATTEMPT: Duration = Duration::from_secs(5);
+/// The time doubles, so that a long wait is not a stream of repetitions.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -107,11 +108,14 @@ impl Client {
         let deadline = Instant::now() + options.deadline;
         let mut backoff = Backoff::new();
         let mut patience = Patience::new(deadline);
+        let mut within = FIRST_ATTEMPT;
         loop {
-            let failure = match self.attempt(&text, &body, &options, deadline).await? {
+            let attempt = self.attempt(&text, &body, &options, deadline, within).await?;
+            within *= 2;
+            let failure = match attempt {
                 Attempt::Reply(reply) => return Ok(reply),
                 Attempt::Error(error) if worth_repeating(&error) => error,
-                Attempt::Error(error) => return Err(error.into()),
+                Attempt::Error(error) => return Err(named(error, &options).into()),
                 Attempt::Silence => silence(&text, &options),
                 Attempt::NoResponders => match self.absent(subject, &options, deadline).await {
                     Absent::Final(error) => return Err(error.into()),
@@ -135,12 +139,13 @@ impl Client {
         body: &Bytes,
         options: &CallOptions,
         deadline: Instant,
+        within: Duration,
     ) -> Result<Attempt, ClientError> {
         let left = deadline.saturating_duration_since(Instant::now());
         let request = async_nats::Request::new()
             .payload(body.clone())
             .headers(request_headers(options.request_id, left))
-            .timeout(Some(left.min(ATTEMPT)));
+            .timeout(Some(left.min(within)));
         match self.nats.send_request(subject.to_owned(), request).await {
             Ok(message) => Ok(read_reply(message)),
             Err(error) => match error.kind() {
@@ -186,6 +191,14 @@ pub(super) fn read_reply(message: Message) -> Attempt {
 /// capacity do not, and the caller decides.
 fn worth_repeating(error: &ErrorBody) -> bool {
     error.code == ErrorCode::Unavailable && error.retryable
+}
+
+/// An outcome that is still open is asked for by the request's name.
+fn named(error: ErrorBody, options: &CallOptions) -> ErrorBody {
+    match options.request_id {
+        Some(id) if error.code == ErrorCode::DeadlineExceeded => error.with("request_id", id),
+        _ => error,
+    }
 }
 
 /// The error for a request that nobody answered.

@@ -65,24 +65,6 @@ impl Client {
         self.call(&self.vm_subject(name, verb)?, request, options).await
     }
 
-    /// Any verb of one guest that answers with one reply.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn guest<Q, R>(
-        &self,
-        name: &Token,
-        verb: &str,
-        request: &Q,
-        options: CallOptions,
-    ) -> Result<R, ClientError>
-    where
-        Q: Serialize + Sync,
-        R: DeserializeOwned,
-    {
-        self.call(&self.guest_subject(name, verb)?, request, options).await
-    }
-
     /// All VMs of the namespace, page by page.
     ///
     /// # Errors

@@ -55,7 +55,7 @@ pub async fn write(
     if args.vmm.is_some() || !vmm.contains_key("path") {
         let path = vmm_path(args)?;
         // Whether it will do at all is the daemon's to say.
-        if check(&path).await.is_ok_and(|version| version.is_softvmm()) {
+        if check(&path).await.is_ok_and(|v| v.is_softvmm() || v.text.contains("softvmm")) {
             vmm.entry("overhead").or_insert_with(|| json!(SOFTVMM_OVERHEAD));
         }
         vmm.insert("path".into(), json!(path));

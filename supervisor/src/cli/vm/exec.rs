@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 use super::super::Global;
-use super::super::exit::CliError;
+use super::super::exit::{BROKEN_PIPE, CliError};
 use super::change;
 use crate::client::{Client, ClientError, Input, Output};
 
@@ -21,8 +21,6 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(30);
 const TIMED_OUT: u8 = 124;
 /// As a shell for a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
-/// As a shell for a program whose reader went away.
-const BROKEN_PIPE: u8 = 141;
 
 /// Arguments of `exec`.
 #[derive(Debug, clap::Args)]
