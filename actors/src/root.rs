@@ -362,6 +362,8 @@ impl RunningHost {
         }
         self.services.egress.stop();
         self.network.stop(None);
+        // Refused while a VM lives in it; empty, it is not left behind.
+        let _ = self.services.cgroups.remove_base();
         self.root.stop(None);
         let _ = self.root.wait(Some(Duration::from_secs(1))).await;
         let _ = tokio::time::timeout(Duration::from_secs(2), self.services.client.flush()).await;
