@@ -14,6 +14,7 @@ use drover_schemas::body::spec::{ResolvedSpec, VmSpec};
 use drover_schemas::body::vm::{ChangeReply, CreateRequest};
 use drover_schemas::state::{Desired, VmState};
 use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, VmId, codec, headers};
+use futures_util::future::BoxFuture;
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -130,13 +131,8 @@ impl Creator {
     }
 
     /// What this host knows of the request id already.
-    fn known(
-        &self,
-        wanted: &Wanted,
-    ) -> Option<std::pin::Pin<Box<dyn Future<Output = Result<ChangeReply, ErrorBody>> + Send>>> {
-        let ready = |result| -> Option<std::pin::Pin<Box<dyn Future<Output = _> + Send>>> {
-            Some(Box::pin(std::future::ready(result)))
-        };
+    fn known(&self, wanted: &Wanted) -> Option<BoxFuture<'static, Result<ChangeReply, ErrorBody>>> {
+        let ready = |result| -> Option<BoxFuture<'static, _>> { Some(Box::pin(std::future::ready(result))) };
         match self.services.journal.request(&wanted.key.namespace, wanted.request_id, now_ms()) {
             Ok(RequestLookup::Unknown) => None,
             Ok(RequestLookup::TooOld) => ready(Err(too_old(wanted.request_id))),
@@ -247,7 +243,12 @@ impl Creator {
         let due_now = prepared.outcomes.into_iter().next().map(|(_, outcome)| outcome);
         let (reply, outcome) = oneshot::channel();
         let waiter = due_now.is_none().then_some((wanted.request_id, reply));
-        let _ = self.manager.cast(ManagerMsg::Spawn { row: Box::new(row), machine: Box::new(machine), effects, waiter });
+        let _ = self.manager.cast(ManagerMsg::Spawn {
+            row: Box::new(row),
+            machine: Box::new(machine),
+            effects,
+            waiter,
+        });
         drop(guard);
         match due_now {
             Some(due) => outcome_result(due),

@@ -142,10 +142,10 @@ impl Directory {
     fn remove(&self, row: &VmRow) {
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
         let key = (row.namespace.clone(), row.name.clone());
-        if names.get(&key).is_some_and(|slot| slot.vm_id == row.vm_id) {
-            if let Some(slot) = names.remove(&key) {
-                slot.gone.cancel();
-            }
+        if names.get(&key).is_some_and(|slot| slot.vm_id == row.vm_id)
+            && let Some(slot) = names.remove(&key)
+        {
+            slot.gone.cancel();
         }
     }
 }

@@ -314,22 +314,16 @@ fn actor(actor: &'static str) -> impl Fn(ractor::SpawnErr) -> StartError {
 async fn open_journal(setup: &HostSetup) -> Result<(JournalHandle, crate::journal::Snapshot), StartError> {
     let path = setup.state.clone();
     let config = JournalConfig::new(&path);
-    let opened = tokio::task::spawn_blocking(move || {
-        let journal = journal::open(&config).map_err(|source| (Some(source), None))?;
-        let snapshot = journal.load().map_err(|source| (None, Some(source)))?;
-        Ok((journal, snapshot))
-    })
-    .await;
-    let (journal, snapshot) = match opened {
-        Ok(Ok(both)) => both,
-        Ok(Err((Some(source), _))) => {
-            return Err(StartError::Journal { path, source: Box::new(source) });
-        }
-        Ok(Err((None, Some(source)))) => return Err(StartError::Load { path, source: Box::new(source) }),
-        Ok(Err((None, None))) | Err(_) => {
-            let source = Box::new(ractor::SpawnErr::StartupFailed("the journal's reader was lost".into()));
-            return Err(StartError::Actor { actor: "journal", source });
-        }
+    let opened = tokio::task::spawn_blocking(move || match journal::open(&config) {
+        Ok(journal) => match journal.load() {
+            Ok(snapshot) => Ok((journal, snapshot)),
+            Err(source) => Err(StartError::Load { path, source: Box::new(source) }),
+        },
+        Err(source) => Err(StartError::Journal { path, source: Box::new(source) }),
+    });
+    let (journal, snapshot) = match opened.await {
+        Ok(opened) => opened?,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     };
     for row in &snapshot.unreadable {
         error!(
@@ -368,6 +362,8 @@ impl RunningHost {
         }
         self.services.egress.stop();
         self.network.stop(None);
+        // Refused while a VM lives in it; empty, it is not left behind.
+        let _ = self.services.cgroups.remove_base();
         self.root.stop(None);
         let _ = self.root.wait(Some(Duration::from_secs(1))).await;
         let _ = tokio::time::timeout(Duration::from_secs(2), self.services.client.flush()).await;

@@ -240,7 +240,7 @@ fn check_size(cpus: u32, memory: ByteSize) -> Result<(), ErrorBody> {
             format!("{memory} is not possible; use {MIN_MEMORY} to {MAX_MEMORY}"),
         ));
     }
-    if memory.0 % ByteSize::mib(1).0 != 0 {
+    if !memory.0.is_multiple_of(ByteSize::mib(1).0) {
         return Err(invalid("spec.memory_bytes", format!("{memory} is not a multiple of 1 MiB")));
     }
     Ok(())

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+#[path = "golden/bus.rs"]
+mod bus;
 #[path = "golden/guest.rs"]
 mod guest;
 

@@ -35,15 +35,10 @@ pub enum AppError {
         #[source]
         source: ConfigError,
     },
-    /// Logs and traces cannot be set up.
-    #[error("logs and traces cannot be set up")]
-    Telemetry {
-        /// Why.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
     /// The host has no usable name.
-    #[error("the system's host name {name:?} cannot be the host's name on the bus; set `host` in the configuration")]
+    #[error(
+        "the system's host name {name:?} cannot be the host's name on the bus; set `host` in the configuration"
+    )]
     HostName {
         /// The system's name.
         name: String,
@@ -59,7 +54,9 @@ pub enum AppError {
         source: VersionError,
     },
     /// The holder is not there.
-    #[error("the holder {path} is not there; it is built and installed with drover, see vmm.hold in the configuration")]
+    #[error(
+        "the holder {path} is not there; it is built and installed with drover, see vmm.hold in the configuration"
+    )]
     Hold {
         /// Where it was looked for.
         path: PathBuf,
@@ -79,7 +76,9 @@ pub enum AppError {
         source: ImageError,
     },
     /// The device for TAPs cannot be opened.
-    #[error("{path} cannot be opened for reading and writing: run as root, or load the tun module (modprobe tun)")]
+    #[error(
+        "{path} cannot be opened for reading and writing: run as root, or load the tun module (modprobe tun)"
+    )]
     Tun {
         /// The device.
         path: PathBuf,
@@ -122,7 +121,6 @@ pub enum AppError {
 /// [`AppError`] says what is wrong and what to do.
 pub async fn run(path: Option<&Path>) -> Result<(), AppError> {
     let config = HostConfig::load(path, std::env::vars()).map_err(|source| AppError::Config { source })?;
-    let _telemetry = crate::telemetry::init(&config.log).map_err(|source| AppError::Telemetry { source: source.into() })?;
     let signals = |source| AppError::Signals { source };
     let mut term = signal(SignalKind::terminate()).map_err(signals)?;
     let mut int = signal(SignalKind::interrupt()).map_err(signals)?;
@@ -152,7 +150,12 @@ pub async fn run_with(config: HostConfig, shutdown: impl Future<Output = ()>) ->
     let mut running = start(setup).await.map_err(|source| AppError::Start { source: Box::new(source) })?;
     let admin = match admin_config {
         Some(admin) => {
-            let served = admin::serve(admin.listen, running.services.metrics.clone(), running.phase.clone(), running.bus.clone());
+            let served = admin::serve(
+                admin.listen,
+                running.services.metrics.clone(),
+                running.phase.clone(),
+                running.bus.clone(),
+            );
             Some(served.await.map_err(|source| AppError::Admin { source })?)
         }
         None => None,
@@ -185,7 +188,8 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
     let host = host_name(&config)?;
     let programs = programs(&config).await?;
     let (images_dir, templates_dir) = (config.images(), config.templates_dir.clone());
-    let images = load(move || Images::load(&images_dir)).await.map_err(|source| AppError::Images { source })?;
+    let images =
+        load(move || Images::load(&images_dir)).await.map_err(|source| AppError::Images { source })?;
     let templates = load(move || match templates_dir {
         Some(dir) => Templates::load(&dir),
         None => Templates::parse(BUILT_IN.iter().map(|(name, text)| (Path::new(*name), *text))),

@@ -245,7 +245,10 @@ impl HostConfig {
     ) -> Result<Self, ConfigError> {
         let overrides: Vec<(String, String)> =
             variables.filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
-        let parse_error = |source: serde_saphyr::Error| ConfigError::Parse { path: origin.to_owned(), source: source.into() };
+        let parse_error = |source: serde_saphyr::Error| ConfigError::Parse {
+            path: origin.to_owned(),
+            source: source.into(),
+        };
         let config: Self = if text.trim().is_empty() && overrides.is_empty() {
             Self::default()
         } else if overrides.is_empty() {
@@ -260,8 +263,10 @@ impl HostConfig {
             for (name, text) in overrides {
                 apply(&mut value, &name, &text)?;
             }
-            serde_json::from_value(value)
-                .map_err(|source| ConfigError::Invalid { origin: origin.display().to_string(), source: source.into() })?
+            serde_json::from_value(value).map_err(|source| ConfigError::Invalid {
+                origin: origin.display().to_string(),
+                source: source.into(),
+            })?
         };
         config.validate()?;
         Ok(config)
@@ -321,7 +326,8 @@ mod tests {
 
     #[test]
     fn the_shipped_file_is_valid_and_says_what_the_defaults_are() {
-        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../config/host.yaml")).unwrap();
+        let text =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../config/host.yaml")).unwrap();
         let shipped = parse(&text, &[]).unwrap();
         let default = HostConfig::default();
         assert_eq!(shipped.state_dir, default.state_dir);
@@ -333,7 +339,11 @@ mod tests {
     fn the_environment_overrides_one_value_at_a_time() {
         let config = parse(
             "bus:\n  urls: [nats://a:1]\n",
-            &[("DROVER_CONFIG_bus__urls", "[\"nats://b:2\"]"), ("DROVER_CONFIG_capacity__cpu_ratio", "2"), ("OTHER", "x")],
+            &[
+                ("DROVER_CONFIG_bus__urls", "[\"nats://b:2\"]"),
+                ("DROVER_CONFIG_capacity__cpu_ratio", "2"),
+                ("OTHER", "x"),
+            ],
         )
         .unwrap();
         assert_eq!(config.bus.urls, ["nats://b:2"]);
@@ -347,7 +357,11 @@ mod tests {
     #[test]
     fn a_broken_file_names_the_line_and_a_typing_error_the_key() {
         let error = parse("state_dir: [\n", &[]).unwrap_err();
-        assert!(drover_actors::chain(&error).to_string().contains("line"), "{}", drover_actors::chain(&error));
+        assert!(
+            drover_actors::chain(&error).to_string().contains("line"),
+            "{}",
+            drover_actors::chain(&error)
+        );
         let error = parse("state_dirr: /x\n", &[]).unwrap_err();
         assert!(drover_actors::chain(&error).to_string().contains("state_dirr"));
         let error = parse("capacity: {cpu_ratio: 0}", &[]).unwrap_err();

@@ -43,7 +43,7 @@ pub async fn read(
                 ErrorBody::new(ErrorCode::InvalidArgument, "since_unix_ms: not a time")
                     .with("field", "since_unix_ms")
             })?;
-            DeliverPolicy::ByStartTime { start_time: time.into() }
+            DeliverPolicy::ByStartTime { start_time: time }
         }
         (None, None) => DeliverPolicy::All,
     };

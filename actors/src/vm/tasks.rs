@@ -159,6 +159,7 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
     };
     let process = launched.map_err(|e| of(evidence("launch"), &|ev| cause::of_launch(&e, ev)))?;
     let run = Run::new(process);
+    let firmware = row.spec.boot.firmware.is_some();
     let first = row.nics.first().map(NicLease::guest_nic);
     let config = vm_config(&VmmInput {
         spec: &row.spec,
@@ -168,16 +169,22 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
         cmdline: cmdline_additions(&row.name, first.as_ref()),
     });
     if let Err(error) = run.api.create(&config).await {
-        return Err(call_failed(&run, &dir, "vm.create", &error).await);
+        return Err(call_failed(&run, &dir, "vm.create", &error, firmware).await);
     }
     if let Err(error) = run.api.boot().await {
-        return Err(call_failed(&run, &dir, "vm.boot", &error).await);
+        return Err(call_failed(&run, &dir, "vm.boot", &error, firmware).await);
     }
     Ok(run)
 }
 
 /// A VMM that died in a call says more by its exit than by the broken connection.
-async fn call_failed(run: &Run, dir: &RunDir, step: &str, error: &crate::hypervisor::api::ApiError) -> Cause {
+async fn call_failed(
+    run: &Run,
+    dir: &RunDir,
+    step: &str,
+    error: &crate::hypervisor::api::ApiError,
+    firmware: bool,
+) -> Cause {
     let exit = match tokio::time::timeout(Duration::from_millis(250), run.process.wait_exit()).await {
         Ok(exit) if error.vmm_errors().is_empty() => Some(exit),
         _ => None,
@@ -186,7 +193,7 @@ async fn call_failed(run: &Run, dir: &RunDir, step: &str, error: &crate::hypervi
     let evidence = Evidence { stderr_tail: &stderr, console_tail: "", oom_kills: None, step };
     match exit {
         Some(exit) => cause::of_exit(&exit, &evidence),
-        None => cause::of_api(error, &evidence),
+        None => cause::of_boot(error, firmware, &evidence),
     }
 }
 

@@ -25,7 +25,13 @@ pub struct ConnectArgs {
     #[arg(long, env = "DROVER_NATS_USER", global = true, value_name = "USER")]
     pub bus_user: Option<String>,
     /// Password of the NATS server; better given by the environment.
-    #[arg(long, env = "DROVER_NATS_PASSWORD", global = true, value_name = "PASSWORD", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "DROVER_NATS_PASSWORD",
+        global = true,
+        value_name = "PASSWORD",
+        hide_env_values = true
+    )]
     pub bus_password: Option<String>,
     /// Root certificates to trust.
     #[arg(long, env = "DROVER_TLS_CA", global = true, value_name = "FILE")]
@@ -40,7 +46,14 @@ pub struct ConnectArgs {
     #[arg(long, env = "DROVER_INBOX_PREFIX", global = true, value_name = "PREFIX")]
     pub inbox_prefix: Option<String>,
     /// Namespace.
-    #[arg(long, short, env = "DROVER_NAMESPACE", global = true, default_value = "default", value_name = "NS")]
+    #[arg(
+        long,
+        short,
+        env = "DROVER_NAMESPACE",
+        global = true,
+        default_value = "default",
+        value_name = "NS"
+    )]
     pub namespace: Token,
     /// First token of every subject.
     #[arg(long, env = "DROVER_ROOT", global = true, default_value = "drover", value_name = "TOKEN")]
@@ -75,10 +88,9 @@ impl ConnectArgs {
         match (&self.creds, &self.nkey, &self.bus_user) {
             (Some(file), _, _) => Auth::Credentials(file.clone()),
             (_, Some(file), _) => Auth::Nkey(file.clone()),
-            (_, _, Some(user)) => Auth::Password {
-                user: user.clone(),
-                password: self.bus_password.clone().unwrap_or_default(),
-            },
+            (_, _, Some(user)) => {
+                Auth::Password { user: user.clone(), password: self.bus_password.clone().unwrap_or_default() }
+            }
             _ => Auth::None,
         }
     }

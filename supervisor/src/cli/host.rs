@@ -89,7 +89,10 @@ fn describe(info: &HostInfo) -> String {
     row("phase", info.phase.clone());
     row("version", info.version.clone());
     row("kernel", info.kernel.clone());
-    row("started", format!("{} ({} ago)", time::rfc3339(info.started_unix_ms), time::age(info.started_unix_ms)));
+    row(
+        "started",
+        format!("{} ({} ago)", time::rfc3339(info.started_unix_ms), time::age(info.started_unix_ms)),
+    );
     row("hypervisor", format!("{} ({emulated}), {}", info.vmm.version, info.vmm.path));
     row("cpus", format!("{} of {} free", free(capacity.cpus, capacity.cpus_used), capacity.cpus));
     row(

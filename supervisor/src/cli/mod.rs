@@ -110,7 +110,9 @@ impl Global {
 /// What the command failed with; [`report`] prints it.
 pub async fn run(cli: &Cli) -> Result<u8, CliError> {
     match &cli.command {
-        Command::Dev(args) => crate::dev::run(args, &cli.global.connect.root).await.map(|()| 0).map_err(CliError::Dev),
+        Command::Dev(args) => {
+            crate::dev::run(args, &cli.global.connect.root).await.map(|()| 0).map_err(CliError::Dev)
+        }
         Command::Host(command) => host::run(command, &cli.global).await,
         Command::Vm(command) => vm::run(command, &cli.global).await,
         Command::Events(args) => events::run(args, &cli.global).await,

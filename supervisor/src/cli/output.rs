@@ -38,7 +38,11 @@ impl OutputFormat {
     ///
     /// # Errors
     /// As [`OutputFormat::print`].
-    pub fn print_item<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), CliError> {
+    pub fn print_item<T: Serialize>(
+        self,
+        value: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), CliError> {
         match self {
             Self::Table => line(&text(value)),
             Self::Json => line(&serde_json::to_string(value).map_err(|e| failed("JSON", e))?),
@@ -67,10 +71,7 @@ impl OutputFormat {
     }
 }
 
-fn failed(
-    format: &'static str,
-    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> CliError {
+fn failed(format: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> CliError {
     CliError::Output { format, source: source.into() }
 }
 

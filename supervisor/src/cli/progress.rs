@@ -20,7 +20,12 @@ const CATCH_UP: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Those of `call`.
-pub async fn watched<F>(client: &Client, name: &Token, title: &str, call: F) -> Result<ChangeReply, ClientError>
+pub async fn watched<F>(
+    client: &Client,
+    name: &Token,
+    title: &str,
+    call: F,
+) -> Result<ChangeReply, ClientError>
 where
     F: Future<Output = Result<ChangeReply, ClientError>>,
 {

@@ -90,7 +90,9 @@ impl ClientError {
             Self::Encode(_) | Self::Decode { .. } | Self::Stream(_) => {
                 ErrorBody::new(ErrorCode::Internal, text)
             }
-            Self::Input(_) | Self::Output(_) | Self::Cancelled => ErrorBody::new(ErrorCode::InvalidArgument, text),
+            Self::Input(_) | Self::Output(_) | Self::Cancelled => {
+                ErrorBody::new(ErrorCode::InvalidArgument, text)
+            }
         }
     }
 }

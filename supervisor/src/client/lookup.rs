@@ -81,7 +81,9 @@ impl Client {
             LookupReply::Owned { host, last_seen_unix_ms, online, .. } => {
                 Absent::Later(offline(name, &host, last_seen_unix_ms, online))
             }
-            LookupReply::Gone { request_id, reply, .. } if deletes && options.request_id == Some(request_id) => {
+            LookupReply::Gone { request_id, reply, .. }
+                if deletes && options.request_id == Some(request_id) =>
+            {
                 Absent::Replay(reply)
             }
             LookupReply::Gone { deleted_unix_ms, request_id, .. } => Absent::Final(

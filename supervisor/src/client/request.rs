@@ -78,7 +78,12 @@ impl Client {
     ///
     /// # Errors
     /// A coded error of the host, or one made here for the host that did not answer.
-    pub async fn call<Q, R>(&self, subject: &Subject, body: &Q, options: CallOptions) -> Result<R, ClientError>
+    pub async fn call<Q, R>(
+        &self,
+        subject: &Subject,
+        body: &Q,
+        options: CallOptions,
+    ) -> Result<R, ClientError>
     where
         Q: Serialize + Sync,
         R: DeserializeOwned,
@@ -114,7 +119,9 @@ impl Client {
                 Attempt::Silence => silence(&text, &options),
                 Attempt::NoResponders => match self.absent(subject, &options, deadline).await {
                     Absent::Final(error) => return Err(error.into()),
-                    Absent::Replay(reply) => return codec::encode(&*reply).map(Bytes::from).map_err(ClientError::Encode),
+                    Absent::Replay(reply) => {
+                        return codec::encode(&*reply).map(Bytes::from).map_err(ClientError::Encode);
+                    }
                     Absent::Later(error) => patience.cut(error)?,
                 },
             };

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lookup::{Absent, Patience};
 use super::request::{Attempt, Backoff, read_reply, request_headers, silence};
-use super::session_io::{Incoming, Input, Output, Outgoing};
+use super::session_io::{Incoming, Input, Outgoing, Output};
 use super::{CallOptions, Client, ClientError};
 
 /// Opening is repeated later than other calls: a guest may take its time to start a program.
@@ -166,7 +166,8 @@ impl Session {
         let _ = self.client.nats.flush().await;
         let body = outcome?;
         written?;
-        codec::decode(&body).map_err(|source| ClientError::Decode { subject: self.io_subject.clone(), source })
+        codec::decode(&body)
+            .map_err(|source| ClientError::Decode { subject: self.io_subject.clone(), source })
     }
 
     async fn pump(

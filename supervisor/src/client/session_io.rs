@@ -75,7 +75,13 @@ impl Outgoing {
         Ok(())
     }
 
-    pub(super) fn ack(&mut self, ch: Channel, acked_off: u64, window: u64, now: u64) -> Result<(), ClientError> {
+    pub(super) fn ack(
+        &mut self,
+        ch: Channel,
+        acked_off: u64,
+        window: u64,
+        now: u64,
+    ) -> Result<(), ClientError> {
         let Some(sender) = self.sender.as_mut().filter(|_| self.channel == Some(ch)) else { return Ok(()) };
         let before = sender.acked();
         sender.ack(acked_off, window, now).map_err(ClientError::Stream)?;

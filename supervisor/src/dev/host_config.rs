@@ -67,8 +67,7 @@ pub async fn write(
 
 fn settings(path: &Path) -> Result<Map<String, Value>, DevError> {
     let text = std::fs::read_to_string(path).map_err(DevError::file("read", path))?;
-    serde_saphyr::from_str(&text)
-        .map_err(|e| DevError::Settings { path: path.to_owned(), source: e.into() })
+    serde_saphyr::from_str(&text).map_err(|e| DevError::Settings { path: path.to_owned(), source: e.into() })
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, DevError> {

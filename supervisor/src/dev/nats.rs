@@ -42,8 +42,7 @@ impl Server {
         };
         let log = state.path("nats.log");
         let ports = state.folder("nats-ports")?;
-        let client =
-            ClientFile { url: String::new(), user: USER.to_owned(), password: secret() };
+        let client = ClientFile { url: String::new(), user: USER.to_owned(), password: secret() };
         let config = state.write_private("nats.conf", &config(state, port, &client.password)?)?;
         clear(&ports)?;
         let words = std::fs::File::create(&log).map_err(DevError::file("create", &log))?;
@@ -93,7 +92,9 @@ impl Server {
     pub async fn ended(&mut self) -> DevError {
         match self.child.wait().await {
             Ok(status) => DevError::NatsEnded { status, log: self.last_words() },
-            Err(source) => DevError::File { action: "wait for the server of", path: self.log.clone(), source },
+            Err(source) => {
+                DevError::File { action: "wait for the server of", path: self.log.clone(), source }
+            }
         }
     }
 

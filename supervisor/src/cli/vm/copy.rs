@@ -85,19 +85,28 @@ pub(super) async fn run(args: &CpArgs, client: &Client, global: &Global) -> Resu
         (Place::Local(from), Place::Guest(name, to)) => put(args, &bulk, &from, &name, to, deadline).await?,
         (Place::Guest(name, from), Place::Local(to)) if to.as_os_str() == "-" => {
             let bar = ProgressBar::hidden();
-            receive(&bulk, &name, &from, Box::new(tokio::io::stdout()), bar, deadline).await.map(strip_mode)?;
+            receive(&bulk, &name, &from, Box::new(tokio::io::stdout()), bar, deadline)
+                .await
+                .map(strip_mode)?;
             return Ok(());
         }
         (Place::Guest(name, from), Place::Local(to)) => get(&bulk, &name, &from, &to, deadline).await?,
         _ => {
-            let text = "exactly one side of a copy is in a guest: drover vm cp FILE NAME:/path, or the reverse";
+            let text =
+                "exactly one side of a copy is in a guest: drover vm cp FILE NAME:/path, or the reverse";
             return Err(CliError::Usage(text.into()));
         }
     };
     let copied = Copied { size_bytes, sha256, seconds: started.elapsed().as_secs_f64() };
     global.output.print(&copied, |c| {
         let mib = c.size_bytes as f64 / f64::from(1 << 20);
-        format!("{} bytes in {:.2} s ({:.1} MiB/s), sha256 {}", c.size_bytes, c.seconds, mib / c.seconds, c.sha256)
+        format!(
+            "{} bytes in {:.2} s ({:.1} MiB/s), sha256 {}",
+            c.size_bytes,
+            c.seconds,
+            mib / c.seconds,
+            c.sha256
+        )
     })
 }
 
@@ -238,9 +247,7 @@ fn bar(size: Option<u64>) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let (bar, template) = match size {
-        Some(size) => {
-            (ProgressBar::new(size), "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
-        }
+        Some(size) => (ProgressBar::new(size), "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}"),
         None => (ProgressBar::new_spinner(), "{spinner} {bytes} {bytes_per_sec} {elapsed}"),
     };
     match ProgressStyle::with_template(template) {

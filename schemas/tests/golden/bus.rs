@@ -1,0 +1,185 @@
+//! Vectors of bodies on the bus.
+
+use std::collections::BTreeMap;
+
+use drover_schemas::blob::Blob;
+use drover_schemas::body::guest::{ExecReply, ExecRequest, ExecResult, PutRequest};
+use drover_schemas::body::spec::{AgentSpec, NicSpec, RestartSpec, VmSpec};
+use drover_schemas::body::status::{AgentState, AgentStatus, Cause, CauseKind, NicStatus, VmStatus};
+use drover_schemas::body::vm::{ChangeReply, ChangeRequest, CreateRequest, LookupReply, StopRequest, Wait};
+use drover_schemas::codec::decode;
+use drover_schemas::event::{VmEvent, VmEventKind};
+use drover_schemas::secret::Secret;
+use drover_schemas::size::ByteSize;
+use drover_schemas::state::{Desired, VmState};
+use drover_schemas::stream::{Channel, StreamEnd, StreamFrame, StreamOpened};
+use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, VmId};
+
+use super::check;
+
+fn token(text: &str) -> Token {
+    Token::new(text).unwrap()
+}
+
+fn cause() -> Cause {
+    Cause::new(CauseKind::VmmSignal, "the VMM was ended by signal 9").with("signal", 9)
+}
+
+fn status() -> VmStatus {
+    VmStatus {
+        namespace: token("acme"),
+        name: token("web"),
+        vm_id: VmId::from_u128(0x0192_0000_0000_0000_0000_0000_0000_0001),
+        host: token("h1"),
+        state: VmState::Failed,
+        desired: Desired::Running,
+        revision: 1,
+        incarnation: 2,
+        seq: 9,
+        created_unix_ms: 1_795_386_615_042,
+        state_since_unix_ms: 1_795_386_616_000,
+        operation: Some("release".into()),
+        cause: Some(cause()),
+        agent: AgentStatus { state: AgentState::Absent, version: None, boot_id: None },
+        nics: vec![NicStatus {
+            network: token("default"),
+            tap: "dr0123456789ab".into(),
+            mac: "52:54:00:00:00:01".into(),
+            ipv4: "10.77.0.2".into(),
+            prefix_len: 20,
+            gateway: "10.77.0.1".into(),
+        }],
+        vmm_pid: Some(42),
+        restarts: 0,
+        spec: None,
+    }
+}
+
+fn request_id() -> RequestId {
+    RequestId::from_u128(0x0192_0000_0000_0000_0000_0000_0000_0002)
+}
+
+#[test]
+fn requests_are_pinned() {
+    check(
+        "bus",
+        "create-minimal",
+        &CreateRequest { name: token("web"), spec: VmSpec::default(), wait: None },
+        decode,
+    );
+    let spec = VmSpec {
+        template: Some(token("linux-microvm")),
+        cpus: Some(2),
+        memory: Some(ByteSize::mib(512)),
+        nics: Some(vec![NicSpec { network: token("default") }]),
+        restart: Some(RestartSpec::default()),
+        agent: Some(AgentSpec::default()),
+        labels: BTreeMap::from([("team".into(), "a".into())]),
+        user_data: Some(Secret::new("#cloud-config")),
+        ..VmSpec::default()
+    };
+    check("bus", "create-full", &CreateRequest { name: token("web"), spec, wait: Some(Wait::Agent) }, decode);
+    let change =
+        ChangeRequest { if_vm_id: Some(status().vm_id), if_revision: Some(1), wait: Some(Wait::Running) };
+    check("bus", "change", &change, decode);
+    check(
+        "bus",
+        "stop",
+        &StopRequest { grace_ms: Some(5_000), force: true, ..StopRequest::default() },
+        decode,
+    );
+    let exec = ExecRequest {
+        argv: vec!["sh".into(), "-c".into(), "cat".into()],
+        env: BTreeMap::from([("A".into(), Secret::new("b"))]),
+        cwd: Some("/tmp".into()),
+        user: Some("nobody".into()),
+        timeout_ms: Some(1_000),
+        stdin: Some(Blob::from(vec![0, 255])),
+        stream: false,
+    };
+    check("bus", "exec", &exec, decode);
+    let put = PutRequest {
+        path: "/tmp/x".into(),
+        size_bytes: 3,
+        mode: Some(0o600),
+        sha256: None,
+        create_dirs: true,
+    };
+    check("bus", "put", &put, decode);
+}
+
+#[test]
+fn replies_are_pinned() {
+    check("bus", "status", &status(), decode);
+    let reply = ChangeReply {
+        vm: status(),
+        already: false,
+        request_id: request_id(),
+        replay_until_unix_ms: 1_795_473_015_042,
+    };
+    check("bus", "change-reply", &reply, decode);
+    let gone = LookupReply::Gone {
+        vm_id: status().vm_id,
+        host: token("h1"),
+        deleted_unix_ms: 1,
+        request_id: request_id(),
+        reply: Box::new(reply),
+    };
+    check("bus", "lookup-gone", &gone, decode);
+    check("bus", "lookup-not-found", &LookupReply::NotFound {}, decode);
+    let result = ExecResult {
+        exit_code: Some(0),
+        duration_ms: 3,
+        stdout: Some(Blob::from(vec![104, 105, 10])),
+        stderr: Some(Blob::default()),
+        ..ExecResult::default()
+    };
+    check("bus", "exec-reply", &ExecReply::Result(result), decode);
+    let error = ErrorBody::new(ErrorCode::InvalidState, "a VM that is stopped cannot do pause")
+        .with("state", "stopped");
+    check("bus", "error", &error, decode);
+}
+
+#[test]
+fn events_and_frames_are_pinned() {
+    let event = VmEvent {
+        namespace: token("acme"),
+        name: token("web"),
+        vm_id: status().vm_id,
+        seq: 9,
+        time_unix_ms: 1_795_386_615_042,
+        kind: VmEventKind::State,
+        incarnation: 2,
+        revision: 1,
+        request_id: Some(request_id()),
+        previous: Some(VmState::Running),
+        state: VmState::Failed,
+        last: false,
+        step: None,
+        cause: Some(cause()),
+    };
+    check("bus", "event", &event, decode);
+    check(
+        "bus",
+        "stream-opened",
+        &StreamOpened { io_subject: "drover.v1.io.acme.0".into(), window: 524_288 },
+        decode,
+    );
+    let data = StreamFrame {
+        ch: Some(Channel::Stdout),
+        off: Some(65_536),
+        data: Some(Blob::from(vec![1, 2])),
+        eof: true,
+        ..StreamFrame::default()
+    };
+    check("bus", "frame-data", &data, decode);
+    let ack = StreamFrame {
+        ch: Some(Channel::Data),
+        acked_off: Some(7),
+        window: Some(9),
+        ..StreamFrame::default()
+    };
+    check("bus", "frame-ack", &ack, decode);
+    let end = StreamFrame { end: Some(StreamEnd::Result(Blob::from(vec![0x80]))), ..StreamFrame::default() };
+    check("bus", "frame-end", &end, decode);
+}

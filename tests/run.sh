@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# Runs the tests, after installing what they need, and prints a table of what ran.
+#
+#   tests/run.sh [SUITE…] [--budget SECONDS]
+#
+# Suites (default: unit wire e2e faults):
+#   unit         formatting, lints, and the tests beside the code
+#   wire         the contract in another language: golden bytes read by Python
+#   e2e          real binaries over a real nats-server, guests of processes and one of QEMU
+#   faults       things are killed and cut off
+#   conformance  softvmm against transcripts of the real Cloud Hypervisor
+#   fuzz         random bytes at everything that reads bytes, for --budget seconds each
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+. tests/lib.sh
+
+BUDGET=60
+SUITES=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --budget) BUDGET=${2:?--budget takes seconds}; shift 2 ;;
+        -h | --help) sed -n '2,14p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+        unit | wire | e2e | faults | conformance | fuzz) SUITES+=("$1"); shift ;;
+        *) die "unknown suite $1; see --help" ;;
+    esac
+done
+[ ${#SUITES[@]} -gt 0 ] || SUITES=(unit wire e2e faults)
+wants() { [[ " ${SUITES[*]} " == *" $1 "* ]]; }
+
+mkdir -p "$CACHE"
+[ "$(id -u)" = 0 ] || die "run as root: the tests make network namespaces and TAP devices of their own"
+command -v cargo > /dev/null || die "cargo is missing; install Rust with rustup"
+# Dependencies are compiled once for all checkouts.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CACHE/target}
+export RUST_BACKTRACE=0
+unset RUST_LOG
+LOGS=$CACHE/logs
+rm -rf "$LOGS" && mkdir -p "$LOGS"
+# What the tests make lies here and nowhere else.
+export TMPDIR=${TMPDIR:-/tmp}
+
+PASSED=0 FAILED=0 SKIPPED=0
+ROWS=()
+row() { ROWS+=("$(printf '%-12s %-34s %-8s %6ss  %s' "$1" "$2" "$3" "$4" "$5")"); }
+
+# step SUITE NAME COMMAND… : one line of the table.
+step() {
+    local suite=$1 name=$2 log began=$SECONDS took
+    shift 2
+    log=$LOGS/$suite-${name//[^a-z0-9]/-}.log
+    printf '== %s: %s\n' "$suite" "$name"
+    if "$@" > "$log" 2>&1; then
+        took=$((SECONDS - began))
+        local tests skips
+        tests=$(grep -Eo '[0-9]+ passed' "$log" | awk '{n += $1} END {print n + 0}')
+        skips=$(grep -c '^ *SKIP' "$log")
+        PASSED=$((PASSED + (tests > 0 ? tests : 1)))
+        SKIPPED=$((SKIPPED + skips))
+        row "$suite" "$name" ok "$took" "$([ "$tests" -gt 0 ] && echo "$tests tests")$([ "$skips" -gt 0 ] && echo ", $skips skipped")"
+        grep -E '^ *SKIP' "$log" | sort -u | while read -r line; do printf '   %s\n' "$line"; done
+    else
+        took=$((SECONDS - began))
+        FAILED=$((FAILED + 1))
+        row "$suite" "$name" FAILED "$took" "$log"
+        grep -E '^(error|warning)|panicked|FAIL|failed|Diff in' "$log" | head -40
+        tail -n 40 "$log"
+    fi
+}
+
+skip() {
+    SKIPPED=$((SKIPPED + 1))
+    row "$1" "$2" skipped 0 "$3"
+}
+
+nextest() {
+    cargo nextest run --locked --no-fail-fast --success-output never --status-level slow "$@"
+}
+tests() {
+    # cargo-nextest runs each test in a process of its own; without it cargo's own runner does.
+    if cargo nextest --version > /dev/null 2>&1; then nextest "$@"; else cargo test --locked "$@"; fi
+}
+
+need_debian nft=nftables ip=iproute2 ping=iputils-ping cc=gcc python3=python3 pip3=python3-pip
+need_python
+
+BIN=$CARGO_TARGET_DIR/debug
+build() {
+    cargo build --locked -p drover -p softvmm &&
+        DROVER_STATIC_TARGET=$CARGO_TARGET_DIR/static deploy/build-static.sh --profile release drover-agent:drover-agent
+}
+
+if wants unit; then
+    step unit formatting cargo fmt --all --check
+    step unit lints cargo clippy --workspace --all-targets --locked -- -D warnings
+    if cargo deny --version > /dev/null 2>&1; then
+        step unit "licences and advisories" cargo deny --config .cargo/deny.toml check bans licenses sources
+    else
+        skip unit "licences and advisories" "cargo-deny is not installed"
+    fi
+    step unit "tests beside the code" tests --workspace --exclude drover-tests --exclude softvmm
+    step unit softvmm tests -p softvmm
+fi
+
+if wants conformance && ! wants unit; then
+    step conformance "transcripts of the real VMM" cargo test --locked -p softvmm conformance
+fi
+
+if wants wire; then
+    step wire "golden bytes in Python" python3 tests/python/test_golden.py
+fi
+
+if wants e2e || wants faults; then
+    need_debian qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio zstd=zstd depmod=kmod mke2fs=e2fsprogs
+    need_vhost
+    step e2e build build
+    export DROVER_BIN_DIR=$BIN
+    DROVER_AGENT=$(find "$CARGO_TARGET_DIR/static" -path '*/release/drover-agent' -type f | head -n 1)
+    export DROVER_AGENT
+    export DROVER_IMAGES=$CACHE/test-images
+    step e2e "guest image" deploy/guest/build-image.sh --agent "$DROVER_AGENT" "$DROVER_IMAGES"
+fi
+if wants e2e; then
+    for suite in lifecycle idempotency errors scale real_guest; do
+        [ -e "tests/tests/$suite.rs" ] || continue
+        step e2e "$suite" cargo test --locked -p drover-tests --test "$suite" -- --test-threads 2 --nocapture
+    done
+fi
+if wants faults && [ -e tests/tests/faults.rs ]; then
+    step faults "kills and cuts" cargo test --locked -p drover-tests --test faults -- --test-threads 2 --nocapture
+fi
+
+if wants fuzz; then
+    step fuzz "readers of hostile bytes" env PROPTEST_CASES=$((BUDGET * 2000)) \
+        cargo test --locked -p drover-schemas -p drover-actors --lib -- survived panic bytes
+fi
+
+printf '\n%-12s %-34s %-8s %7s  %s\n' suite what result time ''
+printf '%s\n' "${ROWS[@]}"
+printf '\n%d passed, %d failed, %d skipped\n' "$PASSED" "$FAILED" "$SKIPPED"
+[ "$FAILED" = 0 ]
