@@ -72,6 +72,9 @@ clean_up() {
         for pid in $(ip netns pids "$netns"); do kill -KILL "$pid" 2> /dev/null || true; done
         ip netns del "$netns" || true
     fi
+    # The folder of run directories is empty when all went well.
+    run_dir=$(sed -n 's/^run_dir: *//p' "$work/state/host.yaml" 2> /dev/null || true)
+    [ -z "$run_dir" ] || rmdir "$run_dir" 2> /dev/null || true
     if [ -n "$keep" ]; then
         echo "  logs: $work"
     else
@@ -164,7 +167,8 @@ drover() { inside "$out/drover" "$@"; }
 inside ip link set lo up
 # Addresses rest for a minute after use; the last check waits for their return.
 printf 'capacity: {quarantine_s: 1, memory_reserve: 256MiB}\n' > "$work/settings.yaml"
-inside "$out/drover" dev --vmm "$vmm" --images "$cache/demo-images" --host demo \
+# Not by the function: a function in the background is a shell, and the signals would end that.
+nsenter --net="/run/netns/$netns" "$out/drover" dev --vmm "$vmm" --images "$cache/demo-images" --host demo \
     --host-config "$work/settings.yaml" > "$work/dev.log" 2>&1 &
 dev_pid=$!
 until drover host get > "$work/host.txt" 2> /dev/null; do
@@ -175,13 +179,12 @@ done
 tick 'drover dev: nats-server and host "demo" in their own namespace'
 grep -E '^(hypervisor|cpus|memory|cgroups|user) ' "$work/host.txt" | note
 # From the beginning of the log on, so that nothing depends on when this starts.
-inside "$out/drover" events --since 1 --follow -o json > "$work/events.jsonl" 2> "$work/events.err" &
+nsenter --net="/run/netns/$netns" "$out/drover" events --since 1 --follow -o json > "$work/events.jsonl" 2> "$work/events.err" &
 events_pid=$!
 
 # --- VMs -----------------------------------------------------------------------------------------------------
 title 'Two VMs'
 start
-cat "$work/state/client.json" > /dev/null || fail 'drover dev wrote no client.json'
 inside "$python" deploy/demo/create.py --client "$work/state/client.json" --wait agent py > "$work/py.txt" 2>&1 ||
     { note < "$work/py.txt" >&2; fail 'the Python client could not create a VM'; }
 tick 'created by a Python client: one message, one reply'
@@ -208,14 +211,15 @@ tick "guest pings host ($gateway): $(sed -n 's/.*transmitted, \(.* packet loss\)
 head -c $((64 << 20)) /dev/urandom > "$work/there"
 start
 drover vm cp "$work/there" cli:/tmp/file > "$work/cp.txt" || fail 'the copy to the guest failed'
-tick "64 MiB to the guest: $(sed 's/ bytes.*(/ bytes (/; s/,.*//' "$work/cp.txt")"
+tick "64 MiB to the guest: $(sed 's/.*(\(.*\)).*/\1/' "$work/cp.txt")"
 drover vm cp cli:/tmp/file "$work/back" > "$work/cp.txt" || fail 'the copy from the guest failed'
-tick "64 MiB back: $(sed 's/ bytes.*(/ bytes (/; s/,.*//' "$work/cp.txt")"
+tick "64 MiB back: $(sed 's/.*(\(.*\)).*/\1/' "$work/cp.txt")"
 there=$(sha256sum < "$work/there")
 guest=$(drover vm exec cli -- sha256sum /tmp/file)
 [ "$there" = "$(sha256sum < "$work/back")" ] || fail 'the file that came back differs'
 [ "${there%% *}" = "${guest%% *}" ] || fail 'the file in the guest differs'
-tick "one digest on all sides: ${there%% *}"
+tick 'one SHA-256 on all three sides'
+echo "${there%% *}" | note
 drover vm exec cli -- rm /tmp/file
 
 title 'Life'

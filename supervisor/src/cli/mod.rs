@@ -6,8 +6,9 @@ mod connect;
 mod events;
 mod exit;
 mod host;
-mod output;
+pub mod output;
 mod progress;
+pub mod tally;
 mod vm;
 
 use std::time::Duration;
@@ -64,6 +65,8 @@ enum Command {
     Vm(vm::VmCommand),
     /// Show what happens, and what happened.
     Events(events::EventsArgs),
+    /// Measure drover against its limits, side by side in one run.
+    Bench(crate::bench::BenchArgs),
     /// Print the completions of a shell.
     Completions {
         /// The shell.
@@ -116,11 +119,20 @@ pub async fn run(cli: &Cli) -> Result<u8, CliError> {
         Command::Host(command) => host::run(command, &cli.global).await,
         Command::Vm(command) => vm::run(command, &cli.global).await,
         Command::Events(args) => events::run(args, &cli.global).await,
+        Command::Bench(args) => bench(args, &cli.global).await,
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "drover", &mut std::io::stdout());
             Ok(0)
         }
     }
+}
+
+async fn bench(args: &crate::bench::BenchArgs, global: &Global) -> Result<u8, CliError> {
+    let client = global.connect.connect().await?;
+    let host = host::discover(&client, Duration::from_secs(5)).await?;
+    let report = Box::pin(crate::bench::run(args, &client, &host)).await?;
+    let output = if args.json { OutputFormat::Json } else { global.output };
+    output.print(&report, |report| report.table()).map(|()| 0)
 }
 
 /// Prints an error as the flags ask; gives the exit code.

@@ -15,8 +15,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite};
 
 use super::super::Global;
 use super::super::exit::CliError;
+use super::super::tally::{Tallied, Tally};
 use super::exec::cancel_on_signal;
-use super::tally::{Tallied, Tally};
+
 use crate::client::{CallOptions, Client, Input, Output};
 
 const OPEN_DEADLINE: Duration = Duration::from_secs(30);

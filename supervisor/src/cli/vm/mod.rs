@@ -6,7 +6,6 @@ mod create;
 mod exec;
 mod set;
 mod show;
-mod tally;
 
 use std::time::Duration;
 

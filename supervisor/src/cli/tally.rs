@@ -20,6 +20,7 @@ struct Inner {
 }
 
 impl Tally {
+    /// Nothing has passed; `bar` shows what does.
     pub fn new(bar: ProgressBar) -> Self {
         Self(Arc::new(Mutex::new(Inner { hash: Sha256::new(), bytes: 0, bar })))
     }
@@ -45,6 +46,7 @@ pub struct Tallied<T> {
 }
 
 impl<T> Tallied<T> {
+    /// `inner` with its bytes in `tally`.
     pub const fn new(inner: T, tally: Tally) -> Self {
         Self { inner, tally }
     }
