@@ -134,7 +134,11 @@ impl Actor for VmActor {
 impl VmActorState {
     async fn on(&mut self, myself: &VmRef, message: VmMsg) {
         match message {
-            VmMsg::Change(change) => self.on_change(myself, *change).await,
+            VmMsg::Change(change) => {
+                self.on_change(myself, *change).await;
+                // A start that was refused gives back what was reserved for it.
+                self.give_back_capacity();
+            }
             VmMsg::Attach { request_id, reply } => self.on_attach(request_id, reply),
             VmMsg::Status(reply) => {
                 let _ = reply.send(status(&self.services.host, &self.row, &self.machine, &self.live, false));
@@ -463,7 +467,15 @@ impl VmActorState {
         for effect in effects {
             self.act(myself, effect);
         }
+        self.give_back_capacity();
         Ok(())
+    }
+
+    /// Memory and CPUs are promised from the start of a VM until nothing of its runtime is left.
+    fn give_back_capacity(&self) {
+        if !self.machine.state.holds_runtime() && self.machine.task.is_none() {
+            self.services.state.unreserve(self.row.vm_id);
+        }
     }
 
     fn reply(&self, request_id: RequestId, already: bool) -> ChangeReply {

@@ -130,6 +130,11 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
     let services = &context.services;
     let row = &context.row;
     let dir = run_dir(context);
+    // A create and a start have reserved already; a restart by policy takes its share here.
+    services
+        .state
+        .reserve(row.vm_id, &row.spec)
+        .map_err(|e| Cause::new(CauseKind::HostResource, e.message).with("step", "capacity"))?;
     services.network.attach(vm_net(row)).await.map_err(|e| {
         Cause::new(CauseKind::TapRefused, format!("the network could not be made: {}", chain(&e)))
             .with("step", "network")
