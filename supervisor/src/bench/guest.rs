@@ -49,14 +49,10 @@ pub async fn files(
 ) -> Result<[Row; 2], ClientError> {
     let bulk = client.for_bulk().await?;
     let started = Instant::now();
-    let request = PutRequest {
-        path: PATH.to_owned(),
-        size_bytes: size,
-        mode: None,
-        sha256: None,
-        create_dirs: false,
-    };
-    let opening = bulk.open(&bulk.guest_subject(name, "put")?, &request, CallOptions::change(DEADLINE)).await?;
+    let request =
+        PutRequest { path: PATH.to_owned(), size_bytes: size, mode: None, sha256: None, create_dirs: false };
+    let opening =
+        bulk.open(&bulk.guest_subject(name, "put")?, &request, CallOptions::change(DEADLINE)).await?;
     let opened: StreamOpened = opening.reply()?;
     let sent = Tally::new(bar.clone());
     let reader = Tallied::new(tokio::io::repeat(0x5a).take(size), sent.clone());
@@ -68,7 +64,8 @@ pub async fn files(
 
     let started = Instant::now();
     let request = GetRequest { path: PATH.to_owned(), max_size_bytes: None };
-    let opening = bulk.open(&bulk.guest_subject(name, "get")?, &request, CallOptions::change(DEADLINE)).await?;
+    let opening =
+        bulk.open(&bulk.guest_subject(name, "get")?, &request, CallOptions::change(DEADLINE)).await?;
     let opened: StreamOpened = opening.reply()?;
     let received = Tally::new(bar.clone());
     let writer = Box::new(Tallied::new(tokio::io::sink(), received.clone()));

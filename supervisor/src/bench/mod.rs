@@ -136,8 +136,7 @@ async fn with_vms(
 /// with as many bytes as `get` does.
 async fn get(client: &Client, name: &Token, calls: usize) -> Result<Row, ClientError> {
     let subject = client.vm_subject(name, "get")?;
-    let body: bytes::Bytes =
-        drover_schemas::codec::encode(&Empty {}).map_err(ClientError::Encode)?.into();
+    let body: bytes::Bytes = drover_schemas::codec::encode(&Empty {}).map_err(ClientError::Encode)?.into();
     let options = CallOptions::read(Duration::from_secs(5));
     let reply = client.call_bytes(&subject, body.clone(), options).await?;
     let echo = host::Echo::start(client, reply.clone()).await?;
