@@ -15,10 +15,12 @@ pub mod metrics;
 pub mod network;
 pub mod root;
 pub mod router;
+pub mod samples;
 pub mod services;
 pub mod spec;
 pub mod stream;
 pub mod subscribe;
+pub mod trace;
 pub mod vm;
 
 pub use chain::chain;

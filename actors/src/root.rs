@@ -291,6 +291,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         tokio::spawn(gauges(services.clone(), bus.clone())),
         tokio::spawn(take_reports(reports)),
         tokio::spawn(prune(services.clone())),
+        tokio::spawn(crate::samples::publish(services.clone(), Arc::clone(&directory), bus.clone())),
     ];
     for row in snapshot.vms {
         let _ = manager.cast(ManagerMsg::Adopt(Box::new(row)));

@@ -124,6 +124,7 @@ impl Router {
         }
         let router = self.clone();
         let span = info_span!("request", id = ?request.request_id, subject = ?request.subject);
+        crate::trace::adopt(&span, &request.headers);
         tokio::spawn(async move { router.handle(request, permit).await }.instrument(span));
     }
 
