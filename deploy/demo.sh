@@ -78,7 +78,10 @@ clean_up() {
         find /sys/fs/cgroup -depth -type d -path "*/drover-$installation*" -exec rmdir {} + 2> /dev/null || true
     fi
     run_dir=$(sed -n 's/^run_dir: *//p' "$work/state/host.yaml" 2> /dev/null || true)
-    [ -z "$run_dir" ] || rmdir "$run_dir" 2> /dev/null || true
+    if [ -n "$run_dir" ]; then
+        rm -f "$run_dir/notify"
+        rmdir "$run_dir" 2> /dev/null || true
+    fi
     if [ -n "$keep" ]; then
         echo "  logs: $work"
     else
