@@ -33,7 +33,7 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/drover-demo-XXXXXX")
 PATH=$cache/demo-venv/bin:$cache/bin:$PATH:/usr/sbin:/sbin
 export PATH DROVER_DEV_STATE="$work/state"
 unset DROVER_NATS_URL DROVER_NAMESPACE RUST_LOG
-dev_pid='' events_pid='' begun=''
+dev_pid='' events_pid='' begun='' installation=''
 
 # --- words and time ------------------------------------------------------------------------------------
 now() { date +%s.%N; }
@@ -72,9 +72,16 @@ clean_up() {
         for pid in $(ip netns pids "$netns"); do kill -KILL "$pid" 2> /dev/null || true; done
         ip netns del "$netns" || true
     fi
-    # The folder of run directories is empty when all went well.
+    # A host keeps its own cgroups and folder of run directories for its next start; this one has
+    # none. Both are empty when all went well, and rmdir takes nothing else.
+    if [ -n "$installation" ]; then
+        find /sys/fs/cgroup -depth -type d -path "*/drover-$installation*" -exec rmdir {} + 2> /dev/null || true
+    fi
     run_dir=$(sed -n 's/^run_dir: *//p' "$work/state/host.yaml" 2> /dev/null || true)
-    [ -z "$run_dir" ] || rmdir "$run_dir" 2> /dev/null || true
+    if [ -n "$run_dir" ]; then
+        rm -f "$run_dir/notify"
+        rmdir "$run_dir" 2> /dev/null || true
+    fi
     if [ -n "$keep" ]; then
         echo "  logs: $work"
     else
@@ -178,6 +185,7 @@ until drover host get > "$work/host.txt" 2> /dev/null; do
 done
 tick 'drover dev: nats-server and host "demo" in their own namespace'
 grep -E '^(hypervisor|cpus|memory|cgroups|user) ' "$work/host.txt" | note
+installation=$(drover host get -o json | "$python" deploy/demo/field.py - installation | tr '[:upper:]' '[:lower:]')
 # From the beginning of the log on, so that nothing depends on when this starts.
 nsenter --net="/run/netns/$netns" "$out/drover" events --since 1 --follow -o json > "$work/events.jsonl" 2> "$work/events.err" &
 events_pid=$!

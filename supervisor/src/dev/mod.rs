@@ -118,4 +118,4 @@ pub async fn signalled() {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

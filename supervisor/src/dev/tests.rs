@@ -4,6 +4,32 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 
+/// A bus of its own, for tests of what speaks over one; ends when it is dropped.
+pub(crate) struct TestBus {
+    server: Server,
+    _state: StateDir,
+    _dir: tempfile::TempDir,
+}
+
+impl TestBus {
+    /// Starts a server; `None`, with a word on it, where there is none.
+    pub(crate) async fn start() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(Some(dir.path().join("state"))).unwrap();
+        let Ok(binary) = nats_binary::find(None, &state).await else {
+            eprintln!("skipped: no nats-server here and none can be fetched");
+            return None;
+        };
+        let mut server = Server::start(&binary, &state, 0).await.unwrap();
+        server.wait_ready().await.unwrap();
+        Some(Self { server, _state: state, _dir: dir })
+    }
+
+    pub(crate) fn client_file(&self) -> ClientFile {
+        self.server.client_file()
+    }
+}
+
 #[test]
 fn a_state_folder_has_one_user_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
