@@ -307,6 +307,8 @@ impl Actor for Manager {
     ) -> Result<(), ActorProcessingErr> {
         let (cell, failure) = match event {
             SupervisionEvent::ActorFailed(cell, error) => (cell, Some(error.to_string())),
+            // An actor that stops by itself says so by `Gone`.
+            SupervisionEvent::ActorTerminated(_, _, None) => return Ok(()),
             SupervisionEvent::ActorTerminated(cell, _, reason) => (cell, reason),
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
         };

@@ -56,6 +56,12 @@ def answers(port):
         return False
 
 
+def links():
+    """The network interfaces of this namespace, which is the test's own."""
+    shown = subprocess.run(["ip", "-j", "-d", "link"], capture_output=True, text=True, check=True).stdout
+    return json.loads(shown)
+
+
 class Refused(Exception):
     """A coded error reply."""
 
@@ -75,6 +81,7 @@ class Host:
         self.bins = os.environ["DROVER_BIN_DIR"]
         self.nats = None
         self.daemon = None
+        self.logs = []
         self.misbehave = os.path.join(self.folder, "misbehave")
         with open(self.misbehave, "w", encoding="utf-8"):
             pass
@@ -101,6 +108,7 @@ class Host:
                 f'jetstream {{ store_dir: "{self.folder}/js", sync_interval: always }}\n'
             )
         log = open(os.path.join(self.folder, "nats.log"), "ab")
+        self.logs.append(log)
         self.nats = subprocess.Popen(["nats-server", "-c", path], stdout=log, stderr=log)
         wait_for("nats-server", lambda: answers(self.port))
 
@@ -117,9 +125,10 @@ class Host:
         )
 
     def start(self):
-        self.log = open(os.path.join(self.folder, "host.log"), "ab")
+        log = open(os.path.join(self.folder, "host.log"), "ab")
+        self.logs.append(log)
         command = [f"{self.bins}/drover", "host", "run", "--config", self.config]
-        self.daemon = subprocess.Popen(command, env=self.environment(), stdout=self.log, stderr=self.log)
+        self.daemon = subprocess.Popen(command, env=self.environment(), stdout=log, stderr=log)
 
     def kill(self):
         self.daemon.send_signal(signal.SIGKILL)
@@ -147,9 +156,7 @@ class Host:
 
     def left(self, vm_id):
         """What of a VM is still there."""
-        taps = []
-        links = subprocess.run(["ip", "-j", "-d", "link"], capture_output=True, text=True, check=True).stdout
-        taps += [l["ifname"] for l in json.loads(links) if vm_id in l.get("ifalias", "")]
+        taps = [link["ifname"] for link in links() if vm_id in link.get("ifalias", "")]
         rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
         elements = [line.strip() for line in rules.splitlines() if any(tap in line for tap in taps)]
         files = [
@@ -171,6 +178,12 @@ class Host:
             except ProcessLookupError:
                 pass
         wait_for("the end of all processes", lambda: not self.processes())
+        for link in links():
+            if link["ifname"].startswith("dr"):
+                subprocess.run(["ip", "link", "del", link["ifname"]], check=False)
+        subprocess.run(["nft", "flush", "ruleset"], check=True)
+        for file in self.logs:
+            file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
