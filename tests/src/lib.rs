@@ -1,1 +1,27 @@
-//! placeholder
+//! What the end-to-end suites share: a host with its bus in a network namespace of its own.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`world`] | one test's namespace, bus, daemon and guests, and their end |
+//! | [`netns`] | a network namespace that goes away again |
+//! | [`client`] | requests as any client writes them, and what comes back |
+//! | [`events`] | the log of events, checked as a log |
+//! | [`leak`] | what of a VM is still there |
+//! | [`wait`] | waiting for a level with a deadline |
+//!
+//! A test names what it proves, runs its body with [`world::run`], and ends only what it started. Paths
+//! come from `DROVER_BIN_DIR`, `DROVER_AGENT` and `DROVER_IMAGES`, which `tests/run.sh` sets; a test that
+//! lacks one of them says `SKIP` and passes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a harness fails its test by a panic that says where"
+)]
+
+pub mod client;
+pub mod events;
+pub mod leak;
+pub mod netns;
+pub mod wait;
+pub mod world;

@@ -1,0 +1,110 @@
+//! What of a VM is still there: processes, network, files, cgroups.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use drover_schemas::VmId;
+use drover_schemas::body::status::VmStatus;
+use drover_schemas::id::InstallationId;
+
+use crate::world::World;
+
+/// Processes that bear the mark of `vm_id`, or work in its run directory below `run`.
+#[must_use]
+pub fn processes(run: &Path, vm_id: VmId) -> Vec<(i32, String)> {
+    let mark = format!("DROVER_VM_ID={vm_id}");
+    let dir = run.join(vm_id.to_string().to_ascii_lowercase()).display().to_string();
+    find(|command, environment| command.contains(&dir) || environment.split('\0').any(|v| v == mark))
+}
+
+/// Every process that works below `run`.
+#[must_use]
+pub fn all_processes(run: &Path) -> Vec<(i32, String)> {
+    let dir = format!("{}/", run.display());
+    find(|command, _| command.contains(&dir))
+}
+
+fn find(matches: impl Fn(&str, &str) -> bool) -> Vec<(i32, String)> {
+    let text = |path: PathBuf| {
+        fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    };
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let command = text(entry.path().join("cmdline"));
+        // A process that has ended and waits for its parent has no command line.
+        let live = !command.is_empty() && matches(&command, &text(entry.path().join("environ")));
+        live.then(|| (pid, command.replace('\0', " ")))
+    })
+    .collect()
+}
+
+/// The installation's own cgroup in each hierarchy.
+#[must_use]
+pub fn cgroups(installation: InstallationId) -> Vec<PathBuf> {
+    let name = format!("drover-{}", installation.to_string().to_ascii_lowercase());
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    own.lines()
+        .filter_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (parts.next()?, parts.next()?);
+            let root = Path::new("/sys/fs/cgroup").join(controllers.trim_start_matches("name="));
+            Some(root.join(path.trim_start_matches('/')).join(&name))
+        })
+        .filter(|dir| dir.is_dir())
+        .collect()
+}
+
+/// What a VM that is down or deleted still has of a runtime, in words; `vm` is a status of when it ran.
+///
+/// # Panics
+/// `ip` or `nft` cannot be run.
+#[must_use]
+pub fn runtime(world: &World, vm: &VmStatus) -> Vec<String> {
+    let mut left: Vec<String> = processes(world.run_dir(), vm.vm_id)
+        .into_iter()
+        .map(|(pid, c)| format!("process {pid} {c}"))
+        .collect();
+    let links = shown("ip", &["-j", "-d", "link"]);
+    if links.contains(&vm.vm_id.to_string()) {
+        left.push("a TAP".into());
+    }
+    let rules = shown("nft", &["list", "ruleset"]);
+    left.extend(
+        vm.nics.iter().filter(|nic| rules.contains(&nic.tap)).map(|nic| format!("rules of {}", nic.tap)),
+    );
+    let name = vm.vm_id.to_string().to_ascii_lowercase();
+    left.extend(
+        world
+            .installation()
+            .map(cgroups)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|base| base.join(&name))
+            .filter_map(|dir| dir.exists().then(|| format!("cgroup {}", dir.display()))),
+    );
+    left
+}
+
+/// What a deleted VM still has, in words.
+///
+/// # Panics
+/// As [`runtime`].
+#[must_use]
+pub fn anything(world: &World, vm: &VmStatus) -> Vec<String> {
+    let name = vm.vm_id.to_string().to_ascii_lowercase();
+    let mut left = runtime(world, vm);
+    for dir in [world.run_dir().join(&name), world.state_dir().join("disks").join(&name)] {
+        if dir.exists() {
+            left.push(dir.display().to_string());
+        }
+    }
+    left
+}
+
+fn shown(program: &str, args: &[&str]) -> String {
+    let done = Command::new(program).args(args).output().expect("the program is there");
+    assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
