@@ -1,0 +1,326 @@
+//! Things are killed and cut off; nothing is lost, doubled or left behind.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::time::Duration;
+
+use drover_schemas::body::status::{AgentState, CauseKind, VmStatus};
+use drover_schemas::body::vm::{ChangeReply, ListReply};
+use drover_schemas::event::VmEventKind;
+use drover_schemas::state::VmState;
+use drover_schemas::{ErrorCode, RequestId};
+use drover_tests::client::{Bus, Failure, refused};
+use drover_tests::wait::{pass, until};
+use drover_tests::world::{Options, run};
+use drover_tests::{events, leak};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+/// Repeats a create with its id until there is an outcome, as a client that hears nothing does.
+async fn insist(bus: &Bus, id: RequestId, name: &str, wait: &str) -> Result<ChangeReply, Failure> {
+    let body = json!({"name": name, "wait": wait});
+    until(name, async || {
+        let ask = bus.ask("vm.create", &body).id(id).within(Duration::from_secs(10));
+        Some(ask.get().await).filter(|r| !matches!(r, Err(e) if e.may_repeat()))
+    })
+    .await
+}
+
+/// Repeats a delete with its id until it is done.
+async fn insist_on_delete(bus: &Bus, name: &str) {
+    let id = RequestId::generate();
+    until(name, async || {
+        let ask = bus.ask(&format!("vm.{name}.delete"), &json!({})).id(id).within(Duration::from_secs(10));
+        match ask.get::<ChangeReply>().await {
+            Ok(_) => Some(()),
+            // The owner has gone with the VM: what became of it is in the bucket.
+            Err(Failure::Nobody) => {
+                let ask = bus.ask("vm.lookup", &json!({"name": name})).within(Duration::from_secs(5));
+                let found = ask.get::<Value>().await.ok()?;
+                (found["found"] == "gone" && found["request_id"] == id.to_string()).then_some(())
+            }
+            Err(error) => {
+                assert!(error.may_repeat(), "delete {name}: {error}");
+                None
+            }
+        }
+    })
+    .await;
+}
+
+#[test]
+fn a_vmm_that_fails_at_any_step_of_a_create_leaves_a_cause_and_nothing_else() {
+    const STEPS: [&str; 12] = [
+        "die@start",
+        "die@api",
+        "die@create.before",
+        "die@create.after",
+        "die@boot.before",
+        "die@boot.mid",
+        "exit0@boot.mid",
+        "exit:3@start",
+        "500@create",
+        "500@boot",
+        "garbage@create",
+        "garbage@boot",
+    ];
+    let test = "a_vmm_that_fails_at_any_step_of_a_create_leaves_a_cause_and_nothing_else";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        for (number, step) in STEPS.iter().enumerate() {
+            world.misbehave(step);
+            let name = format!("vm-{number}");
+            let error =
+                refused(step, ErrorCode::VmmError, bus.create(&name, json!({"wait": "running"})).await);
+            let vm = bus.status(&name).await.unwrap();
+            assert_eq!(
+                (vm.state, vm.vm_id.to_string()),
+                (VmState::Failed, error.details["vm_id"].clone()),
+                "{step}"
+            );
+            let cause = vm.cause.clone().unwrap();
+            assert!(
+                matches!(
+                    cause.kind,
+                    CauseKind::VmmExit | CauseKind::VmmSignal | CauseKind::VmmError | CauseKind::VmmSpawn
+                ),
+                "{step}: {cause:?}"
+            );
+            assert_eq!(leak::runtime(world, &vm), Vec::<String>::new(), "{step}");
+        }
+        world.misbehave("");
+        let host = bus.host().await.unwrap();
+        assert_eq!((host.capacity.cpus_used, host.capacity.memory_used_bytes), (0, 0));
+        bus.up("well").await;
+        let told = events::log(&bus).await;
+        let failed = told.values().filter_map(|log| log.last()).filter(|e| e.state == VmState::Failed);
+        assert_eq!(failed.filter(|e| e.cause.is_some()).count(), STEPS.len());
+    });
+}
+
+#[test]
+fn a_vmm_that_dies_after_its_boot_was_done_is_not_reported_as_running() {
+    let test = "a_vmm_that_dies_after_its_boot_was_done_is_not_reported_as_running";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        world.misbehave("die@boot.after");
+        // Whether the create itself still succeeds is a race that both may win.
+        let _ = bus.create("a", json!({"wait": "agent"})).await;
+        let vm = bus.until("a", "failed", |vm| vm.state == VmState::Failed).await;
+        assert!(vm.cause.is_some());
+        assert_eq!(leak::runtime(world, &vm), Vec::<String>::new());
+        events::log(&bus).await;
+    });
+}
+
+#[test]
+fn a_vmm_that_hangs_in_a_create_is_given_up_with_a_reason() {
+    let budget = Duration::from_secs(240);
+    let options = Options { budget, ..Options::default() };
+    run("a_vmm_that_hangs_in_a_create_is_given_up_with_a_reason", options, async |world| {
+        let bus = world.bus.clone();
+        for (number, step) in ["hang@api", "hang@create.before", "hang@boot.before"].iter().enumerate() {
+            world.misbehave(step);
+            let name = format!("vm-{number}");
+            let body = json!({"name": name, "wait": "running"});
+            let ask = bus.ask("vm.create", &body).id(RequestId::generate()).within(Duration::from_secs(75));
+            ask.refused(ErrorCode::VmmError).await;
+            let vm = bus.status(&name).await.unwrap();
+            assert_eq!(
+                (vm.state, vm.cause.unwrap().kind),
+                (VmState::Failed, CauseKind::VmmTimeout),
+                "{step}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_killed_vmm_is_told_with_its_signal_and_the_policy_acts() {
+    let test = "a_killed_vmm_is_told_with_its_signal_and_the_policy_acts";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let plain = bus.up("plain").await;
+        let restart = json!({"policy": "on_failure", "limit": 3, "backoff_ms": 10, "backoff_max_ms": 20});
+        let body = json!({"wait": "agent", "spec": {"restart": restart}});
+        let again = bus.create("again", body).await.unwrap().vm;
+        world.kill_vmm(plain.vm_id);
+        world.kill_vmm(again.vm_id);
+        let failed = bus.until("plain", "failed", |vm| vm.state == VmState::Failed).await;
+        let cause = failed.cause.unwrap();
+        assert_eq!((cause.kind, cause.evidence["signal"].as_str()), (CauseKind::VmmSignal, "9"));
+        assert_eq!(leak::runtime(world, &plain), Vec::<String>::new());
+        let ready = |vm: &VmStatus| vm.incarnation == 2 && vm.agent.state == AgentState::Ready;
+        assert_eq!(bus.until("again", "restarted", ready).await.restarts, 1);
+        assert_eq!(world.vmms(again.vm_id).len(), 1);
+        // A clean end is no failure.
+        bus.ask("vm.again.guest.shutdown", &json!({})).get::<Value>().await.unwrap();
+        let off = bus.until("again", "stopped", |vm| vm.state == VmState::Stopped).await;
+        assert_eq!(off.cause.unwrap().kind, CauseKind::GuestPowerOff);
+        events::log(&bus).await;
+    });
+}
+
+#[test]
+fn a_crash_loop_ends_in_failed_with_its_history() {
+    run("a_crash_loop_ends_in_failed_with_its_history", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let restart = json!({"policy": "always", "limit": 2, "backoff_ms": 10, "backoff_max_ms": 20});
+        let vm = bus.create("loop", json!({"wait": "agent", "spec": {"restart": restart}})).await.unwrap().vm;
+        world.misbehave("die@boot.mid");
+        world.kill_vmm(vm.vm_id);
+        let failed = bus.until("loop", "failed", |vm| vm.state == VmState::Failed).await;
+        assert_eq!(failed.cause.unwrap().kind, CauseKind::CrashLoop);
+        assert_eq!(leak::runtime(world, &vm), Vec::<String>::new());
+        let log = events::log(&bus).await;
+        let backoffs = log[&vm.vm_id].iter().filter(|e| {
+            e.kind == VmEventKind::State
+                && e.state == VmState::Backoff
+                && e.previous != Some(VmState::Backoff)
+        });
+        assert_eq!(backoffs.count(), 2);
+    });
+}
+
+#[test]
+fn vms_outlive_a_killed_daemon_running_or_paused() {
+    run("vms_outlive_a_killed_daemon_running_or_paused", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let names: Vec<String> = (0..6).map(|n| format!("v{n}")).collect();
+        let vms: Vec<VmStatus> = join_all(names.iter().map(|name| bus.up(name))).await;
+        let before: Vec<Vec<i32>> = vms.iter().map(|vm| world.vmms(vm.vm_id)).collect();
+        bus.change("v1", "pause").await.unwrap();
+        for _ in 0..3 {
+            world.kill().await;
+            world.start();
+            world.ready().await;
+        }
+        for (vm, pids) in vms.iter().zip(&before) {
+            assert_eq!(&world.vmms(vm.vm_id), pids, "{}", vm.name);
+            let now = bus.status(vm.name.as_str()).await.unwrap();
+            let paused = vm.name.as_str() == "v1";
+            assert_eq!(now.state, if paused { VmState::Paused } else { VmState::Running });
+            assert_eq!((now.vm_id, now.incarnation, now.vmm_pid), (vm.vm_id, 1, vm.vmm_pid));
+            if !paused {
+                bus.until_ping(vm.name.as_str()).await;
+            }
+        }
+        bus.change("v1", "resume").await.unwrap();
+        bus.until_ping("v1").await;
+        // One that dies while nobody watches is told with its cause.
+        world.kill().await;
+        world.kill_vmm(vms[2].vm_id);
+        world.start();
+        world.ready().await;
+        let failed = bus.until("v2", "failed", |vm| vm.state == VmState::Failed).await;
+        assert_eq!(failed.cause.unwrap().kind, CauseKind::VmmSignal);
+        for name in &names {
+            bus.change(name, "delete").await.unwrap();
+        }
+        for vm in &vms {
+            assert_eq!(leak::anything(world, vm), Vec::<String>::new());
+        }
+        assert!(events::log(&bus).await.values().all(|log| log.last().unwrap().last));
+    });
+}
+
+#[test]
+fn a_daemon_killed_in_the_middle_of_creates_finishes_each_once() {
+    let test = "a_daemon_killed_in_the_middle_of_creates_finishes_each_once";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let work: Vec<_> = (0..8)
+            .map(|n| {
+                let bus = bus.clone();
+                tokio::task::spawn_local(async move {
+                    insist(&bus, RequestId::generate(), &format!("k{n}"), "agent").await
+                })
+            })
+            .collect();
+        for ms in [30, 60, 110] {
+            pass(Duration::from_millis(ms)).await;
+            world.kill().await;
+            world.start();
+        }
+        let replies: Vec<ChangeReply> =
+            join_all(work).await.into_iter().map(|done| done.unwrap().unwrap()).collect();
+        for reply in &replies {
+            assert_eq!(world.vmms(reply.vm.vm_id).len(), 1, "VMMs of {}", reply.vm.name);
+        }
+        let page: ListReply = bus.ask("vm.list", &json!({})).get().await.unwrap();
+        assert_eq!(page.vms.len(), replies.len());
+        for reply in &replies {
+            insist_on_delete(&bus, reply.vm.name.as_str()).await;
+            assert_eq!(leak::anything(world, &reply.vm), Vec::<String>::new());
+        }
+        events::log(&bus).await;
+    });
+}
+
+#[test]
+fn a_bus_that_is_gone_for_longer_than_its_window_loses_and_doubles_nothing() {
+    let options = Options { duplicate_window_ms: Some(1_000), ..Options::default() };
+    let test = "a_bus_that_is_gone_for_longer_than_its_window_loses_and_doubles_nothing";
+    run(test, options, async |world| {
+        let bus = world.bus.clone();
+        let names: Vec<String> = (0..4).map(|n| format!("n{n}")).collect();
+        let vms: Vec<VmStatus> = join_all(names.iter().map(|name| bus.up(name))).await;
+        let mut work = Vec::new();
+        for n in 0..2 {
+            let bus = bus.clone();
+            work.push(tokio::task::spawn_local(
+                async move { insist_on_delete(&bus, &format!("n{n}")).await },
+            ));
+        }
+        for n in 0..3 {
+            let bus = bus.clone();
+            work.push(tokio::task::spawn_local(async move {
+                insist(&bus, RequestId::generate(), &format!("m{n}"), "running").await.unwrap();
+            }));
+        }
+        pass(Duration::from_millis(20)).await;
+        world.stop_nats().await;
+        let alive = world.vmms(vms[2].vm_id);
+        world.kill_vmm(vms[3].vm_id);
+        pass(Duration::from_millis(2_500)).await;
+        assert_eq!(world.vmms(vms[2].vm_id), alive, "a lost bus harms no VM");
+        world.start_nats().await;
+        for task in work {
+            task.await.unwrap();
+        }
+        world.ready().await;
+        bus.until("n3", "failed", |vm| vm.state == VmState::Failed).await;
+        let logs = events::log(&bus).await;
+        assert_eq!(logs[&vms[3].vm_id].last().unwrap().cause.as_ref().unwrap().kind, CauseKind::VmmSignal);
+        for vm in &vms[..2] {
+            assert!(logs[&vm.vm_id].last().unwrap().last);
+            assert_eq!(leak::anything(world, vm), Vec::<String>::new());
+        }
+        let page: ListReply = bus.ask("vm.list", &json!({})).get().await.unwrap();
+        assert_eq!(page.vms.len(), 5);
+        for vm in page.vms.iter().filter(|vm| vm.state == VmState::Running) {
+            assert_eq!(world.vmms(vm.vm_id).len(), 1);
+        }
+    });
+}
+
+#[test]
+fn a_host_adopts_without_a_bus_and_is_reached_when_there_is_one() {
+    let test = "a_host_adopts_without_a_bus_and_is_reached_when_there_is_one";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let vm = bus.up("a").await;
+        let alive = world.vmms(vm.vm_id);
+        world.kill().await;
+        world.stop_nats().await;
+        world.start();
+        until("adoption", async || world.told().contains("ready vms=1").then_some(())).await;
+        assert_eq!(world.vmms(vm.vm_id), alive);
+        // Its death is seen without a bus, and told when there is one.
+        world.kill_vmm(vm.vm_id);
+        world.start_nats().await;
+        world.ready().await;
+        bus.until("a", "failed", |vm| vm.state == VmState::Failed).await;
+        let logs = events::log(&bus).await;
+        assert_eq!(logs[&vm.vm_id].last().unwrap().cause.as_ref().unwrap().kind, CauseKind::VmmSignal);
+    });
+}
