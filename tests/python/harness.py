@@ -225,6 +225,8 @@ class Bus:
             try:
                 info = await self.ask("drover.v1.host.h1.info", timeout=1)
                 if info["phase"] == "ready":
+                    # Claims need the buckets, which the first host of a bus makes.
+                    await self.ask("vm.lookup", {"name": "any"}, timeout=1)
                     return info
             except (nats.errors.Error, Refused):
                 pass

@@ -100,7 +100,7 @@ class Life(unittest.TestCase):
     @with_host()
     async def test_every_bad_request_is_answered_with_a_code(self, host, bus):
         ask = bus.ask
-        await refused(self, "unsupported", ask("vm.x.explode"))
+        await refused(self, "unsupported", ask("drover.v1.host.h1.explode"))
         await refused(self, "invalid_argument", ask("vm.list", {"limmit": 3}))
         await refused(self, "invalid_argument", ask("vm.list", raw=b"\x81\xa1"))
         await refused(self, "invalid_argument", ask("vm.list", raw=b"\x80\x80"))
