@@ -152,7 +152,8 @@ class Host:
         return found
 
     def vmm(self, vm_id):
-        return [pid for pid, command in self.processes() if f"softvmm --api-socket path={self.folder}/run/{vm_id.lower()}" in command]
+        own = f"{self.folder}/run/{vm_id.lower()}"
+        return [pid for pid, command in self.processes() if command.split()[0].endswith("/softvmm") and own in command]
 
     def left(self, vm_id):
         """What of a VM is still there."""
@@ -224,6 +225,8 @@ class Bus:
             try:
                 info = await self.ask("drover.v1.host.h1.info", timeout=1)
                 if info["phase"] == "ready":
+                    # Claims need the buckets, which the first host of a bus makes.
+                    await self.ask("vm.lookup", {"name": "any"}, timeout=1)
                     return info
             except (nats.errors.Error, Refused):
                 pass
