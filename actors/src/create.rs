@@ -243,12 +243,16 @@ impl Creator {
         let due_now = prepared.outcomes.into_iter().next().map(|(_, outcome)| outcome);
         let (reply, outcome) = oneshot::channel();
         let waiter = due_now.is_none().then_some((wanted.request_id, reply));
+        let (began, when_begun) = oneshot::channel();
         let _ = self.manager.cast(ManagerMsg::Spawn {
             row: Box::new(row),
             machine: Box::new(machine),
             effects,
             waiter,
+            began,
         });
+        // A duplicate that waits for the guard attaches to the actor, so there must be one.
+        let _ = when_begun.await;
         drop(guard);
         match due_now {
             Some(due) => outcome_result(due),

@@ -181,6 +181,8 @@ pub enum ManagerMsg {
         effects: Vec<Effect>,
         /// Waits for the outcome of the create.
         waiter: Option<(RequestId, ChangeSender)>,
+        /// Told when the VM can be asked, or dropped if its actor could not be started.
+        began: oneshot::Sender<()>,
     },
     /// Adopt a VM of the journal.
     Adopt(Box<VmRow>),
@@ -257,12 +259,13 @@ impl Actor for Manager {
         state: &mut ManagerState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ManagerMsg::Spawn { row, machine, effects, waiter } => {
+            ManagerMsg::Spawn { row, machine, effects, waiter, began } => {
                 if let Some(actor) = state.spawn(&myself, *row).await {
                     if let Some((request_id, reply)) = waiter {
                         let _ = actor.cast(VmMsg::Attach { request_id, reply });
                     }
                     let _ = actor.cast(VmMsg::Begin { machine: Some(machine), effects });
+                    let _ = began.send(());
                 }
             }
             ManagerMsg::Adopt(row) => {
