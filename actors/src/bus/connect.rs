@@ -162,6 +162,8 @@ pub async fn connect(config: &BusConfig) -> Result<Bus, ConnectError> {
     if servers.is_empty() {
         return Err(ConnectError::NoUrls);
     }
+    // By host and port: the rest of an address may hold a password.
+    let places: Vec<String> = servers.iter().map(|s| format!("{}:{}", s.host(), s.port())).collect();
     let (events, seen) = mpsc::channel(64);
     let attempts = events.clone();
     let mut options = ConnectOptions::new()
@@ -196,7 +198,7 @@ pub async fn connect(config: &BusConfig) -> Result<Bus, ConnectError> {
     options = with_tls(options, &config.tls)?;
     let client = options.connect(servers).await.map_err(|source| ConnectError::Client { source })?;
     let (state, watched) = watch::channel(BusState { since_unix_ms: unix_ms(), ..BusState::default() });
-    tokio::spawn(follow(client.clone(), seen, state, hint(config)));
+    tokio::spawn(follow(client.clone(), seen, state, hint(config), places.join(", ")));
     Ok(Bus { client, state: watched })
 }
 
@@ -229,6 +231,7 @@ async fn follow(
     mut events: mpsc::Receiver<Seen>,
     state: watch::Sender<BusState>,
     hint: String,
+    servers: String,
 ) {
     while let Some(seen) = events.recv().await {
         let event = match seen {
@@ -236,7 +239,7 @@ async fn follow(
             Seen::Attempt(error) => {
                 let error = explain(&error, &hint);
                 if state.borrow().last_error.as_ref() != Some(&error) {
-                    tracing::warn!(error, "the bus could not be reached");
+                    tracing::warn!(error, servers, "the bus could not be reached, trying again");
                     state.send_modify(|s| s.last_error = Some(error));
                 }
                 continue;
@@ -245,7 +248,13 @@ async fn follow(
         tracing::info!(%event, "bus");
         let closed = matches!(event, Event::Closed);
         let server = client.try_server_info().map(|info| info.version);
+        let before = state.borrow().last_error.clone();
         state.send_modify(|s| apply(s, &event, server.as_deref(), &hint, unix_ms()));
+        if let Event::ClientError(_) = event
+            && let Some(error) = state.borrow().last_error.as_ref().filter(|e| before.as_ref() != Some(e))
+        {
+            tracing::warn!(error, servers, "the bus could not be reached, trying again");
+        }
         if closed {
             return;
         }
