@@ -1,0 +1,126 @@
+//! Errors as somebody meets them who has never seen drover: each says what is wrong and what to do.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Output;
+
+use drover_tests::wait::until;
+use drover_tests::world::{Options, World, run};
+use serde_json::json;
+
+fn down() -> Options {
+    Options { started: false, ..Options::default() }
+}
+
+/// What a program that failed said.
+fn failed(done: &Output, code: i32) -> String {
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(code), "{said}");
+    assert!(said.contains("error"), "{said}");
+    assert!(!said.contains("panicked") && !said.contains("Error {"), "{said}");
+    said
+}
+
+/// What the host says when it cannot start.
+async fn host_says(world: &World, wanted: &[&str]) {
+    let said = failed(&world.host_fails().await, 1);
+    for part in wanted {
+        assert!(said.contains(part), "{part:?} is not in: {said}");
+    }
+}
+
+/// What the command line says when the request is wrong.
+async fn says(world: &World, args: &[&str], code: i32, wanted: &[&str]) {
+    let said = failed(&world.drover(args).await, code);
+    for part in wanted {
+        assert!(said.contains(part), "{args:?}: {part:?} is not in: {said}");
+    }
+}
+
+#[test]
+fn a_wrong_request_is_explained_on_the_command_line() {
+    run("a_wrong_request_is_explained_on_the_command_line", Options::default(), async |world| {
+        let create = ["vm", "create", "web"];
+        says(
+            world,
+            &[&create[..], &["-t", "linux-defualt"]].concat(),
+            2,
+            &["linux-defualt", "linux-default"],
+        )
+        .await;
+        says(world, &[&create[..], &["--set", "boot.kernel=nope"]].concat(), 3, &["nope"]).await;
+        says(world, &["vm", "create", "web.1"], 2, &["'.'", "position 3"]).await;
+        says(world, &[&create[..], &["--set", "memory=3"]].concat(), 2, &["3 bytes", "64 MiB"]).await;
+        says(world, &[&create[..], &["--set", "memry=1GiB"]].concat(), 2, &["memry"]).await;
+        says(world, &["vm", "get", "nobody"], 3, &["nobody"]).await;
+        world.bus.up("web").await;
+        says(world, &create, 4, &["web"]).await;
+        world.bus.change("web", "stop").await.unwrap();
+        says(world, &["vm", "pause", "web"], 4, &["stopped"]).await;
+    });
+}
+
+#[test]
+fn a_bus_that_is_not_there_is_named_with_what_to_do() {
+    run("a_bus_that_is_not_there_is_named_with_what_to_do", down(), async |world| {
+        says(world, &["vm", "ls"], 5, &["127.0.0.1:4222", "next:"]).await;
+        // The host goes on: VMs outlive the bus.
+        world.start();
+        until("the host says it", async || world.told().contains("127.0.0.1:4222").then_some(())).await;
+        world.start_nats().await;
+        world.ready().await;
+    });
+}
+
+#[test]
+fn a_hypervisor_that_is_missing_is_named() {
+    run("a_hypervisor_that_is_missing_is_named", down(), async |world| {
+        let mut config = world.config();
+        config["vmm"]["path"] = json!("/nonexistent/cloud-hypervisor");
+        world.configure(&config);
+        host_says(world, &["/nonexistent/cloud-hypervisor", "vmm.path"]).await;
+    });
+}
+
+#[test]
+fn a_hypervisor_that_is_too_old_is_named_with_its_version() {
+    run("a_hypervisor_that_is_too_old_is_named_with_its_version", down(), async |world| {
+        let old = world.path("old");
+        std::fs::write(&old, "#!/bin/sh\necho cloud-hypervisor v40.0\n").unwrap();
+        std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut config = world.config();
+        config["vmm"]["path"] = json!(old);
+        world.configure(&config);
+        host_says(world, &["v40.0", old.to_str().unwrap()]).await;
+    });
+}
+
+#[test]
+fn a_broken_configuration_is_named_with_its_line_or_key() {
+    run("a_broken_configuration_is_named_with_its_line_or_key", down(), async |world| {
+        std::fs::write(world.path("host.yaml"), "host: h1\nbus: [\n").unwrap();
+        host_says(world, &["host.yaml", "line"]).await;
+        let mut config = world.config();
+        config["stat_dir"] = json!("/x");
+        world.configure(&config);
+        host_says(world, &["stat_dir"]).await;
+        std::fs::remove_file(world.path("host.yaml")).unwrap();
+        host_says(world, &["host.yaml"]).await;
+        let mut config = world.config();
+        config["images_dir"] = json!("/nonexistent");
+        world.configure(&config);
+        host_says(world, &["/nonexistent", "build-image.sh"]).await;
+    });
+}
+
+#[test]
+fn a_second_daemon_on_one_state_folder_is_refused_and_names_the_first() {
+    let test = "a_second_daemon_on_one_state_folder_is_refused_and_names_the_first";
+    run(test, Options::default(), async |world| {
+        let vm = world.bus.up("web").await;
+        let first = world.daemon_id().unwrap().to_string();
+        host_says(world, &[&first]).await;
+        let now = world.bus.status("web").await.unwrap();
+        assert_eq!((now.vm_id, now.vmm_pid), (vm.vm_id, vm.vmm_pid), "the first is not disturbed");
+    });
+}
