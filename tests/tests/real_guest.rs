@@ -1,0 +1,89 @@
+//! Real kernels in QEMU's software emulation: slow, and as real as it gets without KVM.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::process::Command;
+use std::time::Duration;
+
+use drover_schemas::RequestId;
+use drover_schemas::body::guest::{ExecReply, ExecResult};
+use drover_schemas::body::status::{AgentState, VmStatus};
+use drover_schemas::body::vm::ChangeReply;
+use drover_tests::client::Bus;
+use drover_tests::wait::until_within;
+use drover_tests::world::{Options, run};
+use drover_tests::{events, leak};
+use futures_util::future::join_all;
+use serde_json::json;
+
+/// For a boot in software emulation, with others beside it on a small machine.
+const BOOT: Duration = Duration::from_secs(300);
+
+fn emulated() -> Options {
+    Options { guest: "qemu", budget: Duration::from_secs(600), ..Options::default() }
+}
+
+async fn boot(bus: &Bus, name: &str) -> VmStatus {
+    let agent = json!({"enabled": true, "ready_timeout_ms": 300_000});
+    let spec = json!({"template": "linux-microvm", "agent": agent});
+    let body = json!({"name": name, "spec": spec});
+    let ask = bus.ask("vm.create", &body).id(RequestId::generate()).within(Duration::from_secs(100));
+    ask.get::<ChangeReply>().await.unwrap_or_else(|e| panic!("create {name}: {e}"));
+    // Longer than a request may wait.
+    until_within(BOOT, &format!("the agent of {name}"), async || {
+        bus.status(name).await.ok().filter(|vm| vm.agent.state == AgentState::Ready)
+    })
+    .await
+}
+
+async fn exec(bus: &Bus, name: &str, argv: &[&str]) -> ExecResult {
+    match bus.ask(&format!("vm.{name}.guest.exec"), &json!({"argv": argv})).get().await.unwrap() {
+        ExecReply::Result(result) => result,
+        ExecReply::Stream(_) => panic!("nobody asked for a stream"),
+    }
+}
+
+#[test]
+fn a_real_guest_runs_commands_is_on_the_network_and_takes_files() {
+    run("a_real_guest_runs_commands_is_on_the_network_and_takes_files", emulated(), async |world| {
+        let bus = world.bus.clone();
+        let vm = boot(&bus, "web").await;
+        let system = exec(&bus, "web", &["uname", "-sm"]).await.stdout.unwrap();
+        assert_eq!(system.as_slice(), b"Linux x86_64\n");
+        let nic = &vm.nics[0];
+        let ping = Command::new("ping").args(["-c", "1", "-W", "20", &nic.ipv4]).output().unwrap();
+        assert!(ping.status.success(), "{}", String::from_utf8_lossy(&ping.stdout));
+        let ping = exec(&bus, "web", &["ping", "-c", "1", "-W", "20", &nic.gateway]).await;
+        assert_eq!(ping.exit_code, Some(0), "{ping:?}");
+
+        let (there, back) = (world.path("there"), world.path("back"));
+        let bytes: Vec<u8> =
+            (0..8_u32 << 20).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+        std::fs::write(&there, &bytes).unwrap();
+        for (from, to) in [(there.to_str().unwrap(), "web:/tmp/f"), ("web:/tmp/f", back.to_str().unwrap())] {
+            let done = world.drover(&["vm", "cp", from, to]).await;
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        }
+        assert!(std::fs::read(&back).unwrap() == bytes, "the file came back as it went");
+
+        bus.change("web", "delete").await.unwrap();
+        assert_eq!(leak::anything(world, &vm), Vec::<String>::new());
+        events::log(&bus).await;
+    });
+}
+
+#[test]
+fn ten_real_guests_at_once_get_ready() {
+    run("ten_real_guests_at_once_get_ready", emulated(), async |world| {
+        let bus = world.bus.clone();
+        let names: Vec<String> = (0..10).map(|n| format!("q{n}")).collect();
+        let vms = join_all(names.iter().map(|name| boot(&bus, name))).await;
+        let addresses: std::collections::HashSet<&str> =
+            vms.iter().map(|vm| vm.nics[0].ipv4.as_str()).collect();
+        assert_eq!(addresses.len(), vms.len());
+        join_all(names.iter().map(async |name| bus.change(name, "delete").await.unwrap())).await;
+        for vm in &vms {
+            assert_eq!(leak::anything(world, vm), Vec::<String>::new());
+        }
+        events::log(&bus).await;
+    });
+}
