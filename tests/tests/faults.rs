@@ -324,3 +324,74 @@ fn a_host_adopts_without_a_bus_and_is_reached_when_there_is_one() {
         assert_eq!(logs[&vm.vm_id].last().unwrap().cause.as_ref().unwrap().kind, CauseKind::VmmSignal);
     });
 }
+
+#[test]
+fn a_daemon_killed_in_the_middle_of_deletes_finishes_each() {
+    let test = "a_daemon_killed_in_the_middle_of_deletes_finishes_each";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let names: Vec<String> = (0..8).map(|n| format!("d{n}")).collect();
+        let vms: Vec<VmStatus> = join_all(names.iter().map(|name| bus.up(name))).await;
+        let work: Vec<_> = names
+            .iter()
+            .map(|name| {
+                let (bus, name) = (bus.clone(), name.clone());
+                tokio::task::spawn_local(async move { insist_on_delete(&bus, &name).await })
+            })
+            .collect();
+        for ms in [15, 60, 110] {
+            pass(Duration::from_millis(ms)).await;
+            world.kill().await;
+            world.start();
+        }
+        for done in join_all(work).await {
+            done.unwrap();
+        }
+        world.ready().await;
+        for vm in &vms {
+            assert_eq!(leak::anything(world, vm), Vec::<String>::new());
+        }
+        let logs = events::log(&bus).await;
+        assert!(vms.iter().all(|vm| logs[&vm.vm_id].last().unwrap().last));
+        let host = bus.host().await.unwrap();
+        assert_eq!((host.capacity.vms, host.capacity.cpus_used), (0, 0));
+    });
+}
+
+#[test]
+fn a_vmm_that_answers_nothing_and_ignores_signals_is_deleted_all_the_same() {
+    let test = "a_vmm_that_answers_nothing_and_ignores_signals_is_deleted_all_the_same";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let vm = bus.up("deaf").await;
+        world.misbehave(
+            "ignore-sigterm,hang@ping,hang@info,hang@counters,hang@pause,hang@power-button,hang@shutdown,hang@delete,hang@vmm-shutdown",
+        );
+        bus.change("deaf", "delete").await.unwrap();
+        assert_eq!(leak::anything(world, &vm), Vec::<String>::new());
+        world.misbehave("");
+        let vm = bus.up("deaf").await;
+        world.misbehave("ignore-sigterm,hang@power-button,hang@shutdown,hang@delete,hang@vmm-shutdown");
+        let body = json!({"grace_ms": 200});
+        assert_eq!(bus.change_with("deaf", "stop", body).await.unwrap().vm.state, VmState::Stopped);
+        assert_eq!(leak::runtime(world, &vm), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn lost_and_countless_events_of_a_vmm_are_survived() {
+    run("lost_and_countless_events_of_a_vmm_are_survived", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        world.misbehave("lose-events");
+        let silent = bus.up("silent").await;
+        world.misbehave("flood-events");
+        bus.up("loud").await;
+        assert_eq!(bus.change("silent", "pause").await.unwrap().vm.state, VmState::Paused);
+        assert_eq!(bus.change("silent", "resume").await.unwrap().vm.state, VmState::Running);
+        world.kill_vmm(silent.vm_id);
+        bus.until("silent", "failed", |vm| vm.state == VmState::Failed).await;
+        bus.until_ping("loud").await;
+        bus.change("loud", "delete").await.unwrap();
+        events::log(&bus).await;
+    });
+}

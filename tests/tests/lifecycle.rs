@@ -9,7 +9,7 @@ use drover_schemas::body::status::AgentState;
 use drover_schemas::body::vm::{ExplainReply, ListReply, LogsReply, LookupReply, ValidateReply};
 use drover_schemas::state::VmState;
 use drover_schemas::{ErrorCode, RequestId};
-use drover_tests::client::{Bus, refused};
+use drover_tests::client::{Bus, Failure, refused};
 use drover_tests::world::{Options, run};
 use drover_tests::{events, leak, wait};
 use serde_json::{Value, json};
@@ -56,6 +56,21 @@ fn a_vm_lives_through_every_verb_and_leaves_nothing() {
         assert!(bus.status("web").await.unwrap_err().may_repeat());
         let found: LookupReply = bus.ask("vm.lookup", &json!({"name": "web"})).get().await.unwrap();
         assert!(matches!(found, LookupReply::Gone { vm_id, .. } if vm_id == vm.vm_id), "{found:?}");
+    });
+}
+
+#[test]
+fn a_vm_can_be_asked_as_soon_as_its_create_was_accepted() {
+    run("a_vm_can_be_asked_as_soon_as_its_create_was_accepted", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        for n in 0..20 {
+            let name = format!("v{n}");
+            let vm = bus.create(&name, json!({})).await.unwrap().vm;
+            assert_eq!(bus.status(&name).await.unwrap().vm_id, vm.vm_id);
+            bus.change(&name, "delete").await.unwrap();
+            assert_eq!(leak::anything(world, &vm), Vec::<String>::new());
+        }
+        events::log(&bus).await;
     });
 }
 
@@ -110,6 +125,9 @@ fn every_bad_request_is_answered_with_a_code_and_has_no_effect() {
         let nested = json!({"name": "a", "spec": {"memry": 1}});
         let error = bus.ask("vm.create", &nested).refused(InvalidArgument).await;
         assert!(error.message.contains("memry"), "{error}");
+        // Another version is another subject, where nobody listens.
+        let other = bus.ask("drover.v2.cmd.default.vm.list", &json!({})).get::<Value>().await;
+        assert!(matches!(other, Err(Failure::Nobody)), "{other:?}");
         for bad in [&b"\x81\xa1"[..], b"\x80\x80", b"\xc1", b"[]", b"{", b"{}x", b"\x93\x01\x02\x03"] {
             bus.raw("vm.list", bad).refused(InvalidArgument).await;
         }
