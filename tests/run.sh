@@ -3,13 +3,15 @@
 #
 #   tests/run.sh [SUITE…] [--budget SECONDS]
 #
-# Suites (default: unit wire):
-#   unit         formatting, lints, and the tests beside the code
+# Suites (default: unit wire e2e faults):
+#   unit         formatting, lints, licences, and the tests beside the code
 #   wire         the contract in another language: golden bytes read by Python
-#   e2e          the real daemon over a real nats-server, from Python, with guests of processes; things
-#                are killed and cut off. In the making: some of its tests fail, so it is not in the default
+#   e2e          the real programs over a real nats-server: guests that are processes, and real kernels in
+#                QEMU's software emulation; the same host used from Python
+#   faults       daemon, VMM and bus are killed, hung and cut off, and what is left is looked at
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
 #   fuzz         random bytes at everything that reads bytes, for --budget seconds each
+#   bench        the rows of `drover bench`, as ratios to the same work done by hand
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 . tests/lib.sh
@@ -19,12 +21,12 @@ SUITES=()
 while [ $# -gt 0 ]; do
     case $1 in
         --budget) BUDGET=${2:?--budget takes seconds}; shift 2 ;;
-        -h | --help) sed -n '2,14p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
-        unit | wire | e2e | conformance | fuzz) SUITES+=("$1"); shift ;;
+        -h | --help) sed -n '2,16p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+        unit | wire | e2e | faults | conformance | fuzz | bench) SUITES+=("$1"); shift ;;
         *) die "unknown suite $1; see --help" ;;
     esac
 done
-[ ${#SUITES[@]} -gt 0 ] || SUITES=(unit wire)
+[ ${#SUITES[@]} -gt 0 ] || SUITES=(unit wire e2e faults)
 wants() { [[ " ${SUITES[*]} " == *" $1 "* ]]; }
 
 mkdir -p "$CACHE"
@@ -85,8 +87,12 @@ need_python
 
 BIN=$CARGO_TARGET_DIR/debug
 build() {
-    cargo build --locked -p drover -p softvmm &&
+    cargo build --locked -p drover -p softvmm && cargo test --locked -p drover-tests --no-run &&
         DROVER_STATIC_TARGET=$CARGO_TARGET_DIR/static deploy/build-static.sh --profile release drover-agent:drover-agent
+}
+# real FILE THREADS : an end-to-end suite; each test prints SKIP with its reason if it cannot run.
+real() {
+    cargo test --locked -p drover-tests --test "$1" -- --test-threads "$2" --show-output
 }
 
 if wants unit; then
@@ -109,7 +115,7 @@ if wants wire; then
     step wire "golden bytes in Python" python3 tests/python/test_golden.py
 fi
 
-if wants e2e; then
+if wants e2e || wants faults; then
     need_debian qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio zstd=zstd depmod=kmod mke2fs=e2fsprogs
     need_vhost
     step e2e build build
@@ -119,10 +125,19 @@ if wants e2e; then
     export DROVER_IMAGES=$CACHE/test-images
     step e2e "guest image" deploy/guest/build-image.sh --agent "$DROVER_AGENT" "$DROVER_IMAGES"
 fi
+
 if wants e2e; then
+    step e2e "errors as a new user meets them" real errors 2
+    step e2e "the life of a VM" real lifecycle 2
+    step e2e "effects happen once" real idempotency 2
+    step e2e "what a host tells unasked" real told 2
+    step e2e "a hundred VMs at once" real scale 1
+    step e2e "real kernels" real real_guest 1
     step e2e "the host from Python" python3 -W ignore tests/python/test_host.py
-else
-    skip e2e "the host from Python" "not in the default yet: run tests/run.sh e2e"
+fi
+
+if wants faults; then
+    step faults "killed, hung and cut off" real faults 2
 fi
 
 if wants fuzz; then

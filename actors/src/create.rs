@@ -82,6 +82,7 @@ impl Creator {
             drop(guard);
             return answer.await;
         }
+        self.services.assets().await?;
         let attempt = self.attempt(&wanted);
         let outcome = self.services.claims.claim_create(&wanted.key, &attempt).await.map_err(|e| {
             warn!(error = %chain(&e), "a name could not be claimed");

@@ -3,25 +3,27 @@
 //! Order of start: journal · bus · network · manager with adoption · subscriptions. The bus may be
 //! absent: the host then adopts its VMs, keeps them, and subscribes when the bus is there.
 
+mod background;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drover_schemas::blob::Blob;
-use drover_schemas::body::host::HostRecord;
+use drover_schemas::Token;
+use drover_schemas::event::HostEventKind;
 use drover_schemas::subject::{Family, PoolVerb, Subjects};
-use drover_schemas::{Token, codec};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::bus::assets::AssetsConfig;
-use crate::bus::claims::{ClaimError, Claims};
+use crate::bus::claims::Claims;
 use crate::bus::connect::{Bus, BusConfig, ConnectError, connect};
 use crate::bus::egress::{self, EgressConfig};
 use crate::chain;
 use crate::host::{HostState, SubnetError, Totals};
+use crate::host_log::{HostLog, HostNote};
 use crate::hypervisor::cgroup::Cgroups;
 use crate::hypervisor::notify::NotifySocket;
 use crate::hypervisor::run_dir::{RunRoot, RunRootError};
@@ -32,17 +34,11 @@ use crate::manager::{Directory, Manager, ManagerArgs, ManagerMsg};
 use crate::metrics::Metrics;
 use crate::network::{NetworkConfig, NetworkDef, NetworkError, NetworkHandle};
 use crate::router::{HostPhase, Router};
-use crate::services::{Limits, Programs, Services, Shared, now_ms};
+use crate::services::{Limits, Programs, Services, Shared};
 use crate::spec::Templates;
 
 /// What this version offers, for peers of other versions.
 pub const FEATURES: &[&str] = &["vm.v1", "guest.v1", "events.v1", "streams.v1"];
-/// How often a host says that it lives.
-const HEARTBEAT: Duration = Duration::from_secs(30);
-/// How often gauges are read.
-const GAUGES: Duration = Duration::from_secs(5);
-/// How long finished requests are looked for.
-const PRUNE: Duration = Duration::from_secs(600);
 
 /// Everything that a host is started with, checked.
 #[derive(Debug)]
@@ -236,10 +232,13 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let (egress, reports) =
         egress::start(journal.clone(), bus.clone(), EgressConfig::new(setup.assets.clone()));
     let claims = Claims::new(async_nats::jetstream::new(bus.client.clone()), &setup.assets);
+    let subjects = Subjects::new(setup.root);
+    let log = HostLog::start(journal.clone(), subjects.clone(), setup.host.clone());
     let services = Arc::new(Services {
         host: setup.host,
         installation,
-        subjects: Subjects::new(setup.root),
+        subjects,
+        log,
         client: bus.client.clone(),
         bulk: bulk.client.clone(),
         journal,
@@ -262,6 +261,11 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         directory.insert(row);
     }
     let args = ManagerArgs { services: services.clone(), directory: Arc::clone(&directory) };
+    services.log.note(
+        HostNote::new(HostEventKind::Started, "the daemon has started")
+            .with("version", env!("CARGO_PKG_VERSION"))
+            .with("vms", snapshot.vms.len()),
+    );
     let (manager, _) = Actor::spawn_linked(Some("manager".into()), Manager, args, root.get_cell())
         .await
         .map_err(actor("manager"))?;
@@ -275,6 +279,9 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     match network.sweep(known).await {
         Ok(report) if !report.leftovers.is_empty() || !report.stale_elements.is_empty() => {
             warn!(?report, "things of this installation without a VM were found; they are left alone");
+            let count = report.leftovers.len() + report.stale_elements.len();
+            let text = "things of this installation without a VM were found; they are left alone";
+            services.log.note(HostNote::alarm("leftovers", text).with("count", count));
         }
         Ok(_) => {}
         Err(failure) => warn!(error = %chain(&failure), "leftovers could not be looked for"),
@@ -286,11 +293,11 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
             router,
             bus.clone(),
         )),
-        tokio::spawn(forward_hints(notify, manager.clone())),
-        tokio::spawn(heartbeats(services.clone(), bus.clone(), phase.clone())),
-        tokio::spawn(gauges(services.clone(), bus.clone())),
-        tokio::spawn(take_reports(reports)),
-        tokio::spawn(prune(services.clone())),
+        tokio::spawn(background::forward_hints(notify, manager.clone())),
+        tokio::spawn(background::heartbeats(services.clone(), bus.clone(), phase.clone())),
+        tokio::spawn(background::gauges(services.clone(), bus.clone())),
+        tokio::spawn(background::raise_alarms(services.clone(), reports)),
+        tokio::spawn(background::prune(services.clone())),
         tokio::spawn(crate::samples::publish(services.clone(), Arc::clone(&directory), bus.clone())),
     ];
     for row in snapshot.vms {
@@ -298,9 +305,12 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     }
     let (done, when_adopted) = oneshot::channel();
     let _ = manager.cast(ManagerMsg::WhenAdopted(done));
+    let log = services.log.clone();
     tokio::spawn(async move {
         let _ = when_adopted.await;
         info!(vms = adopted, "ready");
+        let note = HostNote::new(HostEventKind::Ready, "every VM was looked at and requests are taken");
+        log.note(note.with("vms", adopted));
         let _ = phase_tx.send(HostPhase::Ready);
         // The phase lives as long as somebody listens.
         phase_tx.closed().await;
@@ -357,6 +367,8 @@ impl RunningHost {
         for task in &self.tasks {
             task.abort();
         }
+        let note = HostNote::new(HostEventKind::Stopping, "the daemon stops; its VMs run on");
+        self.services.log.note_soon(note).await;
         self.manager.stop(None);
         if self.manager.wait(Some(deadline)).await.is_err() {
             warn!("the manager did not stop in time");
@@ -368,92 +380,6 @@ impl RunningHost {
         self.root.stop(None);
         let _ = self.root.wait(Some(Duration::from_secs(1))).await;
         let _ = tokio::time::timeout(Duration::from_secs(2), self.services.client.flush()).await;
-    }
-}
-
-async fn forward_hints(notify: NotifySocket, manager: ActorRef<ManagerMsg>) {
-    loop {
-        match notify.recv().await {
-            Ok(vm_id) => {
-                let _ = manager.cast(ManagerMsg::Look { vm_id });
-            }
-            Err(failure) => {
-                warn!(error = %failure, "the notification socket failed");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        }
-    }
-}
-
-async fn heartbeats(services: Shared, bus: Bus, phase: watch::Receiver<HostPhase>) {
-    loop {
-        bus.connected().await;
-        let record = HostRecord {
-            host: services.host.clone(),
-            installation: services.installation,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
-            capacity: services.state.capacity(),
-            labels: std::collections::BTreeMap::new(),
-            accepting: *phase.borrow() == HostPhase::Ready,
-            written_unix_ms: now_ms(),
-        };
-        let pause = match codec::encode(&record) {
-            Ok(bytes) => {
-                match services
-                    .claims
-                    .heartbeat(&services.host, services.installation, Blob::from(bytes))
-                    .await
-                {
-                    Ok(_) => HEARTBEAT,
-                    Err(failure @ ClaimError::HostTaken { .. }) => {
-                        error!(error = %chain(&failure), "the name of this host is taken");
-                        HEARTBEAT
-                    }
-                    Err(failure) => {
-                        warn!(error = %chain(&failure), "a heartbeat was not stored");
-                        Duration::from_secs(1)
-                    }
-                }
-            }
-            Err(_) => HEARTBEAT,
-        };
-        tokio::time::sleep(pause).await;
-    }
-}
-
-async fn gauges(services: Shared, bus: Bus) {
-    let metrics = &services.metrics;
-    loop {
-        let (connected, slow) = {
-            let state = bus.state.borrow();
-            (state.connected, state.slow_consumers)
-        };
-        metrics.bus_connected.set(i64::from(connected));
-        metrics.slow_consumers.set(i64::try_from(slow).unwrap_or(i64::MAX));
-        metrics.outbox_events.set(i64::try_from(services.journal.outbox_used().0).unwrap_or(i64::MAX));
-        let published = services.egress.counters().published.load(std::sync::atomic::Ordering::Relaxed);
-        metrics.events_published.set(published);
-        tokio::time::sleep(GAUGES).await;
-    }
-}
-
-async fn take_reports(mut reports: tokio::sync::mpsc::Receiver<egress::EgressReport>) {
-    // They are logged where they are made; taking them keeps the channel free.
-    while reports.recv().await.is_some() {}
-}
-
-async fn prune(services: Shared) {
-    loop {
-        tokio::time::sleep(PRUNE).await;
-        let now = now_ms();
-        let batch = journal::Batch::new().essential().with(journal::Op::Prune {
-            requests_before_unix_ms: now.saturating_sub(journal::REQUEST_WINDOW_MS),
-            now_unix_ms: now,
-        });
-        if let Err(failure) = services.journal.commit(batch).await {
-            warn!(error = %chain(&failure), "old requests could not be forgotten");
-        }
     }
 }
 

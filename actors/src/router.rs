@@ -23,9 +23,10 @@ use tracing::{Instrument as _, debug, info_span};
 use crate::bus::claims::{NameKey, Phase};
 use crate::create::{Creator, interrupted};
 use crate::ingress::permits::{Permit, Permits};
-use crate::ingress::request::{ReplyPolicy, Request, header};
+use crate::ingress::request::{ReplyPolicy, Request, header, namespace_of};
 use crate::manager::{Directory, ManagerMsg, Slot};
 use crate::metrics::RequestLabels;
+use crate::rejections::Rejections;
 use crate::services::{Shared, now_ms};
 use crate::stream::{self, Shape};
 use crate::vm::explain::{config_text, explain};
@@ -76,6 +77,7 @@ pub struct Router {
     creator: Creator,
     permits: Permits,
     policy: ReplyPolicy,
+    rejections: Rejections,
     phase: watch::Receiver<HostPhase>,
     started_unix_ms: u64,
 }
@@ -100,7 +102,9 @@ impl Router {
     ) -> Self {
         let creator = Creator::new(services.clone(), Arc::clone(&directory), manager);
         let permits = Permits::new(HOST_PERMITS, NAMESPACE_PERMITS);
-        Self { services, directory, creator, permits, policy, phase, started_unix_ms: now_ms() }
+        let rejections =
+            Rejections::new(services.client.clone(), services.subjects.clone(), services.host.clone());
+        Self { services, directory, creator, permits, policy, rejections, phase, started_unix_ms: now_ms() }
     }
 
     /// Takes a message off a subscription. Does nothing that could wait but for the reply of a refusal.
@@ -109,7 +113,10 @@ impl Router {
             return self.refuse_unknown(client, message).await;
         };
         let namespace = namespace_of(&subject).cloned().unwrap_or_else(|| self.services.host.clone());
-        let Ok(request) = Request::read(client, &self.policy, subject, message).await else { return };
+        let Ok(request) = Request::read(client, &self.policy, &self.rejections, subject, message).await
+        else {
+            return;
+        };
         let permit = match self.permits.acquire(&namespace) {
             Ok(permit) => permit,
             Err(error) => {
@@ -133,7 +140,10 @@ impl Router {
         let vm = Token::new("unknown");
         let (Ok(ns), Ok(name), Ok(verb)) = (vm.clone(), vm.clone(), vm) else { return };
         let subject = Subject::Vm { ns, name, verb };
-        let Ok(request) = Request::read(client, &self.policy, subject, message).await else { return };
+        let Ok(request) = Request::read(client, &self.policy, &self.rejections, subject, message).await
+        else {
+            return;
+        };
         let error = ErrorBody::new(
             ErrorCode::InvalidArgument,
             format!(
@@ -280,16 +290,6 @@ fn adopting() -> ErrorBody {
         "the host has just started and is finding out how the VM is; repeat the request",
     )
     .with("phase", "adopting")
-}
-
-const fn namespace_of(subject: &Subject) -> Option<&Token> {
-    match subject {
-        Subject::VmPool { ns, .. }
-        | Subject::Vm { ns, .. }
-        | Subject::Guest { ns, .. }
-        | Subject::Registry { ns, .. } => Some(ns),
-        _ => None,
-    }
 }
 
 /// The verb for metrics, and whether the table has it.

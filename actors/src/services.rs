@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use drover_schemas::subject::Subjects;
-use drover_schemas::{InstallationId, Token};
+use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token};
 
 use crate::bus::claims::Claims;
 use crate::bus::egress::Egress;
 use crate::host::HostState;
+use crate::host_log::HostLog;
 use crate::hypervisor::cgroup::Cgroups;
 use crate::hypervisor::run_dir::RunRoot;
 use crate::hypervisor::version::VmmVersion;
@@ -18,6 +19,9 @@ use crate::journal::JournalHandle;
 use crate::metrics::Metrics;
 use crate::network::NetworkHandle;
 use crate::spec::Templates;
+
+/// How long a request waits for the assets of the bus.
+const ASSETS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Programs that a VM is made of.
 #[derive(Debug, Clone)]
@@ -62,6 +66,8 @@ pub struct Services {
     pub bulk: async_nats::Client,
     /// The journal.
     pub journal: JournalHandle,
+    /// The host's own events.
+    pub log: HostLog,
     /// From the outbox to the stream.
     pub egress: Egress,
     /// The names of VMs over the fleet.
@@ -88,6 +94,23 @@ pub struct Services {
     pub metrics: Metrics,
     /// Name of the stream of events.
     pub events_stream: String,
+}
+
+impl Services {
+    /// Waits a little for the stream and the buckets: a host on a new bus makes them first.
+    ///
+    /// # Errors
+    /// `unavailable{phase: connecting}` when they are not there soon.
+    pub async fn assets(&self) -> Result<(), ErrorBody> {
+        tokio::time::timeout(ASSETS_WITHIN, self.egress.ready()).await.map_err(|_| {
+            ErrorBody::new(
+                ErrorCode::Unavailable,
+                "the stream of events and the buckets of the bus are not there yet; check that JetStream is \
+                 enabled and that the host may make them, then repeat the request",
+            )
+            .with("phase", "connecting")
+        })
+    }
 }
 
 /// A shared [`Services`].

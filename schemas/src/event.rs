@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::body::status::Cause;
+use crate::error::ErrorBody;
 use crate::id::{RequestId, VmId};
 use crate::state::VmState;
 use crate::token::Token;
@@ -106,6 +107,57 @@ pub struct VmEvent {
     pub cause: Option<Cause>,
 }
 
+/// Kinds of host events; the last token of the subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostEventKind {
+    /// The daemon started; `details` say what it found.
+    Started,
+    /// Every VM of the journal was looked at and the host takes requests.
+    Ready,
+    /// The daemon stops in order; its VMs run on.
+    Stopping,
+    /// Something that an operator should look at; `details.alarm` names it.
+    Alarm,
+    /// A kind that this reader does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl HostEventKind {
+    /// The token of the subject.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Ready => "ready",
+            Self::Stopping => "stopping",
+            Self::Alarm => "alarm",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// The body of `request.rejected`: a request without a reply subject that had no effect.
+///
+/// At most a few each second are published for a namespace; the rest is counted in `suppressed`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RejectedEvent {
+    /// The host that refused it.
+    pub host: Token,
+    /// Id of the request.
+    pub request_id: RequestId,
+    /// The subject it was sent to.
+    pub subject: String,
+    /// Why.
+    pub error: ErrorBody,
+    /// When, by the host's clock.
+    pub time_unix_ms: u64,
+    /// How many rejections of the namespace were not published since the last one.
+    #[serde(default)]
+    pub suppressed: u64,
+}
+
 /// The body of a host event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostEvent {
@@ -115,8 +167,8 @@ pub struct HostEvent {
     pub seq: u64,
     /// When it happened, by the host's clock.
     pub time_unix_ms: u64,
-    /// `started`, `adopted`, `alarm`, `repaired` …
-    pub kind: String,
+    /// What kind of event; the last token of the subject.
+    pub kind: HostEventKind,
     /// One sentence for a person.
     pub message: String,
     /// Facts by name.

@@ -106,7 +106,8 @@ where
     if result.is_err() {
         let told = world.told();
         let lines: Vec<&str> = told.lines().collect();
-        println!("the daemon told:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"));
+        println!("the daemon told:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+        world.print_evidence();
     }
     world.end().await;
     result
@@ -314,6 +315,17 @@ impl World {
         daemon.kill().await.expect("kill");
     }
 
+    /// Stops the daemon in order.
+    ///
+    /// # Panics
+    /// It does not end well.
+    pub async fn stop_host(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        signal(daemon.id(), Signal::SIGTERM);
+        let status = daemon.wait().await.expect("wait");
+        assert!(status.success(), "{status}");
+    }
+
     /// Waits until the host answers everything.
     ///
     /// # Panics
@@ -323,17 +335,23 @@ impl World {
         let host =
             until("the host is ready", async || bus.host().await.ok().filter(|h| h.phase == "ready")).await;
         self.installation = Some(host.installation);
-        // A host says that it is ready before it has made the buckets; until then creates are `unavailable`.
-        until("the host reads claims", async || {
-            bus.ask("vm.lookup", &json!({"name": "nobody"})).get::<Value>().await.ok()
-        })
-        .await;
     }
 
     /// What the daemon has logged.
     #[must_use]
     pub fn told(&self) -> String {
         fs::read(self.path("host.log")).map(|t| String::from_utf8_lossy(&t).into_owned()).unwrap_or_default()
+    }
+
+    /// Prints the ends of what the holders kept of each VM, before it goes.
+    fn print_evidence(&self) {
+        for dir in fs::read_dir(&self.run).into_iter().flatten().flatten() {
+            for name in ["console.log", "stderr.log", "events.log"] {
+                let Ok(bytes) = fs::read(dir.path().join(name)) else { continue };
+                let end = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(600)..]).into_owned();
+                println!("-- {}/{name}:\n{end}", dir.file_name().display());
+            }
+        }
     }
 
     /// Ids of the VMMs of a VM: there must never be two.

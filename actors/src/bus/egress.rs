@@ -204,6 +204,12 @@ impl Egress {
         *self.0.ready.borrow()
     }
 
+    /// Waits until the stream and the buckets are there and the bus is connected.
+    pub async fn ready(&self) {
+        // The keeper lives as long as the egress; a stopped one keeps its last answer.
+        let _ = self.0.ready.clone().wait_for(|ready| *ready).await;
+    }
+
     /// Stops. What is not acknowledged stays in the outbox.
     pub fn stop(&self) {
         self.0.cancel.cancel();

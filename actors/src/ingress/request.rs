@@ -6,12 +6,14 @@ use async_nats::{Client, HeaderMap, Message};
 use bytes::Bytes;
 use drover_schemas::codec::{self, DecodeError, Format};
 use drover_schemas::subject::Subject;
-use drover_schemas::{ErrorBody, ErrorCode, RequestId, headers};
+use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, headers};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use tracing::{debug, error, warn};
 use ulid::Ulid;
+
+use crate::rejections::Rejections;
 
 /// Requests above this many bytes are refused.
 pub const MAX_REQUEST: usize = 64 * 1024;
@@ -45,6 +47,16 @@ pub struct Responder {
     format: Format,
     max_reply: usize,
     answered: bool,
+    unanswerable: Option<Unanswerable>,
+}
+
+/// A request whose caller left no reply subject but an id: it is told by an event if it is refused.
+#[derive(Debug, Clone)]
+struct Unanswerable {
+    rejections: Rejections,
+    namespace: Token,
+    request_id: RequestId,
+    subject: Subject,
 }
 
 /// Subjects that a reply may go to: in one account, a reply subject of somebody's choice would let a
@@ -82,6 +94,7 @@ impl Request {
     pub async fn read(
         client: &Client,
         policy: &ReplyPolicy,
+        rejections: &Rejections,
         subject: Subject,
         message: Message,
     ) -> Result<Self, Refused> {
@@ -96,8 +109,24 @@ impl Request {
             other => other,
         };
         let max_reply = MAX_REPLY.min(client.server_info().max_payload / 2);
-        let mut responder =
-            Responder { client: client.clone(), reply, format: Format::MsgPack, max_reply, answered: false };
+        let request_id = header(&headers, headers::REQUEST_ID).map(str::parse::<RequestId>).transpose();
+        let unanswerable = match (&reply, &request_id, namespace_of(&subject)) {
+            (None, Ok(Some(request_id)), Some(namespace)) => Some(Unanswerable {
+                rejections: rejections.clone(),
+                namespace: namespace.clone(),
+                request_id: *request_id,
+                subject: subject.clone(),
+            }),
+            _ => None,
+        };
+        let mut responder = Responder {
+            client: client.clone(),
+            reply,
+            format: Format::MsgPack,
+            max_reply,
+            answered: false,
+            unanswerable,
+        };
         let format = match Format::detect(content_type, &message.payload) {
             Ok(format) => format,
             Err(error) => {
@@ -117,10 +146,9 @@ impl Request {
             responder.error(error.with("size", size).with("limit", MAX_REQUEST)).await;
             return Err(Refused);
         }
-        let request_id = match header(&headers, headers::REQUEST_ID).map(str::parse).transpose() {
+        let request_id = match request_id {
             Ok(id) => id,
             Err(error) => {
-                let error: drover_schemas::id::IdError = error;
                 let message = format!("header {}: {error}", headers::REQUEST_ID);
                 responder.error(ErrorBody::new(ErrorCode::InvalidArgument, message)).await;
                 return Err(Refused);
@@ -204,6 +232,10 @@ impl Responder {
             error.error_id = Ulid::new().to_string();
         }
         debug!(code = %error.code, error_id = error.error_id, message = error.message, "request refused");
+        if let Some(Unanswerable { rejections, namespace, request_id, subject }) = self.unanswerable.take() {
+            self.answered = true;
+            return rejections.publish(&namespace, request_id, &subject, error).await;
+        }
         let mut headers = HeaderMap::new();
         headers.insert(headers::CONTENT_TYPE, self.format.content_type());
         headers.insert(headers::ERROR_CODE, error.code.status().to_string().as_str());
@@ -246,7 +278,7 @@ impl Responder {
 impl Drop for Responder {
     /// Promise 1 holds also for a handler that is lost to a panic or a shutdown.
     fn drop(&mut self) {
-        if self.answered || self.reply.is_none() {
+        if self.answered || (self.reply.is_none() && self.unanswerable.is_none()) {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
@@ -256,11 +288,24 @@ impl Drop for Responder {
             format: self.format,
             max_reply: self.max_reply,
             answered: false,
+            unanswerable: self.unanswerable.take(),
         };
         runtime.spawn(rest.error(ErrorBody::new(
             ErrorCode::Unavailable,
             "the host ended the request without an outcome; repeat it with the same request id",
         )));
+    }
+}
+
+/// The namespace that a request is about; the host's own verbs have none.
+#[must_use]
+pub const fn namespace_of(subject: &Subject) -> Option<&Token> {
+    match subject {
+        Subject::VmPool { ns, .. }
+        | Subject::Vm { ns, .. }
+        | Subject::Guest { ns, .. }
+        | Subject::Registry { ns, .. } => Some(ns),
+        _ => None,
     }
 }
 

@@ -6,6 +6,7 @@ use drover_schemas::body::host::{HostInfo, VmmInfo};
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::state::VmState;
 
+use super::HostPhase;
 use super::{
     Answer, ChangeReply, ErrorBody, ErrorCode, ListReply, ListRequest, LookupReply, LookupRequest, NameKey,
     Phase, PoolVerb, Request, Router, Slot, Token, ValidateReply, ValidateRequest, VmMsg, body_of, codec,
@@ -58,6 +59,7 @@ impl Router {
 
     async fn lookup(&self, ns: &Token, name: Token) -> Result<LookupReply, ErrorBody> {
         let key = NameKey { namespace: ns.clone(), name };
+        self.services.assets().await?;
         let found = self.services.claims.lookup(&key).await.map_err(|e| {
             tracing::warn!(error = %chain(&e), "a claim could not be read");
             e.to_body()
@@ -135,6 +137,14 @@ async fn status_of(slot: &Slot) -> Option<VmStatus> {
     status.await.ok()
 }
 
+/// What the host does; a host that lacks the bus's assets cannot create.
+fn phase(router: &Router) -> &'static str {
+    match *router.phase.borrow() {
+        HostPhase::Ready if !router.services.egress.is_ready() => "connecting",
+        phase => phase.as_str(),
+    }
+}
+
 pub(super) async fn host_info(router: &Router) -> HostInfo {
     let services = &router.services;
     let mut states: BTreeMap<String, u64> = BTreeMap::new();
@@ -152,7 +162,7 @@ pub(super) async fn host_info(router: &Router) -> HostInfo {
         features: crate::root::FEATURES.iter().map(|f| (*f).to_owned()).collect(),
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         started_unix_ms: router.started_unix_ms,
-        phase: router.phase.borrow().as_str().to_owned(),
+        phase: phase(router).to_owned(),
         vmm: VmmInfo {
             path: services.programs.vmm.display().to_string(),
             version: version.text.clone(),

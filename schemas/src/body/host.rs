@@ -53,7 +53,7 @@ pub struct HostInfo {
     pub kernel: String,
     /// When the daemon started.
     pub started_unix_ms: u64,
-    /// `ready`, `adopting` or `draining`.
+    /// `adopting`, `connecting` (the stream or a bucket of the bus is not there yet), `ready` or `draining`.
     pub phase: String,
     /// The hypervisor.
     pub vmm: VmmInfo,

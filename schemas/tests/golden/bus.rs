@@ -8,7 +8,7 @@ use drover_schemas::body::spec::{AgentSpec, NicSpec, RestartSpec, VmSpec};
 use drover_schemas::body::status::{AgentState, AgentStatus, Cause, CauseKind, NicStatus, VmStatus};
 use drover_schemas::body::vm::{ChangeReply, ChangeRequest, CreateRequest, LookupReply, StopRequest, Wait};
 use drover_schemas::codec::decode;
-use drover_schemas::event::{VmEvent, VmEventKind};
+use drover_schemas::event::{HostEvent, HostEventKind, RejectedEvent, VmEvent, VmEventKind};
 use drover_schemas::secret::Secret;
 use drover_schemas::size::ByteSize;
 use drover_schemas::state::{Desired, VmState};
@@ -159,6 +159,24 @@ fn events_and_frames_are_pinned() {
         cause: Some(cause()),
     };
     check("bus", "event", &event, decode);
+    let alarm = HostEvent {
+        host: token("h1"),
+        seq: 3,
+        time_unix_ms: 1_795_386_615_042,
+        kind: HostEventKind::Alarm,
+        message: "the stream of events was made anew".into(),
+        details: [("alarm".to_owned(), "stream_replaced".to_owned())].into(),
+    };
+    check("bus", "host-event", &alarm, decode);
+    let rejected = RejectedEvent {
+        host: token("h1"),
+        request_id: request_id(),
+        subject: "drover.v1.cmd.acme.vm.create".into(),
+        error: ErrorBody::new(ErrorCode::InvalidArgument, "unknown field `memroy`"),
+        time_unix_ms: 1_795_386_615_042,
+        suppressed: 2,
+    };
+    check("bus", "rejected", &rejected, decode);
     check(
         "bus",
         "stream-opened",

@@ -1,0 +1,154 @@
+//! Refusals that nobody waits for. A request without a reply subject learns its outcome from events; one
+//! that is refused has no VM whose events could tell, so the refusal is an event of its namespace.
+//!
+//! Anybody who may send requests can cause these events, so they are few: what is beyond the rate is
+//! counted and told by the next one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, HeaderMap};
+use drover_schemas::event::{RejectedEvent, ce};
+use drover_schemas::subject::{Subject, Subjects};
+use drover_schemas::{ErrorBody, RequestId, Token, codec, headers};
+use tracing::warn;
+use ulid::Ulid;
+
+use crate::chain;
+use crate::services::now_ms;
+use crate::vm::row::rfc3339;
+
+/// Rejections of a namespace that may come at once.
+const BURST: u32 = 20;
+/// After so long one more may come.
+const REFILL: Duration = Duration::from_millis(200);
+/// Namespaces that are told apart; the name of one is the caller's choice.
+const NAMESPACES: usize = 1_024;
+
+/// Publishes rejections; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Rejections {
+    client: Client,
+    subjects: Subjects,
+    host: Token,
+    buckets: Arc<Mutex<HashMap<Token, Bucket>>>,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    left: u32,
+    since: Instant,
+    suppressed: u64,
+}
+
+impl Bucket {
+    const fn new(now: Instant) -> Self {
+        Self { left: BURST, since: now, suppressed: 0 }
+    }
+
+    /// Takes one, answering how many were suppressed before it; or counts it as suppressed.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        let due = now.saturating_duration_since(self.since).as_millis() / REFILL.as_millis();
+        if due > 0 {
+            let due = u32::try_from(due).unwrap_or(u32::MAX);
+            self.left = self.left.saturating_add(due).min(BURST);
+            self.since = now;
+        }
+        if self.left == 0 {
+            self.suppressed = self.suppressed.saturating_add(1);
+            return None;
+        }
+        self.left -= 1;
+        Some(std::mem::take(&mut self.suppressed))
+    }
+
+    fn is_full(&self, now: Instant) -> bool {
+        self.suppressed == 0 && now.saturating_duration_since(self.since) > REFILL * BURST
+    }
+}
+
+impl Rejections {
+    /// Of this host.
+    #[must_use]
+    pub fn new(client: Client, subjects: Subjects, host: Token) -> Self {
+        Self { client, subjects, host, buckets: Arc::default() }
+    }
+
+    fn admit(&self, namespace: &Token) -> Option<u64> {
+        let now = Instant::now();
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.len() >= NAMESPACES && !buckets.contains_key(namespace) {
+            buckets.retain(|_, bucket| !bucket.is_full(now));
+            if buckets.len() >= NAMESPACES {
+                return None;
+            }
+        }
+        buckets.entry(namespace.clone()).or_insert_with(|| Bucket::new(now)).take(now)
+    }
+
+    /// Publishes that a request was refused. It is stored by the stream of events; if it is lost on the
+    /// way, the id of the request tells by `vm.lookup` that it had no effect.
+    pub async fn publish(
+        &self,
+        namespace: &Token,
+        request_id: RequestId,
+        subject: &Subject,
+        error: ErrorBody,
+    ) {
+        let Some(suppressed) = self.admit(namespace) else { return };
+        let now = now_ms();
+        let event = RejectedEvent {
+            host: self.host.clone(),
+            request_id,
+            subject: self.subjects.build(subject),
+            error,
+            time_unix_ms: now,
+            suppressed,
+        };
+        let body = match codec::encode(&event) {
+            Ok(body) => body,
+            Err(cause) => return warn!(error = %chain(&cause), "a rejection could not be encoded"),
+        };
+        let id = Ulid::new().to_string();
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            (ce::SPECVERSION, ce::SPEC_VERSION.to_owned()),
+            (ce::ID, id.clone()),
+            (async_nats::header::NATS_MESSAGE_ID.as_ref(), id),
+            (ce::SOURCE, format!("drover/{}", self.host)),
+            (ce::TYPE, "drover.request.rejected.v1".to_owned()),
+            (ce::TIME, rfc3339(now)),
+            (ce::SUBJECT, namespace.to_string()),
+            (ce::DATACONTENTTYPE, codec::MSGPACK.to_owned()),
+            (headers::CONTENT_TYPE, codec::MSGPACK.to_owned()),
+        ] {
+            headers.insert(name, value.as_str());
+        }
+        let to = self.subjects.build(&Subject::RequestRejected { ns: namespace.clone() });
+        if let Err(cause) = self.client.publish_with_headers(to, headers, body.into()).await {
+            warn!(error = %chain(&cause), "a rejection could not be published");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_counted_and_told_with_the_next_one() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(start);
+        for _ in 0..BURST {
+            assert_eq!(bucket.take(start), Some(0));
+        }
+        for _ in 0..1_000 {
+            assert_eq!(bucket.take(start), None);
+        }
+        assert_eq!(bucket.take(start + REFILL), Some(1_000));
+        assert_eq!(bucket.take(start + REFILL), None);
+        let later = start + REFILL * 1_000;
+        assert_eq!((0..100).filter(|_| bucket.take(later).is_some()).count(), BURST as usize);
+    }
+}

@@ -1,0 +1,105 @@
+//! What a host tells without being asked: its own log, alarms, and refusals that nobody waits for.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use async_nats::jetstream::{self, stream::LastRawMessageErrorKind};
+use drover_schemas::event::{HostEvent, HostEventKind, RejectedEvent};
+use drover_schemas::{ErrorCode, RequestId, codec, headers};
+use drover_tests::client::Bus;
+use drover_tests::wait::until;
+use drover_tests::world::{Options, run};
+use serde::de::DeserializeOwned;
+
+/// Every message of the stream below a subject, in order.
+async fn stored<T: DeserializeOwned>(bus: &Bus, prefix: &str) -> Vec<T> {
+    let js = jetstream::new(bus.nats.clone());
+    let stream = js.get_stream("DROVER_EVENTS").await.unwrap();
+    let (first, last) = (stream.cached_info().state.first_sequence, stream.cached_info().state.last_sequence);
+    let mut found = Vec::new();
+    for sequence in first.max(1)..=last {
+        match stream.get_raw_message(sequence).await {
+            Ok(message) if message.subject.starts_with(prefix) => {
+                found.push(codec::decode(&message.payload).unwrap());
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == LastRawMessageErrorKind::NoMessageFound => {}
+            Err(e) => panic!("message {sequence}: {e}"),
+        }
+    }
+    found
+}
+
+#[test]
+fn a_host_keeps_a_log_of_its_own_over_its_deaths() {
+    run("a_host_keeps_a_log_of_its_own_over_its_deaths", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let log = async |count: usize| {
+            until("the host's events", async || {
+                let events: Vec<HostEvent> = stored(&bus, "drover.v1.evt.host.h1.").await;
+                (events.len() >= count).then_some(events)
+            })
+            .await
+        };
+        log(2).await;
+        world.kill().await;
+        world.start();
+        world.ready().await;
+        log(4).await;
+        // A stream that was made anew is an alarm, and the log goes on in it.
+        let js = jetstream::new(bus.nats.clone());
+        let before = js.get_stream("DROVER_EVENTS").await.unwrap().cached_info().created;
+        world.stop_host().await;
+        js.delete_stream("DROVER_EVENTS").await.unwrap();
+        world.start();
+        world.ready().await;
+        let events = log(1).await;
+        assert!(js.get_stream("DROVER_EVENTS").await.unwrap().cached_info().created > before);
+        let alarm = until("the alarm", async || {
+            let events: Vec<HostEvent> = stored(&bus, "drover.v1.evt.host.h1.").await;
+            events.into_iter().find(|e| e.details.get("alarm").is_some_and(|a| a == "stream_replaced"))
+        })
+        .await;
+        assert_eq!(alarm.kind, HostEventKind::Alarm);
+        let events = if events.len() > 2 { events } else { log(3).await };
+        for pair in events.windows(2) {
+            assert_eq!(pair[1].seq, pair[0].seq + 1, "{events:?}");
+        }
+    });
+}
+
+#[test]
+fn a_refusal_that_nobody_waits_for_is_an_event() {
+    run("a_refusal_that_nobody_waits_for_is_an_event", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let id = RequestId::generate();
+        let mut about = async_nats::HeaderMap::new();
+        about.insert(headers::REQUEST_ID, id.to_string().as_str());
+        let body = r#"{"name": "web", "spec": {"memroy": 1}}"#;
+        bus.nats.publish_with_headers("drover.v1.cmd.default.vm.create", about, body.into()).await.unwrap();
+        let told = until("the refusal", async || {
+            let mut events: Vec<RejectedEvent> = stored(&bus, "drover.v1.evt.ns.default.request.").await;
+            events.pop()
+        })
+        .await;
+        assert_eq!((told.request_id, told.error.code), (id, ErrorCode::InvalidArgument));
+        assert!(told.error.message.contains("memroy"), "{told:?}");
+        assert_eq!(told.subject, "drover.v1.cmd.default.vm.create");
+
+        // A flood is told by few, and by how many were not told.
+        for _ in 0..500 {
+            let mut about = async_nats::HeaderMap::new();
+            about.insert(headers::REQUEST_ID, RequestId::generate().to_string().as_str());
+            let subject = "drover.v1.cmd.default.vm.nobody.stop";
+            bus.nats.publish_with_headers(subject, about, "{}".into()).await.unwrap();
+        }
+        let subject = "drover.v1.cmd.default.vm.create";
+        let events = until("a count of what was left out", async || {
+            let mut about = async_nats::HeaderMap::new();
+            about.insert(headers::REQUEST_ID, RequestId::generate().to_string().as_str());
+            bus.nats.publish_with_headers(subject, about, "{".into()).await.unwrap();
+            let events: Vec<RejectedEvent> = stored(&bus, "drover.v1.evt.ns.default.request.").await;
+            events.iter().any(|e| e.suppressed > 0).then_some(events)
+        })
+        .await;
+        assert!(events.len() < 200, "{} refusals were told", events.len());
+    });
+}
