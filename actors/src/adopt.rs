@@ -9,7 +9,7 @@ use crate::bus::claims::OwnOutcome;
 use crate::chain;
 use crate::hypervisor::api::VmmState;
 use crate::hypervisor::process::{AdoptError, adopt as adopt_process, destroy};
-use crate::journal::{Batch, Op, VmRow};
+use crate::journal::{Batch, VmRow};
 use crate::manager::{claim_of, name_key};
 use crate::services::Services;
 use crate::vm::explain::cause_of_exit;
@@ -93,11 +93,13 @@ const fn gone(host_rebooted: bool, cause: Cause) -> VmMsg {
 async fn confirm(services: &Services, row: &VmRow) -> bool {
     loop {
         match services.claims.own(&name_key(row), &claim_of(services, row)).await {
-            Ok(OwnOutcome::Done { .. }) => return true,
+            Ok(OwnOutcome::Done { .. }) => {
+                services.journal.let_events_go(row.vm_id);
+                return true;
+            }
             Ok(OwnOutcome::Lost { .. }) => {
                 warn!(vm_id = %row.vm_id, "the create was taken over by another host; its row is undone");
-                let batch = Batch::new().essential().with(Op::RemoveVm { vm_id: row.vm_id });
-                if let Err(failure) = services.journal.commit(batch).await {
+                if let Err(failure) = services.journal.commit(Batch::undo_create(row.vm_id)).await {
                     warn!(error = %chain(&failure), "the row could not be removed");
                 }
                 services.state.release(row, services.limits.quarantine);

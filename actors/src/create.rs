@@ -144,10 +144,11 @@ impl Creator {
             Ok(RequestLookup::Bound(row)) => match row.state {
                 RequestState::Done { outcome, .. } => ready(outcome_result(outcome)),
                 RequestState::InFlight { .. } => {
-                    let slot = self.directory.get(&wanted.key.namespace, &wanted.key.name);
+                    // Without a VM the create was undone, most likely taken over: the claim tells by whom.
+                    let slot = self.directory.get(&wanted.key.namespace, &wanted.key.name)?;
                     let request_id = wanted.request_id;
                     Some(Box::pin(async move {
-                        let actor = slot.and_then(|s| s.actor()).ok_or_else(|| {
+                        let actor = slot.actor().ok_or_else(|| {
                             ErrorBody::new(
                                 ErrorCode::Unavailable,
                                 "the host is finding out how the VM is; repeat the request",
@@ -211,7 +212,10 @@ impl Creator {
             batch.push(Op::PutLease(LeaseRow { network, ipv4, vm_id, quarantine_until_unix_ms: None }));
         }
         batch.push(Op::PutUid(UidRow { uid: row.uid, vm_id, quarantine_until_unix_ms: None }));
+        // Nobody may hear of a VM whose name another host has: the first event waits for the claim.
+        self.services.journal.hold_events(vm_id);
         if let Err(error) = self.services.journal.commit(batch).await {
+            self.services.journal.let_events_go(vm_id);
             state.unreserve(vm_id);
             state.give_back(&leases);
             self.undo_claim(&wanted.key, &claim).await;
@@ -220,12 +224,15 @@ impl Creator {
         let mut row = prepared.row;
         let owned = self.services.claims.own(&wanted.key, &claim).await;
         match owned {
-            Ok(OwnOutcome::Done { .. }) => row.owned = true,
+            Ok(OwnOutcome::Done { .. }) => {
+                row.owned = true;
+                self.services.journal.let_events_go(vm_id);
+            }
             Ok(OwnOutcome::Lost { .. }) => {
-                let undo = Batch::new().essential().with(Op::RemoveVm { vm_id });
-                if let Err(error) = self.services.journal.commit(undo).await {
+                if let Err(error) = self.services.journal.commit(Batch::undo_create(vm_id)).await {
                     warn!(error = %chain(&error), "the row of a lost create could not be removed");
                 }
+                self.services.journal.let_events_go(vm_id);
                 state.release(&row, Duration::ZERO);
                 return Err(ErrorBody::new(ErrorCode::Conflict, "another host took the create over")
                     .with("cause", "superseded"));

@@ -195,6 +195,17 @@ impl JournalHandle {
         self.0.outbox.woken().await
     }
 
+    /// Keeps the events of a VM from the egress until [`JournalHandle::let_events_go`]: a create that
+    /// does not own its name yet must not speak under it. Forgotten when the daemon ends.
+    pub fn hold_events(&self, vm_id: VmId) {
+        self.0.outbox.hold(vm_id);
+    }
+
+    /// Ends [`JournalHandle::hold_events`].
+    pub fn let_events_go(&self, vm_id: VmId) {
+        self.0.outbox.let_go(vm_id);
+    }
+
     /// Finishes what is queued and closes the file; later commits and reads get
     /// [`JournalError::Closed`].
     pub async fn close(&self) {

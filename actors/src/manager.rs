@@ -6,12 +6,13 @@
 //! has no actor and its callers hear `unavailable{phase: adopting}`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::Duration;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use drover_schemas::blob::Blob;
 use drover_schemas::body::vm::ChangeReply;
-use drover_schemas::{RequestId, Token, VmId, codec};
+use drover_schemas::{ErrorBody, RequestId, Token, VmId, codec};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -22,6 +23,7 @@ use tracing::{error, info, warn};
 use crate::adopt::adopt;
 use crate::bus::claims::{Claim, Gone, NameKey, OwnOutcome, Phase};
 use crate::chain;
+use crate::guest::GuestIds;
 use crate::journal::VmRow;
 use crate::router::Router;
 use crate::services::{Services, Shared, now_ms};
@@ -41,6 +43,8 @@ pub struct Slot {
     pub vm_id: VmId,
     /// Its actor; none before it is adopted and while a lost one is replaced.
     actor: RwLock<Option<VmRef>>,
+    /// Requests that went to its guest. They outlive an actor that is lost.
+    guest_ids: Mutex<GuestIds>,
     /// Ends the VM's subscription.
     gone: CancellationToken,
 }
@@ -50,6 +54,14 @@ impl Slot {
     #[must_use]
     pub fn actor(&self) -> Option<VmRef> {
         self.actor.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes that a request goes to a boot of the guest.
+    ///
+    /// # Errors
+    /// It went to an earlier boot.
+    pub fn bind_guest(&self, id: RequestId, boot_id: &str) -> Result<(), ErrorBody> {
+        self.guest_ids.lock().unwrap_or_else(PoisonError::into_inner).bind(id, boot_id, Instant::now())
     }
 
     fn set(&self, actor: Option<VmRef>) {
@@ -76,9 +88,16 @@ impl Directory {
     #[must_use]
     pub fn page(&self, namespace: &Token, after: Option<&Token>, limit: usize) -> Vec<(Token, Arc<Slot>)> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        let from = match after {
+            Some(after) => Bound::Excluded((namespace.clone(), after.clone())),
+            None => names
+                .keys()
+                .find(|(ns, _)| ns >= namespace)
+                .map_or(Bound::Unbounded, |first| Bound::Included(first.clone())),
+        };
         names
-            .iter()
-            .filter(|((ns, name), _)| ns == namespace && after.is_none_or(|a| name > a))
+            .range((from, Bound::Unbounded))
+            .take_while(|((ns, _), _)| ns == namespace)
             .take(limit)
             .map(|((_, name), slot)| (name.clone(), Arc::clone(slot)))
             .collect()
@@ -93,8 +112,14 @@ impl Directory {
     /// Makes the slot of a VM, or finds it.
     pub fn insert(&self, row: &VmRow) -> Arc<Slot> {
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        let fresh =
-            || Arc::new(Slot { vm_id: row.vm_id, actor: RwLock::new(None), gone: CancellationToken::new() });
+        let fresh = || {
+            Arc::new(Slot {
+                vm_id: row.vm_id,
+                actor: RwLock::new(None),
+                guest_ids: Mutex::default(),
+                gone: CancellationToken::new(),
+            })
+        };
         let slot = names.entry((row.namespace.clone(), row.name.clone())).or_insert_with(fresh);
         if slot.vm_id != row.vm_id {
             slot.gone.cancel();

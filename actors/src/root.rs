@@ -213,6 +213,9 @@ pub struct RunningHost {
 pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let (journal, snapshot) = open_journal(&setup).await?;
     let installation = journal.installation();
+    for row in snapshot.vms.iter().filter(|row| !row.owned) {
+        journal.hold_events(row.vm_id);
+    }
     let bus_error = |source| StartError::Bus { source: Box::new(source) };
     let bus = connect(&setup.bus).await.map_err(bus_error)?;
     let bulk_config = BusConfig { name: format!("{} bulk", setup.bus.name), ..setup.bus.clone() };

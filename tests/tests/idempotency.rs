@@ -1,6 +1,8 @@
 //! Effects happen once: the same request id gives the same reply, and a contradiction is refused.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use drover_schemas::body::guest::ExecReply;
+use drover_schemas::body::status::AgentState;
 use drover_schemas::body::vm::{ChangeReply, ListReply, LookupReply};
 use drover_schemas::state::VmState;
 use drover_schemas::{ErrorCode, RequestId, VmId};
@@ -154,5 +156,31 @@ fn a_delete_pre_empts_a_boot_that_hangs_and_its_caller_is_told() {
         assert_eq!(error.details["cause"], "superseded");
         assert_eq!(leak::anything(world, &vm), Vec::<String>::new());
         events::log(&bus).await;
+    });
+}
+
+#[test]
+fn a_command_is_not_run_again_in_another_boot_of_the_guest() {
+    let test = "a_command_is_not_run_again_in_another_boot_of_the_guest";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        bus.up("web").await;
+        let id = RequestId::generate();
+        let exec = async || {
+            let body = json!({"argv": ["sh", "-c", "echo ran >> /tmp/ran; wc -l < /tmp/ran"]});
+            bus.ask("vm.web.guest.exec", &body).id(id).get::<ExecReply>().await
+        };
+        let ExecReply::Result(first) = exec().await.unwrap() else { panic!("nobody asked for a stream") };
+        assert_eq!(first.stdout.unwrap().as_slice(), b"1\n");
+        let ExecReply::Result(again) = exec().await.unwrap() else { panic!("nobody asked for a stream") };
+        assert_eq!((again.exit_code, again.truncated), (Some(0), true), "the result without its output");
+        bus.change("web", "stop").await.unwrap();
+        bus.change("web", "start").await.unwrap();
+        until("the agent", async || {
+            bus.status("web").await.ok().filter(|vm| vm.agent.state == AgentState::Ready)
+        })
+        .await;
+        let error = refused("another boot", ErrorCode::Conflict, exec().await);
+        assert_eq!(error.details["cause"], "guest_rebooted");
     });
 }

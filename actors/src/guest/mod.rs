@@ -16,6 +16,7 @@
 
 mod dial;
 mod error;
+mod ids;
 mod link;
 mod stream;
 mod table;
@@ -23,6 +24,7 @@ mod task;
 
 pub use dial::{connect_when_ready, dial};
 pub use error::{CallError, LinkError};
+pub use ids::GuestIds;
 pub use link::{HelloInfo, Link, Open};
 pub use stream::{GuestStream, StreamEvent};
 

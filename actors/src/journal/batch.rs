@@ -104,6 +104,13 @@ impl Batch {
         self
     }
 
+    /// Undoes a VM that never owned its name: its row, and its events, which nobody has seen.
+    #[must_use]
+    pub fn undo_create(vm_id: VmId) -> Self {
+        let events = Op::AckOutbox { key: vm_id, seq: u64::MAX, stream_seq: 0 };
+        Self::new().essential().with(events).with(Op::RemoveVm { vm_id })
+    }
+
     /// Adds an operation.
     pub fn push(&mut self, op: Op) {
         self.ops.push(op);

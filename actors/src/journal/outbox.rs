@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use drover_schemas::VmId;
 use redb::ReadableTable as _;
@@ -46,8 +46,15 @@ pub(super) struct OutboxLevel {
     rows: AtomicU64,
     bytes: AtomicU64,
     /// Keys with events that the egress has not looked at.
-    woken: Mutex<BTreeSet<u128>>,
+    woken: Mutex<Woken>,
     notify: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Woken {
+    keys: BTreeSet<u128>,
+    /// Keys whose events wait, though they are durable.
+    held: BTreeSet<u128>,
 }
 
 impl OutboxLevel {
@@ -56,7 +63,7 @@ impl OutboxLevel {
             limits,
             rows: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
-            woken: Mutex::new(BTreeSet::new()),
+            woken: Mutex::default(),
             notify: Notify::new(),
         }
     }
@@ -100,17 +107,37 @@ impl OutboxLevel {
     fn wake(&self, keys: impl IntoIterator<Item = u128>) {
         let mut keys = keys.into_iter().peekable();
         if keys.peek().is_some() {
-            self.woken.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
+            self.lock().keys.extend(keys);
             self.notify.notify_one();
         }
     }
 
-    /// Waits until some keys have new events, and takes them.
+    fn lock(&self) -> MutexGuard<'_, Woken> {
+        self.woken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn hold(&self, key: VmId) {
+        self.lock().held.insert(key.as_u128());
+    }
+
+    pub(super) fn let_go(&self, key: VmId) {
+        if self.lock().held.remove(&key.as_u128()) {
+            self.notify.notify_one();
+        }
+    }
+
+    /// Waits until some keys have new events that are not held, and takes them.
     pub(super) async fn woken(&self) -> BTreeSet<VmId> {
         loop {
-            let keys = std::mem::take(&mut *self.woken.lock().unwrap_or_else(PoisonError::into_inner));
-            if !keys.is_empty() {
-                return keys.into_iter().map(VmId::from_u128).collect();
+            {
+                let mut woken = self.lock();
+                let Woken { keys, held } = &mut *woken;
+                let (waiting, taken) = std::mem::take(keys).into_iter().partition(|key| held.contains(key));
+                *keys = waiting;
+                let taken: BTreeSet<u128> = taken;
+                if !taken.is_empty() {
+                    return taken.into_iter().map(VmId::from_u128).collect();
+                }
             }
             self.notify.notified().await;
         }

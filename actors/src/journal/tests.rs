@@ -85,3 +85,22 @@ pub(super) fn shut(journal: JournalHandle) {
     block_on(journal.close());
     drop(journal);
 }
+
+#[test]
+fn held_events_are_durable_and_nobody_sees_them() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let journal = open(&config(dir.path())).unwrap();
+        let (held, other) = (VmId::from_u128(1), VmId::from_u128(2));
+        journal.hold_events(held);
+        let batch = Batch::new().with(Op::PutVm(Box::new(vm(1, "a", 1)))).with(put_event(1, 1));
+        journal.commit(batch.with(put_event(2, 1))).await.unwrap();
+        assert_eq!(journal.outbox_woken().await, [other].into());
+        journal.let_events_go(held);
+        assert_eq!(journal.outbox_woken().await, [held].into());
+        journal.commit(Batch::undo_create(held)).await.unwrap();
+        assert_eq!(journal.outbox_page(held, 0, 9).unwrap(), []);
+        assert_eq!(journal.position(held).unwrap(), None);
+        assert_eq!(journal.load().unwrap().vms, []);
+    });
+}

@@ -28,7 +28,7 @@ impl Router {
             }
             "shutdown" => {
                 let body: GuestShutdownRequest = request.decode()?;
-                let link = self.link(ns, name).await?;
+                let link = self.link_for(ns, name, request).await?;
                 guest_calls::shutdown(&link, request.request_id, left, &body).await?;
                 body_of(request, &drover_schemas::body::guest::Empty {})
             }
@@ -54,9 +54,18 @@ impl Router {
         })
     }
 
+    /// The link for a request that must not be carried out twice.
+    async fn link_for(&self, ns: &Token, name: &Token, request: &Request) -> Result<Link, ErrorBody> {
+        let link = self.link(ns, name).await?;
+        if let Some(id) = request.request_id {
+            self.slot(ns, name)?.bind_guest(id, &link.hello().boot_id)?;
+        }
+        Ok(link)
+    }
+
     async fn exec(&self, ns: &Token, name: &Token, request: &Request, left: Duration) -> Answer {
         let body: ExecRequest = request.decode()?;
-        let link = self.link(ns, name).await?;
+        let link = self.link_for(ns, name, request).await?;
         if !body.stream {
             let wanted = Duration::from_millis(body.timeout_ms.unwrap_or(0));
             if wanted > left {
@@ -84,7 +93,7 @@ impl Router {
 
     async fn put(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
         let body: PutRequest = request.decode()?;
-        let link = self.link(ns, name).await?;
+        let link = self.link_for(ns, name, request).await?;
         let guest = link.open(guest_calls::put_open(&body, request.request_id)?).map_err(ErrorBody::from)?;
         let finish: Finish = Box::new(move |bytes| encoded(&guest_calls::put_result(bytes, &body)?));
         let shape = Shape { down: &[], up: Some(Channel::Data) };

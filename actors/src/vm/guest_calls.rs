@@ -185,8 +185,11 @@ async fn collect(stream: &GuestStream) -> Result<ExecResult, ErrorBody> {
             }
             StreamEvent::End(end) => {
                 let result: proto::ExecResult = decode_guest(&end?)?;
+                // A repeated request gets the first one's result, and the agent keeps no output.
+                let is_whole =
+                    stdout.len() as u64 >= result.stdout_bytes && stderr.len() as u64 >= result.stderr_bytes;
                 let mut result = exec_result(result);
-                result.truncated |= truncated;
+                result.truncated |= truncated || !is_whole;
                 result.stdout = Some(stdout.into());
                 result.stderr = Some(stderr.into());
                 return Ok(result);

@@ -82,6 +82,8 @@ pub fn status(host: &Token, row: &VmRow, machine: &Machine, live: &Live, with_sp
         revision: row.revision,
         incarnation: machine.incarnation,
         seq: row.seq,
+        cpus: row.spec.cpus,
+        memory_bytes: row.spec.memory_bytes,
         created_unix_ms: row.created_unix_ms,
         state_since_unix_ms: row.state_since_unix_ms,
         operation: machine.operation(),

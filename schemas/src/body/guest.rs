@@ -67,7 +67,8 @@ pub struct ExecResult {
     /// Error output, where it was not streamed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr: Option<Blob>,
-    /// More was written than is kept in a reply; use a stream.
+    /// More was written than is here: too much for a reply (use a stream), or the request was a repeated
+    /// one, whose result is remembered without its output.
     #[serde(default)]
     pub truncated: bool,
 }

@@ -163,6 +163,12 @@ pub struct VmStatus {
     pub incarnation: u64,
     /// Sequence of its last event.
     pub seq: u64,
+    /// Virtual CPUs of the spec.
+    #[serde(default)]
+    pub cpus: u32,
+    /// Memory of the spec, in bytes.
+    #[serde(default)]
+    pub memory_bytes: u64,
     /// When it was created.
     pub created_unix_ms: u64,
     /// When `state` was entered.

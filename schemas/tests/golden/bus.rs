@@ -36,6 +36,8 @@ fn status() -> VmStatus {
         revision: 1,
         incarnation: 2,
         seq: 9,
+        cpus: 1,
+        memory_bytes: 268_435_456,
         created_unix_ms: 1_795_386_615_042,
         state_since_unix_ms: 1_795_386_616_000,
         operation: Some("release".into()),

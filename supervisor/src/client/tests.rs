@@ -85,6 +85,8 @@ fn status(name: &str) -> VmStatus {
         revision: 1,
         incarnation: 1,
         seq: 3,
+        cpus: 1,
+        memory_bytes: 268_435_456,
         created_unix_ms: 1,
         state_since_unix_ms: 1,
         operation: None,

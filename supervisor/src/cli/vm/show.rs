@@ -9,30 +9,21 @@ use super::super::host::mib;
 use super::super::output::{render, table};
 use crate::client::time;
 
-/// The table of `vm ls`. CPUs and memory stand there if any host sends them.
+/// The table of `vm ls`.
 pub fn list(vms: &[VmStatus]) -> String {
-    let sized = vms.iter().any(|vm| vm.spec.is_some());
-    let header: &[&str] = if sized {
-        &["NAME", "STATE", "AGENT", "ADDRESS", "CPUS", "MEMORY", "AGE", "HOST"]
-    } else {
-        &["NAME", "STATE", "AGENT", "ADDRESS", "AGE", "HOST"]
-    };
-    let mut table = table(header);
+    let mut table = table(&["NAME", "STATE", "AGENT", "ADDRESS", "CPUS", "MEMORY", "AGE", "HOST"]);
     for vm in vms {
         let address = vm.nics.first().map_or("-", |nic| nic.ipv4.as_str());
-        let mut row = vec![
+        table.add_row([
             vm.name.to_string(),
             vm.state.to_string(),
             agent_word(vm.state, vm.agent.state).to_owned(),
             address.to_owned(),
-        ];
-        if sized {
-            let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-            row.push(or_dash(vm.spec.as_ref().map(|s| s.cpus.to_string())));
-            row.push(or_dash(vm.spec.as_ref().map(|s| mib(s.memory_bytes))));
-        }
-        row.extend([time::age(vm.created_unix_ms), vm.host.to_string()]);
-        table.add_row(row);
+            vm.cpus.to_string(),
+            mib(vm.memory_bytes),
+            time::age(vm.created_unix_ms),
+            vm.host.to_string(),
+        ]);
     }
     render(&mut table)
 }
@@ -64,9 +55,9 @@ pub fn status(vm: &VmStatus) -> String {
             format!("{}/{} on {} ({}, {})", nic.ipv4, nic.prefix_len, nic.network, nic.tap, nic.mac),
         );
     }
+    row("size", format!("{} CPU, {}", vm.cpus, mib(vm.memory_bytes)));
     if let Some(spec) = &vm.spec {
         row("template", spec.template.to_string());
-        row("size", format!("{} CPU, {}", spec.cpus, mib(spec.memory_bytes)));
         for (key, value) in &spec.labels {
             row("label", format!("{key}={value}"));
         }
