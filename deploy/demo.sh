@@ -8,7 +8,7 @@
 # Everything runs in a network namespace and a folder of its own, and both are removed at the end;
 # with --keep the folder with its logs stays. Exit code 0 only if every step did what it shows.
 #
-#   DROVER_DEMO_PROFILE   release (the default) or dev
+#   DROVER_DEMO_PROFILE   dev (the default, shared with tests/run.sh) or release
 #   DROVER_VMM            a hypervisor to use, instead of choosing one
 #   DROVER_CACHE          what later runs use again (~/.cache/drover)
 set -eu
@@ -22,15 +22,17 @@ case ${1:-} in
     *) sed -n '2,/^set -eu/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 64 ;;
 esac
 
-profile=${DROVER_DEMO_PROFILE:-release}
+profile=${DROVER_DEMO_PROFILE:-dev}
 cache=${DROVER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/drover}
-target=${CARGO_TARGET_DIR:-$here/target}
+# Compiled once for all checkouts.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
+target=$CARGO_TARGET_DIR
 out=$target/$profile
 [ "$profile" != dev ] || out=$target/debug
 netns=drover-demo-$$
 work=$(mktemp -d "${TMPDIR:-/tmp}/drover-demo-XXXXXX")
 # Installed here rather than where cargo puts them, so that they do not shadow what the user has.
-PATH=$cache/demo-venv/bin:$cache/bin:$PATH:/usr/sbin:/sbin
+PATH=$cache/demo-venv/bin:$cache/tools/bin:$PATH:/usr/sbin:/sbin
 export PATH DROVER_DEV_STATE="$work/state"
 unset DROVER_NATS_URL DROVER_NAMESPACE RUST_LOG
 dev_pid='' events_pid='' begun='' installation=''
@@ -127,10 +129,12 @@ title "Programs ($profile)"
 start
 quietly cargo build --locked --profile "$profile" -p drover -p softvmm --bins
 tick 'drover, drover-hold, softvmm'
-quietly deploy/build-static.sh --profile "$profile" drover-agent:drover-agent
-agent=$(tail -n 1 "$work/step.log")
-[ -x "$agent" ] || fail "build-static.sh made no agent: $agent"
-tick "drover-agent, static ($(du -h --apparent-size "$agent" | cut -f1))"
+quietly deploy/build-static.sh
+agent=$(sed -n '/drover-agent$/p' "$work/step.log" | tail -n 1)
+hold=$(sed -n '/drover-hold$/p' "$work/step.log" | tail -n 1)
+[ -x "$agent" ] && [ -x "$hold" ] || fail "build-static.sh made no agent or no holder: $agent, $hold"
+size() { du -h --apparent-size "$1" | cut -f1; }
+tick "static: drover-agent ($(size "$agent")), drover-hold ($(size "$hold"))"
 quietly env DROVER_CACHE="$cache" deploy/guest/build-image.sh --agent "$agent" "$cache/demo-images"
 tick 'kernel, initramfs and root disk of the guest'
 
@@ -159,7 +163,7 @@ elif kvm_works; then
 else
     vmm=$out/softvmm
     if ! command -v vhost-device-vsock > /dev/null; then
-        quietly cargo install --locked --root "$cache" vhost-device-vsock --version 0.3.0
+        quietly cargo install --locked --root "$cache/tools" vhost-device-vsock --version 0.3.0
     fi
     tick "hypervisor: softvmm, emulation in software ($why)"
 fi
@@ -173,7 +177,7 @@ inside() { nsenter --net="/run/netns/$netns" "$@"; }
 drover() { inside "$out/drover" "$@"; }
 inside ip link set lo up
 # Addresses rest for a minute after use; the last check waits for their return.
-printf 'capacity: {quarantine_s: 1, memory_reserve: 256MiB}\n' > "$work/settings.yaml"
+printf 'capacity: {quarantine_s: 1, memory_reserve: 256MiB}\nvmm: {hold: "%s"}\n' "$hold" > "$work/settings.yaml"
 # Not by the function: a function in the background is a shell, and the signals would end that.
 nsenter --net="/run/netns/$netns" "$out/drover" dev --vmm "$vmm" --images "$cache/demo-images" --host demo \
     --host-config "$work/settings.yaml" > "$work/dev.log" 2>&1 &

@@ -4,6 +4,7 @@
 CACHE=${DROVER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/drover}
 NATS_VERSION=2.15.1
 VHOST_VERSION=0.3.0
+DENY_VERSION=0.20.2
 
 say() { printf '%s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -38,15 +39,21 @@ need_python() {
     command -v nats-server > /dev/null || die "nats-server is not there after its installation"
 }
 
+# need_crate PROGRAM CRATE VERSION : a program from crates.io, in a folder of the cache.
+need_crate() {
+    export PATH="$CACHE/tools/bin:$PATH"
+    command -v "$1" > /dev/null && return 0
+    say "installing from crates.io: $2 $3 (minutes, once)"
+    cargo install -q "$2" --version "$3" --locked --root "$CACHE/tools" \
+        --target-dir "$CACHE/tools/target" > "$CACHE/$2.log" 2>&1 ||
+        cargo install -q "$2" --version "$3" --root "$CACHE/tools" \
+            --target-dir "$CACHE/tools/target" > "$CACHE/$2.log" 2>&1 ||
+        return 1
+    rm -rf "$CACHE/tools/target"
+}
+
 # need_vhost: the vsock device of software emulation.
 need_vhost() {
-    export PATH="$CACHE/tools/bin:$PATH"
-    command -v vhost-device-vsock > /dev/null && return 0
-    say "installing from crates.io: vhost-device-vsock $VHOST_VERSION (a minute, once)"
-    cargo install -q vhost-device-vsock --version "$VHOST_VERSION" --locked --root "$CACHE/tools" \
-        --target-dir "$CACHE/tools/target" > "$CACHE/vhost.log" 2>&1 ||
-        cargo install -q vhost-device-vsock --version "$VHOST_VERSION" --root "$CACHE/tools" \
-            --target-dir "$CACHE/tools/target" > "$CACHE/vhost.log" 2>&1 ||
-        die "cargo could not install vhost-device-vsock; see $CACHE/vhost.log"
-    rm -rf "$CACHE/tools/target"
+    need_crate vhost-device-vsock vhost-device-vsock "$VHOST_VERSION" ||
+        die "cargo could not install vhost-device-vsock; see $CACHE/vhost-device-vsock.log"
 }

@@ -88,7 +88,7 @@ need_python
 BIN=$CARGO_TARGET_DIR/debug
 build() {
     cargo build --locked -p drover -p softvmm && cargo test --locked -p drover-tests --no-run &&
-        DROVER_STATIC_TARGET=$CARGO_TARGET_DIR/static deploy/build-static.sh --profile release drover-agent:drover-agent
+        deploy/build-static.sh
 }
 # real FILE THREADS : an end-to-end suite; each test prints SKIP with its reason if it cannot run.
 real() {
@@ -98,10 +98,10 @@ real() {
 if wants unit; then
     step unit formatting cargo fmt --all --check
     step unit lints cargo clippy --workspace --all-targets --locked -- -D warnings
-    if cargo deny --version > /dev/null 2>&1; then
-        step unit "licences and advisories" cargo deny --config .cargo/deny.toml check bans licenses sources
+    if need_crate cargo-deny cargo-deny "$DENY_VERSION"; then
+        step unit "licences, bans and sources" cargo deny --config .cargo/deny.toml check bans licenses sources
     else
-        skip unit "licences and advisories" "cargo-deny is not installed"
+        skip unit "licences, bans and sources" "cargo-deny could not be installed; see $CACHE/cargo-deny.log"
     fi
     step unit "tests beside the code" tests --workspace --exclude drover-tests --exclude softvmm
     step unit softvmm tests -p softvmm
