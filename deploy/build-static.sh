@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 profile=release
 if [ "${1:-}" = --profile ]; then profile=$2; shift 2; fi
-[ $# -gt 0 ] || set -- drover-agent:drover-agent drover:drover-hold
+[ $# -gt 0 ] || set -- drover-agent:drover-agent drover-hold:drover-hold
 
 triple=$(rustc -vV | sed -n 's/^host: //p')
 dir=${DROVER_STATIC_TARGET:-${CARGO_TARGET_DIR:-target}/static}

@@ -87,7 +87,7 @@ need_python
 
 BIN=$CARGO_TARGET_DIR/debug
 build() {
-    cargo build --locked -p drover -p softvmm && cargo test --locked -p drover-tests --no-run &&
+    cargo build --locked -p drover -p drover-hold -p softvmm && cargo test --locked -p drover-tests --no-run &&
         deploy/build-static.sh
 }
 # real FILE THREADS : an end-to-end suite; each test prints SKIP with its reason if it cannot run.

@@ -10,28 +10,18 @@
 //!
 //! It must stay small: no tokio, no actors, no threads, and no memory that grows.
 
-#[path = "drover_hold/args.rs"]
 mod args;
-#[path = "drover_hold/detach.rs"]
 mod detach;
-#[path = "drover_hold/dir.rs"]
 mod dir;
-#[path = "drover_hold/end.rs"]
 mod end;
-#[path = "drover_hold/notify.rs"]
 mod notify;
-#[path = "drover_hold/pump.rs"]
 mod pump;
 #[path = "../../../actors/src/hypervisor/record.rs"]
 #[allow(dead_code)] // some of it is for the daemon
 mod record;
-#[path = "drover_hold/ring.rs"]
 mod ring;
-#[path = "drover_hold/serial.rs"]
 mod serial;
-#[path = "drover_hold/setup.rs"]
 mod setup;
-#[path = "drover_hold/spawn.rs"]
 mod spawn;
 
 use std::process::ExitCode;
