@@ -140,9 +140,31 @@ if wants faults; then
     step faults "killed, hung and cut off" real faults 2
 fi
 
+# fuzz NAME : one target of tests/fuzz, from the golden bytes on, with libFuzzer and the pinned compiler.
+fuzz() {
+    local seeds=() corpus=$CACHE/fuzz/$1
+    mkdir -p "$corpus" "$LOGS/fuzz-$1"
+    case $1 in codec) seeds=(schemas/golden/bus) ;; frames) seeds=(schemas/golden/guest) ;; esac
+    "$FUZZ_DIR/release/$1" -max_total_time="$BUDGET" -rss_limit_mb=1024 -timeout=10 -print_final_stats=1 \
+        -artifact_prefix="$LOGS/fuzz-$1/" "$corpus" "${seeds[@]}"
+}
+build_fuzz() {
+    # What cargo-fuzz sets for coverage without a sanitizer, so that neither it nor a nightly is needed.
+    RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+        -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+        -Ccodegen-units=1" \
+        cargo build --locked --release --manifest-path tests/fuzz/Cargo.toml --target "$(rustc -vV | sed -n 's/^host: //p')" \
+        --target-dir "$CARGO_TARGET_DIR/fuzz"
+}
 if wants fuzz; then
-    step fuzz "readers of hostile bytes" env PROPTEST_CASES=$((BUDGET * 2000)) \
+    need_debian g++=g++
+    step fuzz "random values against models" env PROPTEST_CASES=$((BUDGET * 100)) \
         cargo test --locked -p drover-schemas -p drover-actors --lib -- survived panic bytes
+    step fuzz build build_fuzz
+    FUZZ_DIR=$CARGO_TARGET_DIR/fuzz/$(rustc -vV | sed -n 's/^host: //p')
+    for target in codec frames streams api_replies vmm_events; do
+        step fuzz "$target" fuzz "$target"
+    done
 fi
 
 printf '\n%-12s %-34s %-8s %7s  %s\n' suite what result time ''

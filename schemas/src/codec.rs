@@ -4,6 +4,8 @@
 //! bytes, depth) and lenient where a newer peer must be understood (replies and events: unknown
 //! fields are ignored).
 
+mod walk;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -169,16 +171,15 @@ fn decode_msgpack<T: DeserializeOwned>(body: &[u8], strict: bool) -> Result<T, D
         Some(0x80..=0x8f | 0xde | 0xdf) => {}
         _ => return Err(DecodeError::NotAMap),
     }
+    let malformed = |reason: String| DecodeError::Malformed { format: "MessagePack", reason };
+    match walk::skip(body).map_err(|e| malformed(e.to_string()))?.len() {
+        0 => {}
+        count => return Err(DecodeError::TrailingBytes { count }),
+    }
     let mut rest = body;
     let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
     deserializer.set_max_depth(MAX_DEPTH);
-    let value = with_unknown(&mut deserializer, strict, |e: rmp_serde::decode::Error| {
-        DecodeError::Malformed { format: "MessagePack", reason: e.to_string() }
-    })?;
-    match rest.len() {
-        0 => Ok(value),
-        count => Err(DecodeError::TrailingBytes { count }),
-    }
+    with_unknown(&mut deserializer, strict, |e: rmp_serde::decode::Error| malformed(e.to_string()))
 }
 
 fn decode_json<T: DeserializeOwned>(body: &[u8], strict: bool) -> Result<T, DecodeError> {

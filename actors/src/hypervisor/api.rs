@@ -17,6 +17,7 @@ use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
 use super::config::VmConfig;
@@ -385,35 +386,46 @@ impl ApiClient {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let request = request.body(Full::new(Bytes::from(body))).map_err(ApiErrorKind::Request)?;
-
-        let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-            .max_buf_size(64 * 1024)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(ApiErrorKind::Http)?;
-        // Driven here rather than by a task of its own: when the deadline drops us, the socket goes too.
-        let reply = async {
-            let response = sender.send_request(request).await.map_err(ApiErrorKind::Http)?;
-            let status = response.status();
-            let body = read_bounded(response.into_body()).await?;
-            Ok((status, body))
-        };
-        let mut reply = std::pin::pin!(reply);
-        let mut connection = std::pin::pin!(connection);
-        let (status, body) = tokio::select! {
-            biased;
-            done = &mut reply => done?,
-            ended = &mut connection => match ended {
-                // Everything has been read: what is left is in the buffers of the reply.
-                Ok(()) => reply.await?,
-                Err(error) => return Err(ApiErrorKind::Http(error)),
-            },
-        };
-        if status.is_success() {
-            return Ok(body);
-        }
-        Err(ApiErrorKind::Status { code: status.as_u16(), errors: vmm_errors(&body) })
+        exchange(stream, request).await
     }
+}
+
+/// One request and its reply over a connection of its own. Whatever comes back, memory is bounded: 64 KiB
+/// of head and 1 MiB of body.
+///
+/// # Errors
+/// See [`ApiErrorKind`].
+pub async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Bytes, ApiErrorKind>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(64 * 1024)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(ApiErrorKind::Http)?;
+    // Driven here rather than by a task of its own: when the deadline drops us, the socket goes too.
+    let reply = async {
+        let response = sender.send_request(request).await.map_err(ApiErrorKind::Http)?;
+        let status = response.status();
+        let body = read_bounded(response.into_body()).await?;
+        Ok((status, body))
+    };
+    let mut reply = std::pin::pin!(reply);
+    let mut connection = std::pin::pin!(connection);
+    let (status, body) = tokio::select! {
+        biased;
+        done = &mut reply => done?,
+        ended = &mut connection => match ended {
+            // Everything has been read: what is left is in the buffers of the reply.
+            Ok(()) => reply.await?,
+            Err(error) => return Err(ApiErrorKind::Http(error)),
+        },
+    };
+    if status.is_success() {
+        return Ok(body);
+    }
+    Err(ApiErrorKind::Status { code: status.as_u16(), errors: vmm_errors(&body) })
 }
 
 async fn read_bounded(mut body: Incoming) -> Result<Bytes, ApiErrorKind> {
