@@ -7,6 +7,7 @@
 //! The protocol itself is documented in [`drover_schemas::guest`].
 
 pub mod account;
+pub mod baseline;
 pub mod conn;
 pub mod dedupe;
 pub mod facts;

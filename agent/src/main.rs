@@ -1,12 +1,13 @@
 //! `drover-agent`: the guest's end of the link to its host.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use drover_agent::facts::Facts;
 use drover_agent::listen::{Address, Listener};
 use drover_agent::log::{self, Level};
 use drover_agent::power::Power;
-use drover_agent::{Agent, process, serve};
+use drover_agent::{Agent, baseline, process, serve};
 use drover_schemas::guest::{GuestKind, PORT};
 
 const USAGE: &str = "\
@@ -27,10 +28,12 @@ const EX_USAGE: u8 = 64;
 struct Options {
     listen: Address,
     level: Level,
+    /// Run as the plain program that `drover bench` compares with, on this file; no part of the usage.
+    baseline: Option<PathBuf>,
 }
 
 fn options() -> Result<Option<Options>, String> {
-    let mut options = Options { listen: Address::Vsock(PORT), level: Level::Info };
+    let mut options = Options { listen: Address::Vsock(PORT), level: Level::Info, baseline: None };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let (name, value) = match arg.split_once('=') {
@@ -40,6 +43,7 @@ fn options() -> Result<Option<Options>, String> {
         let mut value = || value.clone().or_else(|| args.next()).ok_or(format!("{name} needs a value"));
         match name.as_str() {
             "--listen" => options.listen = value()?.parse()?,
+            "--baseline" => options.baseline = Some(value()?.into()),
             "--log" => options.level = value()?.parse()?,
             "--version" | "-V" => {
                 println!("drover-agent {}", env!("CARGO_PKG_VERSION"));
@@ -65,6 +69,15 @@ fn main() -> ExitCode {
         }
     };
     log::set_level(options.level);
+    if let Some(file) = &options.baseline {
+        return match baseline::run(&options.listen, file) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                log::error(format_args!("{}", log::chain(&error)));
+                ExitCode::FAILURE
+            }
+        };
+    }
     match process::split_from_pid_1() {
         Ok(None) => {}
         Ok(Some(code)) => return ExitCode::from(u8::try_from(code).unwrap_or(1)),

@@ -123,6 +123,15 @@ impl Cgroups {
         this
     }
 
+    /// The cgroups around the one of a launch record: where the daemon that wrote it makes them. Makes
+    /// nothing.
+    #[must_use]
+    pub fn around(group: &VmCgroup) -> Self {
+        let v2 = group.dirs.iter().any(|dir| dir.join("cgroup.controllers").exists());
+        let bases = group.dirs.iter().filter_map(|dir| dir.parent()).map(Path::to_path_buf).collect();
+        Self { version: if v2 { Version::V2 } else { Version::V1 }, bases, problem: None }
+    }
+
     /// Why VMs run without some or all limits.
     #[must_use]
     pub fn problem(&self) -> Option<&str> {

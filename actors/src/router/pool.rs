@@ -162,6 +162,7 @@ pub(super) async fn host_info(router: &Router) -> HostInfo {
         features: crate::root::FEATURES.iter().map(|f| (*f).to_owned()).collect(),
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         started_unix_ms: router.started_unix_ms,
+        pid: Some(std::process::id()),
         phase: phase(router).to_owned(),
         vmm: VmmInfo {
             path: services.programs.vmm.display().to_string(),

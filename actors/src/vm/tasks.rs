@@ -271,7 +271,10 @@ fn disk_dir(context: &TaskContext) -> PathBuf {
 
 /// Makes the VM's own copy of an image, once: a later boot finds it. It appears under its name only when
 /// it is whole and on disk.
-async fn copy_on_write(base: PathBuf, own: PathBuf) -> std::io::Result<()> {
+///
+/// # Errors
+/// The image cannot be read or the copy cannot be written.
+pub async fn copy_on_write(base: PathBuf, own: PathBuf) -> std::io::Result<()> {
     tokio::task::spawn_blocking(move || {
         if own.exists() {
             return Ok(());

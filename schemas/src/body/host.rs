@@ -53,6 +53,9 @@ pub struct HostInfo {
     pub kernel: String,
     /// When the daemon started.
     pub started_unix_ms: u64,
+    /// Process id of the daemon, by its own account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
     /// `adopting`, `connecting` (the stream or a bucket of the bus is not there yet), `ready` or `draining`.
     pub phase: String,
     /// The hypervisor.

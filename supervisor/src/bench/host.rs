@@ -1,62 +1,55 @@
-//! Rows without a guest: the host's description, its memory, and the bare bus.
+//! Rows without a guest: the host's description and the bare bus.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use drover_schemas::{ErrorBody, ErrorCode, Token};
+use drover_schemas::Token;
+use drover_schemas::body::guest::Empty;
+use drover_schemas::body::host::HostInfo;
 use futures_util::StreamExt as _;
 use tokio::task::JoinHandle;
 
-use super::report::{HostDescription, Row};
-use super::sample::Percentiles;
-use crate::client::{Client, ClientError};
-
-const DEADLINE: Duration = Duration::from_secs(10);
+use super::report::{Goal, HostDescription, Row};
+use super::sample::Sample;
+use crate::client::{CallOptions, Client, ClientError};
 
 /// The host and the machine that measures.
-pub async fn describe(client: &Client, host: &Token) -> Result<HostDescription, ClientError> {
-    let info = client.host_info(host, DEADLINE).await?;
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+pub fn describe(client: &Client, info: &HostInfo) -> HostDescription {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    Ok(HostDescription {
+    let load = read("/proc/loadavg");
+    HostDescription {
         host: info.host.to_string(),
-        drover: info.version,
+        drover: info.version.clone(),
+        debug_build: cfg!(debug_assertions),
         cpu: model.map_or_else(|| "an unknown processor".to_owned(), |(_, name)| name.trim().to_owned()),
         cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        kernel: info.kernel,
-        vmm: info.vmm.version,
+        load: load.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or_default(),
+        kernel: info.kernel.clone(),
+        vmm: info.vmm.version.clone(),
         emulated: info.vmm.emulated,
+        guests: None,
         nats: client.nats().server_info().version,
-    })
+    }
 }
 
-/// Resident memory of the daemon, by VM where it has any.
-pub async fn memory(client: &Client, host: &Token, pid: Option<u32>) -> Result<Row, ClientError> {
-    let info = client.host_info(host, DEADLINE).await?;
-    let vms = info.capacity.vms;
-    let kib = pid.map(resident_kib).transpose()?;
-    let value = Percentiles {
-        p50: kib.unwrap_or(0) as f64,
-        p99: kib.unwrap_or(0) as f64,
-        count: usize::from(kib.is_some()),
-    };
-    let what = match (pid, vms) {
-        (None, _) => "memory of the daemon: give --pid".to_owned(),
-        (Some(_), vms) => format!("memory of the daemon with {vms} VMs"),
-    };
-    Ok(Row::new(&what, "KiB", value).goal("64 KiB for each idle VM"))
-}
-
-fn resident_kib(pid: u32) -> Result<u64, ClientError> {
-    let failed = |reason: String| {
-        let text = format!("the memory of process {pid} cannot be read: {reason}");
-        ClientError::from(ErrorBody::new(ErrorCode::InvalidArgument, text))
-    };
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| failed(e.to_string()))?;
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
-        .ok_or_else(|| failed("it has no VmRSS".to_owned()))
+/// `get` and a bare echo by turns. The echo answers from a connection of its own, as a host does,
+/// with as many bytes as `get` does.
+pub async fn get(client: &Client, name: &Token, calls: usize) -> Result<Row, ClientError> {
+    let subject = client.vm_subject(name, "get")?;
+    let body: Bytes = drover_schemas::codec::encode(&Empty {}).map_err(ClientError::Encode)?.into();
+    let options = CallOptions::read(Duration::from_secs(5));
+    let reply = client.call_bytes(&subject, body.clone(), options).await?;
+    let echo = Echo::start(client, reply.clone()).await?;
+    let (mut drover, mut bare) = (Sample::default(), Sample::default());
+    for _ in 0..calls.max(1) {
+        drover.time(client.call_bytes(&subject, body.clone(), options)).await?;
+        bare.time(echo.ask(body.clone())).await?;
+    }
+    Ok(Row::new(&format!("get, {} bytes", reply.len()), "us", drover.percentiles(1e6))
+        .against("a bare NATS request and echo of the same size", Ok(bare.percentiles(1e6)))
+        .goal(Goal::RatioAtMost(1.3)))
 }
 
 /// A responder that knows nothing of drover.

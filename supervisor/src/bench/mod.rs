@@ -1,27 +1,43 @@
 //! `drover bench`: what drover costs beside its limit, in one run on one machine.
 //!
-//! Each row measures drover and, where it can be had from here, the limit by turns, so that a busy
-//! machine slows both. Numbers are printed with the host that gave them; nothing here is a test.
+//! Each row measures drover and the limit by turns, so that a busy machine slows both. Limits with a guest
+//! in them are measured by hand, which needs root on the host's own machine; elsewhere the row says why it
+//! has none. Numbers are printed with the host that gave them; nothing here is a test.
+//!
+//! Whatever a run makes, through drover or by hand, is removed at its end, also when it failed or was
+//! interrupted.
 
+mod byhand;
+mod creates;
 mod guest;
 mod host;
+mod machine;
+mod memory;
+mod plain;
 mod report;
 mod sample;
+mod vms;
 
 use std::time::Duration;
 
+use drover_actors::chain;
 use drover_schemas::Token;
-use drover_schemas::body::guest::Empty;
-use drover_schemas::body::spec::VmSpec;
-use drover_schemas::body::vm::{ChangeReply, ChangeRequest, CreateRequest, Wait};
+use drover_schemas::body::host::HostInfo;
+use drover_schemas::body::status::VmStatus;
 use indicatif::ProgressBar;
+use tokio::signal::unix::{SignalKind, signal};
 
-use crate::client::{CallOptions, Client, ClientError};
+use crate::client::{Client, ClientError};
+use byhand::ByHand;
+use machine::Machine;
+use plain::Plain;
 pub use report::Report;
 use report::Row;
+use vms::Vms;
 
-const CREATE_DEADLINE: Duration = Duration::from_secs(100);
-const DELETE_DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How many times many are started at once, where guests are processes.
+const ROUNDS: usize = 3;
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
@@ -32,16 +48,25 @@ pub struct BenchArgs {
     /// Template of the VMs that are made for it; they are deleted at the end.
     #[arg(long, short, value_name = "TEMPLATE")]
     template: Option<Token>,
-    /// How many calls give a percentile.
+    /// How many calls of `get` give a percentile; of `exec`, a tenth of it.
     #[arg(long, default_value_t = 2_000, value_name = "N")]
     calls: usize,
-    /// How many VMs are created one after another.
-    #[arg(long, default_value_t = 3, value_name = "N")]
-    creates: usize,
+    /// How many VMs are created one after another [default: 20 where guests are processes, else 3].
+    #[arg(long, value_name = "N")]
+    creates: Option<usize>,
+    /// How many VMs are created at once [default: 64 where guests are processes, else 4].
+    #[arg(long, value_name = "N")]
+    at_once: Option<usize>,
+    /// How many idle VMs the memory is measured with [default: 200 where guests are processes, else 0].
+    #[arg(long, value_name = "N")]
+    idle: Option<usize>,
     /// Size of the file that is copied, in MiB.
     #[arg(long, default_value_t = 64, value_name = "MIB")]
     file: u64,
-    /// Process of the daemon, for its memory; it must run on this machine.
+    /// How many times it is copied each way.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    copies: usize,
+    /// Process of the daemon, if it is another than the host says; it must run on this machine.
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
     /// As -o json.
@@ -54,13 +79,15 @@ pub struct BenchArgs {
 enum What {
     /// `get` over the bus against a bare NATS echo of the same size.
     Get,
-    /// From create to an agent that answers.
+    /// From create to an agent that answers, against the same by hand.
     Create,
-    /// `exec` of `true`.
+    /// Many creates at once, against the same by hand.
+    AtOnce,
+    /// `exec` of `true`, against a plain program in the guest.
     Exec,
-    /// A file to and from the guest.
+    /// A file to and from the guest, against a raw copy.
     Files,
-    /// Memory of the daemon.
+    /// Memory of the daemon and of holders with idle VMs.
     Memory,
 }
 
@@ -73,86 +100,128 @@ impl BenchArgs {
 /// Measures on `host`.
 ///
 /// # Errors
-/// The first call that failed; the VMs made for it are deleted all the same.
+/// The first call that failed, or [`ClientError::Cancelled`] on a signal; what was made is removed all the
+/// same.
 pub async fn run(args: &BenchArgs, client: &Client, host: &Token) -> Result<Report, ClientError> {
-    let mut report = Report { host: host::describe(client, host).await?, rows: Vec::new() };
-    if args.wants(What::Memory) {
-        report.rows.push(host::memory(client, host, args.pid).await?);
+    let vms = Vms::new(client.clone(), args.template.clone());
+    let mut hand = Err("no VM was started".to_owned());
+    let progress = ProgressBar::new_spinner();
+    progress.enable_steady_tick(Duration::from_millis(200));
+    let outcome = tokio::select! {
+        report = Box::pin(measure(args, client, host, &vms, &mut hand, &progress)) => report,
+        () = interrupted() => Err(ClientError::Cancelled),
+    };
+    progress.set_message("cleaning up");
+    if let Ok(hand) = &hand {
+        hand.clean_up().await;
     }
-    if ![What::Get, What::Create, What::Exec, What::Files].into_iter().any(|what| args.wants(what)) {
-        return Ok(report);
-    }
-    let creates = if args.wants(What::Create) { args.creates.max(1) } else { 1 };
-    let mut created = Vec::new();
-    let outcome = with_vms(args, client, creates, &mut created, &mut report.rows).await;
-    for name in &created {
-        let request = ChangeRequest::default();
-        let deleted: Result<ChangeReply, _> =
-            client.vm(name, "delete", &request, CallOptions::change(DELETE_DEADLINE)).await;
-        if let Err(error) = deleted {
-            tracing::warn!(vm = %name, error = %drover_actors::chain(&error), "a VM of the bench is left");
-        }
-    }
-    outcome.map(|()| report)
+    vms.clean_up().await;
+    progress.finish_and_clear();
+    outcome
 }
 
-async fn with_vms(
+async fn interrupted() {
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        // Then a signal ends the program as it does any other.
+        _ => std::future::pending().await,
+    }
+}
+
+async fn measure(
     args: &BenchArgs,
     client: &Client,
-    creates: usize,
-    created: &mut Vec<Token>,
-    rows: &mut Vec<Row>,
-) -> Result<(), ClientError> {
-    let mut times = sample::Sample::default();
-    for _ in 0..creates {
-        let name = name()?;
-        let spec = VmSpec { template: args.template.clone(), ..VmSpec::default() };
-        let request = CreateRequest { name: name.clone(), spec, wait: Some(Wait::Agent) };
-        // Noted before it is asked for: a create that is given up may still come about.
-        created.push(name);
-        times.time(client.create(&request, CallOptions::change(CREATE_DEADLINE))).await?;
+    host: &Token,
+    vms: &Vms,
+    hand: &mut Result<ByHand, String>,
+    progress: &ProgressBar,
+) -> Result<Report, ClientError> {
+    let info = client.host_info(host, DEADLINE).await?;
+    let mut description = host::describe(client, &info);
+    progress.set_message("a first VM");
+    let (vm, _) = vms.create(None).await?;
+    *hand = by_hand(&vm, &info).await;
+    let process = hand.as_ref().is_ok_and(|hand| hand.machine.process_guests);
+    if hand.is_ok() {
+        description.guests = Some(if process { "guests of processes" } else { "guests with kernels" });
+    }
+    let count = |asked: Option<usize>, processes: usize, machines: usize| {
+        asked.unwrap_or(if process { processes } else { machines })
+    };
+
+    // Before anything has made the daemon's memory grow for other reasons.
+    let mut memory_rows = Vec::new();
+    if args.wants(What::Memory) {
+        let idle = room(count(args.idle, 200, 0), &info, &vm);
+        progress.set_message(format!("memory: {idle} idle VMs"));
+        memory_rows.extend(memory::rows(vms, memory::daemon(&info, args.pid), idle).await?);
+    }
+    let mut rows = Vec::new();
+    if args.wants(What::Get) {
+        progress.set_message(format!("{} calls of get", args.calls));
+        rows.push(host::get(client, &vm.name, args.calls).await?);
     }
     if args.wants(What::Create) {
-        rows.push(
-            Row::new("create to agent ready", "ms", times.percentiles(1e3))
-                .against("the same VMM started by hand, same agent awaited", None)
-                .goal("+ 15 ms"),
-        );
+        let creates = count(args.creates, 20, 3);
+        progress.set_message(format!("{creates} creates"));
+        rows.push(creates::one_by_one(vms, hand, creates).await?);
     }
-    let Some(name) = created.first() else { return Ok(()) };
-    if args.wants(What::Get) {
-        rows.push(get(client, name, args.calls).await?);
+    if args.wants(What::AtOnce) {
+        let (at_once, rounds) = (room(count(args.at_once, 64, 4), &info, &vm), count(None, ROUNDS, 1));
+        progress.set_message(format!("{at_once} creates at once, {rounds} times"));
+        rows.push(creates::at_once(vms, hand, at_once, rounds).await?);
     }
+    if args.wants(What::Exec) || args.wants(What::Files) {
+        rows.extend(guest_rows(args, client, &vm.name, hand, progress).await?);
+    }
+    rows.extend(memory_rows);
+    Ok(Report::new(description, rows))
+}
+
+async fn guest_rows(
+    args: &BenchArgs,
+    client: &Client,
+    name: &Token,
+    hand: &Result<ByHand, String>,
+    progress: &ProgressBar,
+) -> Result<Vec<Row>, ClientError> {
+    let mut plain = match hand {
+        Ok(ByHand { machine, .. }) => {
+            let vsock = machine.run_dir.vsock_socket();
+            let started = Plain::start(client, name, &vsock, machine.process_guests).await;
+            started.map_err(|error| chain(&error).to_string())
+        }
+        Err(why) => Err(why.clone()),
+    };
+    let mut rows = Vec::new();
     if args.wants(What::Exec) {
-        rows.push(guest::exec(client, name, (args.calls / 20).max(20)).await?);
+        let calls = (args.calls / 10).max(20);
+        progress.set_message(format!("{calls} calls of exec"));
+        rows.push(guest::exec(client, name, calls, plain.as_mut().map_err(|why| why.clone())).await?);
     }
     if args.wants(What::Files) {
-        rows.extend(guest::files(client, name, args.file << 20, &ProgressBar::hidden()).await?);
+        progress.set_message(format!("{} copies of {} MiB each way", args.copies, args.file));
+        let plain = plain.as_mut().map_err(|why| why.clone());
+        rows.extend(guest::files(client, name, args.file << 20, args.copies, plain).await?);
     }
-    Ok(())
+    Ok(rows)
 }
 
-/// `get` and a bare echo by turns. The echo answers from a connection of its own, as a host does,
-/// with as many bytes as `get` does.
-async fn get(client: &Client, name: &Token, calls: usize) -> Result<Row, ClientError> {
-    let subject = client.vm_subject(name, "get")?;
-    let body: bytes::Bytes = drover_schemas::codec::encode(&Empty {}).map_err(ClientError::Encode)?.into();
-    let options = CallOptions::read(Duration::from_secs(5));
-    let reply = client.call_bytes(&subject, body.clone(), options).await?;
-    let echo = host::Echo::start(client, reply.clone()).await?;
-    let (mut drover, mut bare) = (sample::Sample::default(), sample::Sample::default());
-    for _ in 0..calls.max(1) {
-        drover.time(client.call_bytes(&subject, body.clone(), options)).await?;
-        bare.time(echo.ask(body.clone())).await?;
-    }
-    Ok(Row::new(&format!("get, {} bytes", reply.len()), "us", drover.percentiles(1e6))
-        .against("bare NATS request and echo, same size", Some(bare.percentiles(1e6)))
-        .goal("1.3x at p50"))
+async fn by_hand(vm: &VmStatus, info: &HostInfo) -> Result<ByHand, String> {
+    let machine = Machine::find(vm, info.installation).await.map_err(|error| chain(&error).to_string())?;
+    ByHand::new(machine).map_err(|error| chain(&error).to_string())
 }
 
-fn name() -> Result<Token, ClientError> {
-    let text = format!("bench-{:08x}", rand::random::<u32>());
-    Token::new(&text).map_err(|e| {
-        drover_schemas::ErrorBody::new(drover_schemas::ErrorCode::Internal, e.to_string()).into()
-    })
+/// As many as were asked for, or as the host promises.
+fn room(asked: usize, info: &HostInfo, vm: &VmStatus) -> usize {
+    let capacity = &info.capacity;
+    let spec = vm.spec.as_deref();
+    let cpus = spec.map_or(1, |spec| u64::from(spec.cpus).max(1));
+    let left = capacity.cpus.saturating_sub(capacity.cpus_used + cpus) / cpus;
+    asked.min(usize::try_from(left).unwrap_or(usize::MAX))
 }
