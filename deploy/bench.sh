@@ -25,7 +25,8 @@ need_debian nft=nftables ip=iproute2 nsenter=util-linux busybox=busybox-static c
     depmod=kmod mke2fs=e2fsprogs python3=python3 pip3=python3-pip >&2
 need_python >&2
 export PATH="$PATH:/usr/sbin:/sbin"
-unset DROVER_NATS_URL DROVER_NAMESPACE RUST_LOG
+unset DROVER_NAMESPACE RUST_LOG
+export DROVER_NATS_URL=nats://127.0.0.1:4222
 
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CACHE/target}
 export DROVER_STATIC_TARGET=$CARGO_TARGET_DIR/static
@@ -96,10 +97,10 @@ SOFTVMM_GUEST=process SOFTVMM_AGENT=$agent \
     nsenter --net="/run/netns/$netns" "$bin/drover" host run --config "$work/host.yaml" > "$work/host.log" 2>&1 &
 host_pid=$!
 tries=150
-until inside "$bin/drover" host get --deadline 2 -o json > "$work/host.json" 2> /dev/null &&
+until inside "$bin/drover" host get --deadline 2 -o json > "$work/host.json" 2> "$work/host.err" &&
     grep -q '"phase": *"ready"' "$work/host.json"; do
     tries=$((tries - 1))
-    alive "$host_pid" && [ "$tries" -gt 0 ] || { tail -n 20 "$work/host.log" >&2; die "the host did not come up"; }
+    alive "$host_pid" && [ "$tries" -gt 0 ] || { cat "$work/host.err" >&2; tail -n 20 "$work/host.log" >&2; die "the host did not come up"; }
     sleep 0.2
 done
 sed -n 's/.*"installation": *"\([0-9A-Za-z]*\)".*/\1/p' "$work/host.json" | tr '[:upper:]' '[:lower:]' > "$work/installation"
