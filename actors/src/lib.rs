@@ -14,6 +14,7 @@ pub mod journal;
 pub mod manager;
 pub mod metrics;
 pub mod network;
+mod pause;
 pub mod rejections;
 pub mod root;
 pub mod router;
@@ -26,3 +27,4 @@ pub mod trace;
 pub mod vm;
 
 pub use chain::chain;
+use pause::pause_while_waiting;

@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::LinkError;
 use super::link::{HelloInfo, Link};
+use crate::pause_while_waiting;
 
 /// The longest answer to `CONNECT`, with its line end.
 const MAX_LINE: usize = 32;
-/// The first and the longest pause between two attempts while a guest boots.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// The longest pause between two attempts while a guest boots.
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest single attempt: the hypervisor itself gives up after 2 s.
 const ATTEMPT: Duration = Duration::from_secs(3);
@@ -69,14 +69,14 @@ pub async fn connect_when_ready(
     cancel: &CancellationToken,
     deadline: Duration,
 ) -> Result<(Link, Arc<AgentHello>), LinkError> {
-    let until = Instant::now() + deadline;
-    let mut pause = FIRST_PAUSE;
+    let began = Instant::now();
+    let until = began + deadline;
     let trying = async {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match Link::connect(vsock_socket, info, left.min(ATTEMPT)).await {
                 Err(error) if error.may_pass() => {
-                    if Instant::now() + pause >= until {
+                    if Instant::now() + pause_while_waiting(began.elapsed(), LONGEST_PAUSE) >= until {
                         let after_ms = deadline.as_millis() as u64;
                         return Err(LinkError::Deadline { step: "the start of the guest's agent", after_ms });
                     }
@@ -84,8 +84,7 @@ pub async fn connect_when_ready(
                 }
                 other => return other,
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            sleep(pause_while_waiting(began.elapsed(), LONGEST_PAUSE)).await;
         }
     };
     tokio::select! {

@@ -23,11 +23,14 @@ use super::cgroup::VmCgroup;
 use super::pidfd::{self, Process};
 use super::record::{ExitRecord, PidRecord, SpawnError, VERSION, file};
 use super::run_dir::{RunDir, RunDirError};
+use crate::pause_while_waiting;
 
 /// How much of stderr goes into an error.
 const STDERR_IN_ERRORS: usize = 4096;
 /// How long the holder gets to write the exit record after the VMM ended.
 const HOLDER_GRACE: Duration = Duration::from_secs(5);
+/// The longest pause between two looks for the API socket.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// The variables of the VMM's environment that name its owner.
 const ENV_INSTALLATION: &str = "DROVER_INSTALLATION";
 const ENV_VM_ID: &str = "DROVER_VM_ID";
@@ -379,7 +382,7 @@ async fn await_api(
     within: Duration,
 ) -> Result<VmmProcess, LaunchError> {
     let api = process.api();
-    let mut pause = Duration::from_millis(1);
+    let began = Instant::now();
     loop {
         let last = tokio::select! {
             biased;
@@ -400,7 +403,7 @@ async fn await_api(
         }
         tokio::select! {
             () = process.process.ended() => {}
-            () = sleep(pause) => pause = (pause * 2).min(Duration::from_millis(20)),
+            () = sleep(pause_while_waiting(began.elapsed(), LONGEST_PAUSE)) => {}
         }
     }
 }
