@@ -12,8 +12,9 @@ use std::time::Duration;
 use drover_schemas::body::spec::ResolvedImage;
 use drover_schemas::body::status::{Cause, CauseKind};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use super::laps::Laps;
 use super::machine::{Report, Task};
 use crate::chain;
 use crate::guest::Link;
@@ -130,6 +131,7 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
     let services = &context.services;
     let row = &context.row;
     let dir = run_dir(context);
+    let mut laps = Laps::start();
     // A create and a start have reserved already; a restart by policy takes its share here.
     services
         .state
@@ -139,7 +141,9 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
         Cause::new(CauseKind::TapRefused, format!("the network could not be made: {}", chain(&e)))
             .with("step", "network")
     })?;
+    laps.note("network");
     let paths = boot_paths(context).await?;
+    laps.note("disks");
     let host_resource = |step: &str, error: &dyn std::error::Error| {
         Cause::new(CauseKind::HostResource, chain(error).to_string()).with("step", step)
     };
@@ -149,6 +153,7 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
         pids: PIDS_BASE + 2 * u64::from(row.spec.cpus),
     };
     let cgroup = services.cgroups.create(row.vm_id, &limits).map_err(|e| host_resource("cgroup", &e))?;
+    laps.note("cgroup");
     let launched = launch(&LaunchSpec {
         hold_bin: services.programs.hold.clone(),
         vmm_bin: services.programs.vmm.clone(),
@@ -163,6 +168,7 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
         f(&Evidence { stderr_tail: &stderr, console_tail: "", oom_kills, step })
     };
     let process = launched.map_err(|e| of(evidence("launch"), &|ev| cause::of_launch(&e, ev)))?;
+    laps.note("launch");
     let run = Run::new(process);
     let firmware = row.spec.boot.firmware.is_some();
     let first = row.nics.first().map(NicLease::guest_nic);
@@ -176,9 +182,12 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
     if let Err(error) = run.api.create(&config).await {
         return Err(call_failed(&run, &dir, "vm.create", &error, firmware).await);
     }
+    laps.note("vm.create");
     if let Err(error) = run.api.boot().await {
         return Err(call_failed(&run, &dir, "vm.boot", &error, firmware).await);
     }
+    laps.note("vm.boot");
+    debug!(vm_id = %row.vm_id, steps_ms = %laps, "booted");
     Ok(run)
 }
 
