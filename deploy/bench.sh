@@ -85,7 +85,7 @@ cat > "$work/host.yaml" << END
 {
   "host": "bench", "state_dir": "$work/s", "run_dir": "$work/r", "images_dir": "$images",
   "networks": [{"name": "default", "subnet": "10.78.0.0/20"}],
-  "vmm": {"path": "$bin/softvmm", "hold": "$hold", "overhead": "64MiB"},
+  "vmm": {"path": "$bin/softvmm", "hold": "$hold", "overhead": "32MiB"},
   "capacity": {"cpu_ratio": 1000.0, "quarantine_s": 1, "memory_reserve": "512MiB"},
   "log": {"filter": "info,async_nats=warn"}
 }

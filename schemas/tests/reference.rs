@@ -5,8 +5,38 @@
 use std::fmt::Write as _;
 
 use drover_schemas::ErrorCode;
+use drover_schemas::body::status::CauseKind;
+use drover_schemas::event::{HostEventKind, VmEventKind};
 use drover_schemas::state::{markdown, mermaid};
 use drover_schemas::verbs::{Class, Plane, Role, VERBS};
+
+/// The values of an enum with their documentation, but not the catch-all of readers.
+fn values<T: schemars::JsonSchema>() -> Vec<(String, String)> {
+    let schema = schemars::schema_for!(T).to_value();
+    let text = |value: &serde_json::Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    let all = schema["oneOf"].as_array().cloned().unwrap_or_default();
+    let known = all.iter().map(|value| (text(value, "const"), text(value, "description")));
+    known.filter(|(name, _)| name != "unknown").collect()
+}
+
+fn events(out: &mut String) {
+    let mut table = |subject: &str, rows: Vec<(String, String)>| {
+        assert!(!rows.is_empty(), "no values for {subject}");
+        for (name, doc) in rows {
+            writeln!(out, "| `{subject}{name}` | {} |", doc.replace('\n', " ")).unwrap();
+        }
+    };
+    table("evt.ns.<ns>.vm.<name>.", values::<VmEventKind>());
+    table("evt.host.<host>.", values::<HostEventKind>());
+    table(
+        "evt.ns.<ns>.request.",
+        vec![(
+            "rejected".to_owned(),
+            "A request that had no reply subject and no effect, with the error that it would have got."
+                .to_owned(),
+        )],
+    );
+}
 
 fn reference() -> String {
     let mut out = String::from(
@@ -46,6 +76,16 @@ fn reference() -> String {
     for code in ErrorCode::ALL {
         writeln!(out, "| `{code}` | {} | {} |", code.status(), if code.retryable() { "yes" } else { "no" })
             .unwrap();
+    }
+    out.push_str(
+        "\n## Events\n\nCloudEvents 1.0 in binary mode, in the stream `DROVER_EVENTS`; a VM's have a `seq` without gaps. \
+         Bodies: `VmEvent`, `HostEvent`, `RejectedEvent` in `schemas/src/event.rs`.\n\n\
+         | subject (after `drover.v1.`) | |\n|---|---|\n",
+    );
+    events(&mut out);
+    out.push_str("\n### Causes\n\nOf states, failed operations and ends, with evidence by name.\n\n| `kind` | |\n|---|---|\n");
+    for (kind, doc) in values::<CauseKind>() {
+        writeln!(out, "| `{kind}` | {} |", doc.replace('\n', " ")).unwrap();
     }
     write!(
         out,

@@ -13,7 +13,7 @@ use super::vms::Vms;
 use crate::client::ClientError;
 
 /// Memory of a guest that only idles.
-const GUEST: ByteSize = ByteSize::mib(64);
+pub const GUEST: ByteSize = ByteSize::mib(64);
 /// How long the daemon may settle before it is looked at.
 const SETTLE: Duration = Duration::from_secs(3);
 

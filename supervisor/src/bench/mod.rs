@@ -24,6 +24,7 @@ use drover_actors::chain;
 use drover_schemas::Token;
 use drover_schemas::body::host::HostInfo;
 use drover_schemas::body::status::VmStatus;
+use drover_schemas::size::ByteSize;
 use indicatif::ProgressBar;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -145,6 +146,7 @@ async fn measure(
     let mut description = host::describe(client, &info);
     progress.set_message("a first VM");
     let (vm, _) = vms.create(None).await?;
+    let now = client.host_info(host, DEADLINE).await?;
     *hand = by_hand(&vm, &info).await;
     let process = hand.as_ref().is_ok_and(|hand| hand.machine.process_guests);
     if hand.is_ok() {
@@ -157,7 +159,7 @@ async fn measure(
     // Before anything has made the daemon's memory grow for other reasons.
     let mut memory_rows = Vec::new();
     if args.wants(What::Memory) {
-        let idle = room(count(args.idle, 200, 0), &info, &vm);
+        let idle = room(count(args.idle, 200, 0), &info, &now, &vm, Some(memory::GUEST));
         progress.set_message(format!("memory: {idle} idle VMs"));
         memory_rows.extend(memory::rows(vms, memory::daemon(&info, args.pid), idle).await?);
     }
@@ -172,7 +174,8 @@ async fn measure(
         rows.push(creates::one_by_one(vms, hand, creates).await?);
     }
     if args.wants(What::AtOnce) {
-        let (at_once, rounds) = (room(count(args.at_once, 64, 4), &info, &vm), count(None, ROUNDS, 1));
+        let (at_once, rounds) =
+            (room(count(args.at_once, 64, 4), &info, &now, &vm, None), count(None, ROUNDS, 1));
         progress.set_message(format!("{at_once} creates at once, {rounds} times"));
         rows.push(creates::at_once(vms, hand, at_once, rounds).await?);
     }
@@ -217,11 +220,14 @@ async fn by_hand(vm: &VmStatus, info: &HostInfo) -> Result<ByHand, String> {
     ByHand::new(machine).map_err(|error| chain(&error).to_string())
 }
 
-/// As many as were asked for, or as the host promises.
-fn room(asked: usize, info: &HostInfo, vm: &VmStatus) -> usize {
-    let capacity = &info.capacity;
-    let spec = vm.spec.as_deref();
-    let cpus = spec.map_or(1, |spec| u64::from(spec.cpus).max(1));
-    let left = capacity.cpus.saturating_sub(capacity.cpus_used + cpus) / cpus;
-    asked.min(usize::try_from(left).unwrap_or(usize::MAX))
+/// As many as were asked for, or as the host promises beside `vm`, whose start `before` did not know.
+fn room(asked: usize, before: &HostInfo, now: &HostInfo, vm: &VmStatus, memory: Option<ByteSize>) -> usize {
+    let capacity = &now.capacity;
+    let (cpus, own) =
+        vm.spec.as_deref().map_or((1, 0), |spec| (u64::from(spec.cpus).max(1), spec.memory_bytes));
+    let taken = capacity.memory_used_bytes.saturating_sub(before.capacity.memory_used_bytes);
+    let each = memory.map_or(taken, |memory| taken.saturating_sub(own) + memory.0).max(1);
+    let by_cpus = capacity.cpus.saturating_sub(capacity.cpus_used) / cpus;
+    let by_memory = capacity.memory_bytes.saturating_sub(capacity.memory_used_bytes) / each;
+    asked.min(usize::try_from(by_cpus.min(by_memory)).unwrap_or(usize::MAX))
 }
