@@ -7,6 +7,7 @@
 //! | [`client`] | requests as any client writes them, and what comes back |
 //! | [`events`] | the log of events, checked as a log |
 //! | [`leak`] | what of a VM is still there |
+//! | [`soak`] | random work, kills, and a model |
 //! | [`wait`] | waiting for a level with a deadline |
 //!
 //! A test names what it proves, runs its body with [`world::run`], and ends only what it started. Paths
@@ -23,5 +24,6 @@ pub mod client;
 pub mod events;
 pub mod leak;
 pub mod netns;
+pub mod soak;
 pub mod wait;
 pub mod world;

@@ -108,6 +108,9 @@ where
         let lines: Vec<&str> = told.lines().collect();
         println!("the daemon told:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
         world.print_evidence();
+        if let Some(kept) = std::env::var_os("DROVER_KEEP_LOG") {
+            fs::copy(world.path("host.log"), kept).expect("the log is kept");
+        }
     }
     world.end().await;
     result
