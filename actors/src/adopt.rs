@@ -21,16 +21,30 @@ use crate::vm::tasks::Run;
 /// Pause between attempts to read a claim.
 const CLAIM_RETRY: Duration = Duration::from_millis(500);
 
-/// Finds out how a VM of the journal is. `None` leaves it alone: it is reported and answers
-/// `unavailable`.
-pub async fn adopt(services: &Services, row: VmRow) -> Option<VmMsg> {
+/// What became of a VM of the journal.
+#[derive(Debug)]
+pub enum Found {
+    /// Its actor goes on with this.
+    Known(VmMsg),
+    /// It never was: another host has the name, and nothing had been done for it here.
+    Undone,
+    /// It cannot be told. It is left alone and answers `unavailable`.
+    Unclear,
+}
+
+/// Finds out how a VM of the journal is.
+pub async fn adopt(services: &Services, row: VmRow) -> Found {
     if row.released {
         let op: Option<MachineOp> = machine_of(&row).op;
-        return Some(VmMsg::Begin { machine: None, effects: vec![Effect::Gone { op }] });
+        return Found::Known(VmMsg::Begin { machine: None, effects: vec![Effect::Gone { op }], trace: None });
     }
     if !row.owned && !confirm(services, &row).await {
-        return None;
+        return Found::Undone;
     }
+    look(services, row).await.map_or(Found::Unclear, Found::Known)
+}
+
+async fn look(services: &Services, row: VmRow) -> Option<VmMsg> {
     let dir = services.run_root.vm(row.vm_id);
     let cgroup = services.cgroups.of(row.vm_id);
     match adopt_process(&dir, services.installation).await {
@@ -71,6 +85,13 @@ pub async fn adopt(services: &Services, row: VmRow) -> Option<VmMsg> {
         Err(failure @ AdoptError::NotOurs { .. }) => {
             // The number was given to another process: ours has ended.
             Some(gone(false, Cause::new(CauseKind::VmmExit, chain(&failure).to_string())))
+        }
+        Err(AdoptError::Silent { source, .. })
+            if matches!(row.state, VmState::Creating | VmState::Starting) =>
+        {
+            warn!(vm_id = %row.vm_id, error = %chain(&source), "a boot hangs; it is undone and done again");
+            destroy(&dir, services.installation, &cgroup).await;
+            Some(gone(false, Cause::new(CauseKind::Adopted, "the boot was not finished")))
         }
         Err(AdoptError::Silent { process, source }) => {
             warn!(vm_id = %row.vm_id, error = %chain(&source), "the VMM lives but does not answer");

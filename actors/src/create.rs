@@ -17,7 +17,7 @@ use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, VmId, codec, header
 use futures_util::future::BoxFuture;
 use ractor::ActorRef;
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use crate::bus::claims::decide::Attempt;
 use crate::bus::claims::{Claim, ClaimOutcome, NameKey, OwnOutcome};
@@ -77,7 +77,7 @@ impl Creator {
         };
         // Two copies of one request meet here: the second finds what the first has made durable.
         let lock = self.name_lock(&wanted.key);
-        let guard = lock.lock().await;
+        let guard = lock.lock_owned().await;
         if let Some(answer) = self.known(&wanted) {
             drop(guard);
             return answer.await;
@@ -120,7 +120,10 @@ impl Creator {
                 .with("deleted_unix_ms", deleted_unix_ms));
             }
         };
-        self.place(wanted, claim, guard).await
+        // Whoever asked may stop waiting at any moment. What was begun is carried out or undone all the same.
+        let creator = self.clone();
+        let placed = tokio::spawn(async move { creator.place(wanted, claim, guard).await }.in_current_span());
+        placed.await.unwrap_or_else(|_| Err(interrupted()))
     }
 
     fn name_lock(&self, key: &NameKey) -> Arc<tokio::sync::Mutex<()>> {
@@ -181,7 +184,7 @@ impl Creator {
         &self,
         wanted: Wanted,
         claim: Claim,
-        guard: tokio::sync::MutexGuard<'_, ()>,
+        guard: tokio::sync::OwnedMutexGuard<()>,
     ) -> Result<ChangeReply, ErrorBody> {
         let state = &self.services.state;
         let vm_id = claim.vm_id;
@@ -256,6 +259,7 @@ impl Creator {
             row: Box::new(row),
             machine: Box::new(machine),
             effects,
+            trace: crate::trace::current(),
             waiter,
             began,
         });

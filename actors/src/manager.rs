@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::adopt::adopt;
+use crate::adopt::{Found, adopt};
 use crate::bus::claims::{Claim, Gone, NameKey, OwnOutcome, Phase};
 use crate::chain;
 use crate::guest::GuestIds;
@@ -109,7 +109,8 @@ impl Directory {
         self.names.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Makes the slot of a VM, or finds it.
+    /// Makes the slot of a VM, or finds it. A VM that is deleted but for its name does not take the name
+    /// from one that has it already.
     pub fn insert(&self, row: &VmRow) -> Arc<Slot> {
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
         let fresh = || {
@@ -121,6 +122,9 @@ impl Directory {
             })
         };
         let slot = names.entry((row.namespace.clone(), row.name.clone())).or_insert_with(fresh);
+        if slot.vm_id != row.vm_id && row.released {
+            return fresh();
+        }
         if slot.vm_id != row.vm_id {
             slot.gone.cancel();
             *slot = fresh();
@@ -204,6 +208,8 @@ pub enum ManagerMsg {
         machine: Box<Machine>,
         /// What it begins with.
         effects: Vec<Effect>,
+        /// The request's `traceparent`.
+        trace: Option<String>,
         /// Waits for the outcome of the create.
         waiter: Option<(RequestId, ChangeSender)>,
         /// Told when the VM can be asked, or dropped if its actor could not be started.
@@ -284,12 +290,12 @@ impl Actor for Manager {
         state: &mut ManagerState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ManagerMsg::Spawn { row, machine, effects, waiter, began } => {
+            ManagerMsg::Spawn { row, machine, effects, trace, waiter, began } => {
                 if let Some(actor) = state.spawn(&myself, *row).await {
                     if let Some((request_id, reply)) = waiter {
                         let _ = actor.cast(VmMsg::Attach { request_id, reply });
                     }
-                    let _ = actor.cast(VmMsg::Begin { machine: Some(machine), effects });
+                    let _ = actor.cast(VmMsg::Begin { machine: Some(machine), effects, trace });
                     let _ = began.send(());
                 }
             }
@@ -400,9 +406,16 @@ impl ManagerState {
         let (services, manager) = (self.args.services.clone(), myself.clone());
         tokio::spawn(async move {
             let vm_id = row.vm_id;
-            if let Some(message) = adopt(&services, row).await {
-                let _ = actor.cast(message);
-                slot.set(Some(actor));
+            match adopt(&services, row).await {
+                Found::Known(message) => {
+                    let _ = actor.cast(message);
+                    slot.set(Some(actor));
+                }
+                Found::Undone => {
+                    actor.stop(None);
+                    let _ = manager.cast(ManagerMsg::Gone { vm_id });
+                }
+                Found::Unclear => {}
             }
             let _ = manager.cast(ManagerMsg::Adopted { vm_id });
         });

@@ -13,6 +13,7 @@ use drover_schemas::guest::{
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
+use tracing::info_span;
 
 use super::dial::{dial, io_error};
 use super::error::{CallError, LinkError};
@@ -56,8 +57,6 @@ pub struct Open {
     pub request_id: Option<RequestId>,
     /// How long the agent may take in all.
     pub deadline: Option<Duration>,
-    /// W3C trace context.
-    pub traceparent: Option<String>,
     /// The first limit of each channel from the guest, in bytes.
     pub credit: u64,
     /// The verb's request, encoded; it is not looked at.
@@ -176,18 +175,19 @@ impl Link {
     /// # Errors
     /// [`LinkError::Full`], [`LinkError::TooLong`], or why the link has ended.
     pub fn open(&self, open: Open) -> Result<GuestStream, LinkError> {
+        let span = info_span!("guest.call", verb = open.verb);
         let request = Request {
             stream: 0,
             verb: open.verb,
             request_id: open.request_id,
             deadline_ms: open.deadline.map(|d| d.as_millis() as u64),
-            traceparent: open.traceparent,
+            traceparent: crate::trace::of(&span),
             credit: open.credit,
             body: open.body.into(),
         };
         let (id, changed) = self.shared().state().open(request, self.hello().stream_credit)?;
         self.shared().wake.notify_one();
-        Ok(GuestStream::new(self.clone(), id, changed))
+        Ok(GuestStream::new(self.clone(), id, changed, span))
     }
 
     /// One request, one answer. No credit is given, so a command that writes output needs

@@ -7,6 +7,7 @@ use drover_schemas::ErrorBody;
 use drover_schemas::guest::Channel;
 use drover_schemas::guest::flow::Incoming;
 use tokio::sync::Notify;
+use tracing::Span;
 
 use super::error::LinkError;
 use super::link::Link;
@@ -40,11 +41,13 @@ pub struct GuestStream {
     link: Link,
     id: u32,
     changed: Arc<Notify>,
+    /// Ends with the stream.
+    _span: Span,
 }
 
 impl GuestStream {
-    pub(super) fn new(link: Link, id: u32, changed: Arc<Notify>) -> Self {
-        Self { link, id, changed }
+    pub(super) const fn new(link: Link, id: u32, changed: Arc<Notify>, span: Span) -> Self {
+        Self { link, id, changed, _span: span }
     }
 
     /// Sends bytes to the guest, as its credit allows; returns when all of them are queued. With

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
+use tracing::{Instrument as _, debug_span, info_span};
 
 use super::config::VmConfig;
 
@@ -359,7 +360,12 @@ impl ApiClient {
             let _turn = self.turn.lock().await;
             self.exchange(call, method, body.unwrap_or_default()).await
         };
-        match tokio::time::timeout(deadline, work).await {
+        // Asked for without end, these would drown the rest of a trace.
+        let span = match call {
+            "vmm.ping" | "vm.info" | "vm.counters" => debug_span!("vmm.call", call),
+            _ => info_span!("vmm.call", call),
+        };
+        match tokio::time::timeout(deadline, work).instrument(span).await {
             Ok(done) => done,
             Err(_) => {
                 let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);

@@ -101,8 +101,11 @@ pub struct PendingOp {
     /// The request that asked for it; absent for the restart policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<RequestId>,
-    /// The last step that was begun.
+    /// When its reply is due.
     pub phase: String,
+    /// How long the guest may take to go by itself, for shutdown and stop.
+    #[serde(default)]
+    pub time_ms: u64,
 }
 
 /// What a request id is bound to.

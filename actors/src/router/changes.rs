@@ -72,6 +72,7 @@ pub(super) async fn change(
         time_ms: decoded.time_ms,
         request_id: request.request_id.unwrap_or_else(RequestId::generate),
         digest: request.digest(),
+        trace: crate::trace::current(),
         reply,
         permit,
     };

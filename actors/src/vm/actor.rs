@@ -33,6 +33,7 @@ use crate::ingress::permits::Permit;
 use crate::journal::{Batch, JournalError, Op as Write, RequestLookup, RequestRow, RequestState, VmRow};
 use crate::manager::ManagerMsg;
 use crate::services::{Shared, now_ms};
+use crate::trace;
 
 /// Pause before an input whose commit failed is tried again.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
@@ -74,6 +75,8 @@ pub struct VmActorState {
     /// The delete whose outcome is due when the name is free.
     gone: Option<Option<Op>>,
     span: Span,
+    /// `traceparent` of the request that is being worked on.
+    trace: Option<String>,
 }
 
 impl Actor for VmActor {
@@ -82,7 +85,7 @@ impl Actor for VmActor {
     type Arguments = VmArgs;
 
     async fn pre_start(&self, _: VmRef, args: VmArgs) -> Result<VmActorState, ActorProcessingErr> {
-        let span = info_span!("vm", vm_id = %args.row.vm_id, ns = %args.row.namespace, name = %args.row.name);
+        let span = info_span!(target: trace::LOG_ONLY, "vm", vm_id = %args.row.vm_id, ns = %args.row.namespace, vm = %args.row.name);
         let machine = machine_of(&args.row);
         Ok(VmActorState {
             services: args.services,
@@ -99,6 +102,7 @@ impl Actor for VmActor {
             permits: HashMap::new(),
             gone: None,
             span,
+            trace: None,
         })
     }
 
@@ -147,7 +151,8 @@ impl VmActorState {
                 let _ = reply.send(Box::new(self.view()));
             }
             // Made durable by whoever created the VM.
-            VmMsg::Begin { machine, effects } => {
+            VmMsg::Begin { machine, effects, trace } => {
+                self.trace = trace;
                 if let Some(machine) = machine {
                     self.machine = *machine;
                 }
@@ -251,6 +256,7 @@ impl VmActorState {
             time_ms: change.time_ms,
         };
         let (next, effects) = self.machine.apply(Input::Command(command), &self.context());
+        self.trace = change.trace;
         self.waiters.entry(change.request_id).or_default().push(change.reply);
         self.permits.insert(change.request_id, change.permit);
         let result = self.commit(myself, next, effects, Some((change.request_id, row))).await;
@@ -337,7 +343,8 @@ impl VmActorState {
         let result = match self.services.journal.request(&self.row.namespace, request_id, now_ms()) {
             Ok(RequestLookup::Bound(row)) => match row.state {
                 RequestState::Done { outcome, .. } => outcome_result(outcome),
-                RequestState::InFlight { .. } => Ok(self.reply(request_id, false)),
+                // Nobody here works on it: it is answered by whoever does, or when it is looked at again.
+                RequestState::InFlight { .. } => Err(crate::create::interrupted()),
             },
             Ok(_) => Err(too_old(request_id)),
             Err(error) => Err(error.to_body()),
@@ -482,6 +489,12 @@ impl VmActorState {
         reply(&self.services, &self.row, &self.live, &self.machine, request_id, already)
     }
 
+    /// The reply of the delete: nothing is under way any more.
+    fn last_reply(&self, request_id: RequestId) -> ChangeReply {
+        let over = Machine { op: None, ..self.machine.clone() };
+        reply(&self.services, &self.row, &self.live, &over, request_id, false)
+    }
+
     fn act(&mut self, myself: &VmRef, effect: Effect) {
         match effect {
             Effect::Run(task) => self.run_task(myself, task),
@@ -519,8 +532,10 @@ impl VmActorState {
             self.link_watch = None;
         }
         let myself = myself.clone();
+        let span = info_span!(parent: &self.span, "task", task = task.name());
+        // What nobody asked for begins a trace of its own.
+        trace::follow(&span, self.machine.op.as_ref().and(self.trace.as_deref()));
         let work = AssertUnwindSafe(tasks::run(task, context)).catch_unwind();
-        let span = self.span.clone();
         tokio::spawn(
             async move {
                 let end = work.await.unwrap_or_else(|_| {
@@ -536,8 +551,8 @@ impl VmActorState {
     /// The last event is on its way: wait until it is stored, free the name, and end.
     fn finalise(&mut self, myself: &VmRef, op: Option<Op>) {
         let request_id = op.as_ref().and_then(|op| op.request_id).unwrap_or(self.row.create_request);
-        let reply = self.reply(request_id, false);
         self.gone = Some(op);
+        let reply = self.last_reply(request_id);
         let (services, row, myself) = (self.services.clone(), self.row.clone(), myself.clone());
         tokio::spawn(async move {
             crate::manager::free_name(&services, &row, request_id, &reply).await;
@@ -561,7 +576,7 @@ impl VmActorState {
         if let Some(request_id) = request_id
             && let Some(mut request) = bound_row(&self.services, &self.row, request_id)
         {
-            let outcome = Outcome::Reply(Box::new(self.reply(request_id, false)));
+            let outcome = Outcome::Reply(Box::new(self.last_reply(request_id)));
             request.state = RequestState::Done { outcome, at_unix_ms: now_ms() };
             push_request(&mut batch, &self.row, request_id, request);
         }
@@ -573,7 +588,7 @@ impl VmActorState {
         self.services.state.release(&self.row, self.services.limits.quarantine);
         for (request_id, waiters) in std::mem::take(&mut self.waiters) {
             for waiter in waiters {
-                let _ = waiter.send(Ok(self.reply(request_id, false)));
+                let _ = waiter.send(Ok(self.last_reply(request_id)));
             }
         }
         info!("gone");

@@ -138,14 +138,7 @@ pub fn exec_open(
         kill_grace_ms: None,
         max_output_bytes: None,
     };
-    Ok(Open {
-        verb: proto::verb::EXEC.into(),
-        request_id,
-        credit,
-        body: encode(&body)?,
-        traceparent: crate::trace::current(),
-        ..Open::default()
-    })
+    Ok(Open { verb: proto::verb::EXEC.into(), request_id, credit, body: encode(&body)?, ..Open::default() })
 }
 
 /// `guest.exec` with its output in the reply.
@@ -223,25 +216,13 @@ pub fn put_open(request: &PutRequest, request_id: Option<RequestId>) -> Result<O
         create_dirs: request.create_dirs,
         owner: None,
     };
-    Ok(Open {
-        verb: proto::verb::PUT.into(),
-        request_id,
-        body: encode(&body)?,
-        traceparent: crate::trace::current(),
-        ..Open::default()
-    })
+    Ok(Open { verb: proto::verb::PUT.into(), request_id, body: encode(&body)?, ..Open::default() })
 }
 
 /// The agent's request for a get.
 pub fn get_open(request: &GetRequest, credit: u64) -> Result<Open, ErrorBody> {
     let body = proto::GetRequest { path: request.path.clone(), offset: 0, max_bytes: None };
-    Ok(Open {
-        verb: proto::verb::GET.into(),
-        credit,
-        body: encode(&body)?,
-        traceparent: crate::trace::current(),
-        ..Open::default()
-    })
+    Ok(Open { verb: proto::verb::GET.into(), credit, body: encode(&body)?, ..Open::default() })
 }
 
 /// The agent's result of a put as clients see it.

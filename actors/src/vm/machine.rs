@@ -55,6 +55,23 @@ pub enum Task {
     Delete,
 }
 
+impl Task {
+    /// What it is called in a status and in logs.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Boot => "start",
+            Self::Shutdown { .. } => "shutdown",
+            Self::Stop { .. } => "stop",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Reboot => "reboot",
+            Self::Release => "release",
+            Self::Delete => "delete",
+        }
+    }
+}
+
 /// How a task ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
@@ -140,6 +157,9 @@ pub struct Op {
     pub request_id: Option<RequestId>,
     /// The reply is due when this holds.
     pub due: Due,
+    /// How long the guest may take to go by itself, for shutdown and stop.
+    #[serde(default)]
+    pub time_ms: u64,
 }
 
 /// When an operation's reply is due.
@@ -279,7 +299,8 @@ impl Machine {
     /// A VM that was just created: its row is made durable with the first event and the boot follows.
     #[must_use]
     pub fn create(request_id: RequestId, wait: Option<Wait>) -> (Self, Vec<Effect>) {
-        let op = Op { name: "create".into(), request_id: Some(request_id), due: due_of_wait(wait) };
+        let op =
+            Op { name: "create".into(), request_id: Some(request_id), due: due_of_wait(wait), time_ms: 0 };
         let cause = Cause::new(CauseKind::Request, "a request created the VM");
         let mut machine = Self {
             state: VmState::Creating,
@@ -335,20 +356,10 @@ impl Machine {
     /// The operation under way, by name.
     #[must_use]
     pub fn operation(&self) -> Option<String> {
-        let of_task = |task: &Task| match task {
-            Task::Boot => "start",
-            Task::Shutdown { .. } => "shutdown",
-            Task::Stop { .. } => "stop",
-            Task::Pause => "pause",
-            Task::Resume => "resume",
-            Task::Reboot => "reboot",
-            Task::Release => "release",
-            Task::Delete => "delete",
-        };
         self.queued
             .as_ref()
             .or(self.task.as_ref())
-            .map(|task| of_task(task).to_owned())
+            .map(|task| task.name().to_owned())
             .or_else(|| self.op.as_ref().map(|op| op.name.clone()))
     }
 
@@ -460,7 +471,8 @@ impl Machine {
         self.finish(Ending::Superseded, out);
         let id = command.request_id;
         let request = |what: &str| Some(Cause::new(CauseKind::Request, format!("a request asked to {what}")));
-        let op = |name: &str, due: Due| Some(Op { name: name.into(), request_id: Some(id), due });
+        let time_ms = command.time_ms;
+        let op = |name: &str, due: Due| Some(Op { name: name.into(), request_id: Some(id), due, time_ms });
         match command.verb {
             Verb::Start => {
                 self.desired = Desired::Running;
@@ -473,7 +485,8 @@ impl Machine {
             Verb::Shutdown | Verb::Stop | Verb::StopForce => {
                 self.desired = Desired::Stopped;
                 let name = if command.verb == Verb::Shutdown { "shutdown" } else { "stop" };
-                self.op = op(name, Due::Done);
+                let time_ms = if command.verb == Verb::StopForce { 0 } else { command.time_ms };
+                self.op = op(name, Due::Done).map(|op| Op { time_ms, ..op });
                 let cause = Some(Cause::new(CauseKind::UserStop, format!("a request asked to {name}")));
                 self.enter(state, cause, Some(id), out);
                 if state == VmState::Stopped {
@@ -482,8 +495,7 @@ impl Machine {
                 }
                 let task = match command.verb {
                     Verb::Shutdown => Task::Shutdown { timeout_ms: command.time_ms },
-                    Verb::Stop => Task::Stop { grace_ms: command.time_ms },
-                    _ => Task::Stop { grace_ms: 0 },
+                    _ => Task::Stop { grace_ms: time_ms },
                 };
                 self.run(task, out);
             }

@@ -36,6 +36,8 @@ pub struct Change {
     pub request_id: RequestId,
     /// Digest of the body.
     pub digest: String,
+    /// The request's `traceparent`.
+    pub trace: Option<String>,
     /// Gets the outcome.
     pub reply: ChangeSender,
     /// Returned when the request is over.
@@ -79,6 +81,8 @@ pub enum VmMsg {
         machine: Option<Box<Machine>>,
         /// The machine's effects.
         effects: Vec<Effect>,
+        /// The request's `traceparent`.
+        trace: Option<String>,
     },
     /// The daemon started: this is what was found.
     Adopt {

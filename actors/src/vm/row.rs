@@ -21,6 +21,7 @@ pub fn machine_of(row: &VmRow) -> Machine {
             "done" => Due::Done,
             _ => Due::Accepted,
         },
+        time_ms: pending.time_ms,
     });
     Machine {
         state: row.state,
@@ -53,6 +54,7 @@ pub fn write_machine(row: &mut VmRow, machine: &Machine) {
             Due::Done => "done",
         }
         .to_owned(),
+        time_ms: op.time_ms,
     });
 }
 

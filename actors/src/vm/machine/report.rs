@@ -32,10 +32,7 @@ impl Machine {
                 out.push(Effect::Event { kind, previous, state, cause: Some(cause), request_id });
                 self.finish_if_due(Due::Done, out);
             }
-            Report::Deleted => {
-                let op = self.op.take();
-                out.push(Effect::Gone { op });
-            }
+            Report::Deleted => self.on_deleted(out),
             Report::Failed(cause) => self.on_failed(&task, cause, out),
         }
         self.release_if_exited(out);
@@ -44,12 +41,16 @@ impl Machine {
     /// A task was cancelled by `queued`: whatever it reports, the state is already the queued task's.
     fn on_cancelled(&mut self, task: &Task, report: Report, queued: Task, out: &mut Vec<Effect>) {
         if *task == Task::Delete && report == Report::Deleted {
-            let op = self.op.take();
-            out.push(Effect::Gone { op });
-            return;
+            return self.on_deleted(out);
         }
         self.exited = None;
         self.run(queued, out);
+    }
+
+    /// The operation stays: it is over when the name is free, and until then a daemon that starts must
+    /// know whom to answer.
+    fn on_deleted(&self, out: &mut Vec<Effect>) {
+        out.push(Effect::Gone { op: self.op.clone() });
     }
 
     fn release_if_exited(&mut self, out: &mut Vec<Effect>) {
@@ -113,7 +114,9 @@ impl Machine {
                 let cause = Cause::new(CauseKind::Request, format!("a request asked to {what}"));
                 self.enter(state, Some(cause), request_id, out);
             }
-            self.finish(Ending::Ok, out);
+            if self.op.as_ref().is_some_and(|op| matches!(op.due, Due::Running | Due::Done)) {
+                self.finish(Ending::Ok, out);
+            }
         }
     }
 
@@ -148,7 +151,15 @@ impl Machine {
         let adopted = || Some(Cause::new(CauseKind::Adopted, "the daemon started and found the VM alive"));
         match self.on(Happening::DaemonStartAlive) {
             Cell::Enter(VmState::Deleting) => self.run(Task::Delete, out),
-            Cell::Enter(VmState::Stopping) => self.run(Task::Stop { grace_ms: 0 }, out),
+            Cell::Enter(VmState::Stopping) => {
+                let time_ms = self.op.as_ref().map_or(0, |op| op.time_ms);
+                // A shutdown asks and never forces, also the second time.
+                let task = match &self.op {
+                    Some(op) if op.name == "shutdown" => Task::Shutdown { timeout_ms: time_ms },
+                    _ => Task::Stop { grace_ms: time_ms },
+                };
+                self.run(task, out);
+            }
             Cell::Enter(_) => {
                 let state = if paused { VmState::Paused } else { VmState::Running };
                 if self.state != state {
@@ -156,14 +167,17 @@ impl Machine {
                     self.enter(state, adopted(), request_id, out);
                 }
                 self.agent = AgentState::Connecting;
-                match self.op.as_ref().map(|op| op.due) {
-                    Some(Due::Running | Due::Done) => self.finish(Ending::Ok, out),
-                    Some(Due::Accepted | Due::Agent) | None => {}
-                }
                 match (self.desired, state) {
                     (Desired::Paused, VmState::Running) => self.run(Task::Pause, out),
                     (Desired::Running, VmState::Paused) => self.run(Task::Resume, out),
-                    _ => {}
+                    // Nothing tells whether it was done: it is done again before it is answered.
+                    _ if self.op.as_ref().is_some_and(|op| op.name == "reboot") => {
+                        self.run(Task::Reboot, out);
+                    }
+                    _ => {
+                        self.finish_if_due(Due::Running, out);
+                        self.finish_if_due(Due::Done, out);
+                    }
                 }
             }
             // It should be down: what lives is ended, and the state stays.

@@ -66,7 +66,10 @@ while True:
     code, body = answer(call)
     text = json.dumps(body) if body is not None else ""
     head = f"HTTP/1.1 {code} \r\nContent-Length: {len(text)}\r\n\r\n" if text else f"HTTP/1.1 {code} \r\n\r\n"
-    client.sendall((head + text).encode())
+    try:
+        client.sendall((head + text).encode())
+    except OSError:
+        pass  # whoever asked has stopped waiting
     client.close()
     if call == "vmm.shutdown":
         sys.exit(0)
