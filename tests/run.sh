@@ -116,7 +116,7 @@ if wants wire; then
 fi
 
 if wants e2e || wants faults; then
-    need_debian qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio zstd=zstd depmod=kmod mke2fs=e2fsprogs
+    need_debian qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio zstd=zstd depmod=kmod mke2fs=e2fsprogs openssl=openssl
     need_vhost
     step e2e build build
     export DROVER_BIN_DIR=$BIN
@@ -129,8 +129,10 @@ fi
 if wants e2e; then
     step e2e "errors as a new user meets them" real errors 2
     step e2e "the life of a VM" real lifecycle 2
+    step e2e "ways to log in to the bus" real bus 2
     step e2e "effects happen once" real idempotency 2
     step e2e "what a host tells unasked" real told 2
+    step e2e "traces, metrics, health and logs" real telemetry 2
     step e2e "a hundred VMs at once" real scale 1
     step e2e "real kernels" real real_guest 1
     step e2e "the host from Python" python3 -W ignore tests/python/test_host.py

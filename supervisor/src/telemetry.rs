@@ -26,7 +26,8 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 /// How long the last spans may take to leave when the program ends.
 const FLUSH: Duration = Duration::from_secs(2);
 /// Libraries below the exporter must not trace their own export.
-const OTLP_FILTER: &str = "info,hyper=off,hyper_util=off,h2=off,opentelemetry=off,async_nats=warn";
+const OTLP_FILTER: &str =
+    "info,hyper=off,hyper_util=off,h2=off,opentelemetry=off,async_nats=warn,ractor=off,drover::log_only=off";
 
 /// How a log line is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]

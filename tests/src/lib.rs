@@ -5,8 +5,10 @@
 //! | [`world`] | one test's namespace, bus, daemon and guests, and their end |
 //! | [`netns`] | a network namespace that goes away again |
 //! | [`client`] | requests as any client writes them, and what comes back |
+//! | [`collector`] | a receiver of traces |
 //! | [`events`] | the log of events, checked as a log |
 //! | [`leak`] | what of a VM is still there |
+//! | [`logins`] | the ways in which a server can ask who connects |
 //! | [`soak`] | random work, kills, and a model |
 //! | [`wait`] | waiting for a level with a deadline |
 //!
@@ -21,8 +23,10 @@
 )]
 
 pub mod client;
+pub mod collector;
 pub mod events;
 pub mod leak;
+pub mod logins;
 pub mod netns;
 pub mod soak;
 pub mod wait;

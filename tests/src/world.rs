@@ -47,6 +47,10 @@ impl Default for Options {
 pub struct World {
     /// A client of the bus.
     pub bus: Bus,
+    /// More of the server's configuration, from its next start on: who may connect and how.
+    pub nats_rules: String,
+    /// A command before the daemon's own, which ends in `exec "$@"` or does so itself.
+    pub launcher: Vec<String>,
     options: Options,
     programs: Programs,
     run: PathBuf,
@@ -151,6 +155,8 @@ impl World {
         fs::write(folder.path().join("misbehave"), "").expect("write");
         let world = Self {
             bus: Bus::connect(URL).await,
+            nats_rules: String::new(),
+            launcher: Vec::new(),
             options,
             programs,
             run,
@@ -242,8 +248,9 @@ impl World {
     /// It does not start.
     pub async fn start_nats(&mut self) {
         let config = format!(
-            "listen: 127.0.0.1:4222\njetstream {{ store_dir: {:?}, sync_interval: always }}\n",
-            self.path("js")
+            "listen: 127.0.0.1:4222\njetstream {{ store_dir: {:?}, sync_interval: always }}\n{}\n",
+            self.path("js"),
+            self.nats_rules
         );
         fs::write(self.path("nats.conf"), config).expect("write");
         let mut command = Command::new("nats-server");
@@ -279,7 +286,15 @@ impl World {
     }
 
     fn host_command(&self) -> Command {
-        let mut command = Command::new(self.bin("drover"));
+        let drover = self.bin("drover");
+        let mut command = match self.launcher.split_first() {
+            Some((launcher, args)) => {
+                let mut command = Command::new(launcher);
+                command.args(args).arg(drover);
+                command
+            }
+            None => Command::new(drover),
+        };
         command.args(["host", "run", "--config"]).arg(self.path("host.yaml"));
         command
             .env("SOFTVMM_GUEST", self.options.guest)

@@ -124,3 +124,39 @@ fn a_second_daemon_on_one_state_folder_is_refused_and_names_the_first() {
         assert_eq!((now.vm_id, now.vmm_pid), (vm.vm_id, vm.vmm_pid), "the first is not disturbed");
     });
 }
+
+/// A mount namespace of its own for the daemon, so that the machine's devices stay as they are.
+const PRIVATE: [&str; 4] = ["unshare", "--mount", "--propagation", "private"];
+/// Every device below `/dev/net` is there, and the kernel refuses to open it.
+const NO_TUN: &str = "mount -t tmpfs -o nodev none /dev/net && mknod /dev/net/tun c 10 200";
+
+#[test]
+fn tap_devices_that_may_not_be_used_are_named_when_the_host_starts() {
+    run("tap_devices_that_may_not_be_used_are_named_when_the_host_starts", down(), async |world| {
+        let script = format!("{NO_TUN} && exec \"$@\"");
+        world.launcher =
+            PRIVATE.iter().copied().chain(["sh", "-c", &script, "sh"]).map(str::to_owned).collect();
+        host_says(world, &["/dev/net/tun", "denied"]).await;
+    });
+}
+
+#[test]
+fn tap_devices_that_may_no_longer_be_used_are_named_by_the_create() {
+    run("tap_devices_that_may_no_longer_be_used_are_named_by_the_create", down(), async |world| {
+        world.launcher = PRIVATE.iter().copied().map(str::to_owned).collect();
+        world.start_nats().await;
+        world.start();
+        world.ready().await;
+        let daemon = world.daemon_id().unwrap().to_string();
+        let taken = tokio::process::Command::new("nsenter")
+            .args(["--mount", "--target", &daemon, "sh", "-c", NO_TUN])
+            .status()
+            .await;
+        assert!(taken.unwrap().success());
+        says(world, &["vm", "create", "web", "--wait", "running"], 5, &["/dev/net/tun", "CAP_NET_ADMIN"])
+            .await;
+        let failed = world.bus.until("web", "failed", |vm| vm.state.as_str() == "failed").await;
+        let cause = failed.cause.unwrap();
+        assert_eq!(cause.kind, drover_schemas::body::status::CauseKind::TapRefused, "{cause:?}");
+    });
+}

@@ -223,8 +223,7 @@ async fn by_hand(vm: &VmStatus, info: &HostInfo) -> Result<ByHand, String> {
 /// As many as were asked for, or as the host promises beside `vm`, whose start `before` did not know.
 fn room(asked: usize, before: &HostInfo, now: &HostInfo, vm: &VmStatus, memory: Option<ByteSize>) -> usize {
     let capacity = &now.capacity;
-    let (cpus, own) =
-        vm.spec.as_deref().map_or((1, 0), |spec| (u64::from(spec.cpus).max(1), spec.memory_bytes));
+    let (cpus, own) = (u64::from(vm.cpus).max(1), vm.memory_bytes);
     let taken = capacity.memory_used_bytes.saturating_sub(before.capacity.memory_used_bytes);
     let each = memory.map_or(taken, |memory| taken.saturating_sub(own) + memory.0).max(1);
     let by_cpus = capacity.cpus.saturating_sub(capacity.cpus_used) / cpus;

@@ -1,0 +1,149 @@
+//! What an operator sees of a host from outside: traces from a request to its effect, metrics, health, logs.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use drover_schemas::RequestId;
+use drover_schemas::body::guest::ExecReply;
+use drover_schemas::body::vm::ChangeReply;
+use drover_tests::collector::{Collector, Span};
+use drover_tests::wait::until;
+use drover_tests::world::{Options, World, run};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+const COLLECTOR: &str = "127.0.0.1:4318";
+const ADMIN: &str = "127.0.0.1:9464";
+
+fn down() -> Options {
+    Options { started: false, ..Options::default() }
+}
+
+async fn up(world: &mut World, change: impl FnOnce(&mut Value)) {
+    let mut config = world.config();
+    change(&mut config);
+    world.configure(&config);
+    world.start_nats().await;
+    world.start();
+    world.ready().await;
+}
+
+/// Waits for the spans of a trace that has all these names.
+async fn trace(collector: &Collector, trace_id: &str, names: &[&str]) -> Vec<Span> {
+    until(&format!("{names:?} in the trace"), async || {
+        let spans = collector.trace(trace_id);
+        names.iter().all(|name| spans.iter().any(|span| span.name == *name)).then_some(spans)
+    })
+    .await
+}
+
+#[test]
+fn a_trace_goes_from_the_callers_request_to_every_effect() {
+    run("a_trace_goes_from_the_callers_request_to_every_effect", down(), async |world| {
+        let collector = Collector::start(COLLECTOR).await;
+        up(world, |config| config["log"] = json!({"otlp_endpoint": format!("http://{COLLECTOR}")})).await;
+        let bus = world.bus.clone();
+        let (trace_id, caller) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+        let ask = |tail: &str, body: Value| {
+            let parent = format!("00-{trace_id}-{caller}-01");
+            bus.ask(tail, &body).id(RequestId::generate()).header("traceparent", &parent)
+        };
+        let _: ChangeReply = ask("vm.create", json!({"name": "a", "wait": "agent"})).get().await.unwrap();
+        let _: ExecReply = ask("vm.a.guest.exec", json!({"argv": ["true"]})).get().await.unwrap();
+        let _: ChangeReply = ask("vm.a.pause", json!({})).get().await.unwrap();
+
+        let spans = trace(&collector, trace_id, &["request", "task", "vmm.call", "guest.call"]).await;
+        let parent_of = |span: &Span| spans.iter().find(|other| other.id == span.parent);
+        let attribute = |span: &Span, key: &str| span.attributes.get(key).cloned().unwrap_or_default();
+        let find = |name: &str, key: &str, value: &str| {
+            let found = spans.iter().find(|span| span.name == name && attribute(span, key) == value);
+            found.unwrap_or_else(|| panic!("{name} with {key} = {value} is not in {spans:#?}"))
+        };
+        for request in spans.iter().filter(|span| span.name == "request") {
+            assert_eq!(request.parent, caller, "{request:?}");
+        }
+        // From the bus over the actor and its task to the VMM.
+        for (call, task, verb) in
+            [("vm.create", "start", "Create"), ("vm.boot", "start", "Create"), ("vm.pause", "pause", "pause")]
+        {
+            let of_task = parent_of(find("vmm.call", "call", call)).unwrap();
+            assert_eq!((of_task.name.as_str(), attribute(of_task, "task").as_str()), ("task", task));
+            let of_request = parent_of(of_task).unwrap();
+            assert_eq!(of_request.name, "request");
+            assert!(attribute(of_request, "subject").contains(verb), "{of_request:?}");
+        }
+        // And to the guest.
+        let of_call = parent_of(find("guest.call", "verb", "exec")).unwrap();
+        assert!(attribute(of_call, "subject").contains("exec"), "{of_call:?}");
+        // A span ends with what it is about, not with the actor.
+        assert!(spans.iter().all(|span| span.nanoseconds < 60_000_000_000), "{spans:#?}");
+
+        // What nobody asked for is a trace of its own.
+        let vm = bus.until("a", "paused", |vm| vm.vmm_pid.is_some()).await;
+        world.kill_vmm(vm.vm_id);
+        until("the release in a trace of its own", async || {
+            let spans = collector.spans();
+            let release = spans.into_iter().find(|s| attribute(s, "task") == "release")?;
+            (release.trace_id != trace_id && release.parent.is_empty()).then_some(())
+        })
+        .await;
+    });
+}
+
+/// One page of the admin port: its status and body.
+async fn page(path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(ADMIN).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[test]
+fn metrics_and_health_tell_how_the_host_is() {
+    run("metrics_and_health_tell_how_the_host_is", down(), async |world| {
+        up(world, |config| config["admin"] = json!({"listen": ADMIN})).await;
+        world.bus.up("a").await;
+        assert_eq!(page("/healthz").await.0, 200);
+        assert_eq!(page("/readyz").await, (200, "ok\n".to_owned()));
+        let wanted = [
+            "drover_requests_total{verb=\"create\",code=\"ok\"} 1",
+            "drover_vms 1",
+            "drover_bus_connected 1",
+            "drover_request_duration_seconds_count",
+        ];
+        until("the metrics", async || {
+            let metrics = page("/metrics").await.1;
+            wanted.iter().all(|line| metrics.contains(line)).then_some(())
+        })
+        .await;
+        world.stop_nats().await;
+        until("not ready without a bus", async || (page("/readyz").await.0 == 503).then_some(())).await;
+        assert_eq!(page("/healthz").await.0, 200, "a lost bus is no reason to end the daemon");
+        until("the metric of the bus", async || {
+            page("/metrics").await.1.contains("drover_bus_connected 0").then_some(())
+        })
+        .await;
+    });
+}
+
+#[test]
+fn logs_are_lines_of_json_in_a_file_that_is_rotated() {
+    run("logs_are_lines_of_json_in_a_file_that_is_rotated", down(), async |world| {
+        let dir = world.path("logs");
+        let file = json!({"dir": dir, "rotation": "hourly", "keep": 2});
+        up(world, |config| config["log"] = json!({"format": "json", "file": file})).await;
+        let vm = world.bus.up("a").await;
+        world.stop_host().await;
+        let files: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(!files.is_empty() && files.len() <= 2, "{files:?}");
+        let text: String = files.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let state = lines.iter().find(|line| line["message"] == "state" && line["to"] == "running");
+        let state = state.unwrap_or_else(|| panic!("{text}"));
+        assert!(state["timestamp"].is_string() && state["level"] == "INFO", "{state}");
+        let span = state["spans"].as_array().unwrap().iter().find(|s| s["name"] == "vm").unwrap();
+        assert_eq!((span["vm_id"].as_str(), span["vm"].as_str()), (Some(&*vm.vm_id.to_string()), Some("a")));
+    });
+}
