@@ -19,6 +19,7 @@ pub mod rejections;
 pub mod root;
 pub mod router;
 pub mod samples;
+pub mod service;
 pub mod services;
 pub mod spec;
 pub mod stream;

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ pub struct Slot {
     guest_ids: Mutex<GuestIds>,
     /// Ends the VM's subscription.
     gone: CancellationToken,
+    /// There is a subscription.
+    served: AtomicBool,
 }
 
 impl Slot {
@@ -119,6 +122,7 @@ impl Directory {
                 actor: RwLock::new(None),
                 guest_ids: Mutex::default(),
                 gone: CancellationToken::new(),
+                served: AtomicBool::new(false),
             })
         };
         let slot = names.entry((row.namespace.clone(), row.name.clone())).or_insert_with(fresh);
@@ -156,12 +160,16 @@ impl Directory {
             let (Some(router), Some(slot)) = (self.router.get().cloned(), self.get(namespace, name)) else {
                 return;
             };
+            if slot.served.swap(true, Ordering::Relaxed) {
+                return;
+            }
             let client = services.client.clone();
             match client.subscribe(services.subjects.vm_wildcard(namespace, name)).await {
                 Ok(subscriber) => {
                     tokio::spawn(read(router, client, subscriber, slot));
                 }
                 Err(failure) => {
+                    slot.served.store(false, Ordering::Relaxed);
                     error!(error = %chain(&failure), %namespace, %name, "a VM's subject could not be subscribed");
                 }
             }

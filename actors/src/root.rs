@@ -14,7 +14,6 @@ use drover_schemas::event::HostEventKind;
 use drover_schemas::subject::{Family, PoolVerb, Subjects};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::bus::assets::AssetsConfig;
@@ -34,6 +33,7 @@ use crate::manager::{Directory, Manager, ManagerArgs, ManagerMsg};
 use crate::metrics::Metrics;
 use crate::network::{NetworkConfig, NetworkDef, NetworkError, NetworkHandle};
 use crate::router::{HostPhase, Router};
+use crate::service::ServiceMsg;
 use crate::services::{Limits, Programs, Services, Shared};
 use crate::spec::Templates;
 
@@ -202,7 +202,7 @@ pub struct RunningHost {
     root: ActorRef<()>,
     manager: ActorRef<ManagerMsg>,
     network: ActorRef<crate::network::NetworkMsg>,
-    tasks: Vec<JoinHandle<()>>,
+    parts: Vec<ActorRef<ServiceMsg>>,
     failed: oneshot::Receiver<String>,
 }
 
@@ -289,20 +289,17 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         Ok(_) => {}
         Err(failure) => warn!(error = %chain(&failure), "leftovers could not be looked for"),
     }
-    let tasks = vec![
-        tokio::spawn(crate::subscribe::subscribe_all(
-            services.clone(),
-            Arc::clone(&directory),
-            router,
-            bus.clone(),
-        )),
-        tokio::spawn(background::forward_hints(notify, manager.clone())),
-        tokio::spawn(background::heartbeats(services.clone(), bus.clone(), phase.clone())),
-        tokio::spawn(background::gauges(services.clone(), bus.clone())),
-        tokio::spawn(background::raise_alarms(services.clone(), reports)),
-        tokio::spawn(background::prune(services.clone())),
-        tokio::spawn(crate::samples::publish(services.clone(), Arc::clone(&directory), bus.clone())),
-    ];
+    let parts = background::Parts {
+        services: services.clone(),
+        directory,
+        router,
+        bus: bus.clone(),
+        phase: phase.clone(),
+        manager: manager.clone(),
+        notify,
+        reports: tokio::sync::Mutex::new(reports),
+    };
+    let parts = background::supervise_all(&root.get_cell(), parts).await.map_err(actor("a service"))?;
     for row in snapshot.vms {
         let _ = manager.cast(ManagerMsg::Adopt(Box::new(row)));
     }
@@ -318,7 +315,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         // The phase lives as long as somebody listens.
         phase_tx.closed().await;
     });
-    Ok(RunningHost { services, bus, phase, root, manager, network: network.actor().clone(), tasks, failed })
+    Ok(RunningHost { services, bus, phase, root, manager, network: network.actor().clone(), parts, failed })
 }
 
 fn actor(actor: &'static str) -> impl Fn(ractor::SpawnErr) -> StartError {
@@ -367,8 +364,8 @@ impl RunningHost {
 
     /// Stops the daemon's parts in order within `deadline`. VMs live on.
     pub async fn shutdown(self, deadline: Duration) {
-        for task in &self.tasks {
-            task.abort();
+        for part in &self.parts {
+            part.stop(None);
         }
         let note = HostNote::new(HostEventKind::Stopping, "the daemon stops; its VMs run on");
         self.services.log.note_soon(note).await;

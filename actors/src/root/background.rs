@@ -1,12 +1,24 @@
-//! What a host does beside its actors: heartbeats, gauges, alarms, and forgetting what is old.
+//! What a host does beside its VMs, each part a supervised [`crate::service`].
+//!
+//! | service | does |
+//! |---|---|
+//! | `ingress` | subscribes, and hands requests to the router |
+//! | `heartbeat` | says that the host lives and what is left of it, however busy the rest is |
+//! | `samples` | publishes what the VMs use |
+//! | `gauges` | reads the metrics that nobody counts |
+//! | `hints` | wakes a VM whose holder has something to tell |
+//! | `alarms` | makes events of what the egress found |
+//! | `reaper` | forgets requests, leases and uids whose time is over |
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use drover_schemas::blob::Blob;
 use drover_schemas::body::host::HostRecord;
 use drover_schemas::codec;
-use ractor::ActorRef;
-use tokio::sync::{mpsc, watch};
+use futures_util::future::BoxFuture;
+use ractor::{ActorCell, ActorRef, SpawnErr};
+use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{error, warn};
 
 use super::FEATURES;
@@ -18,9 +30,11 @@ use crate::chain;
 use crate::host_log::HostNote;
 use crate::hypervisor::notify::NotifySocket;
 use crate::journal;
-use crate::manager::ManagerMsg;
-use crate::router::HostPhase;
+use crate::manager::{Directory, ManagerMsg};
+use crate::router::{HostPhase, Router};
+use crate::service::{ServiceMsg, supervise};
 use crate::services::{Shared, now_ms};
+use crate::subscribe::subscribe_all;
 
 /// How often a host says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(30);
@@ -29,7 +43,52 @@ const GAUGES: Duration = Duration::from_secs(5);
 /// How long finished requests are looked for.
 const PRUNE: Duration = Duration::from_secs(600);
 
-pub(super) async fn forward_hints(notify: NotifySocket, manager: ActorRef<ManagerMsg>) {
+/// What the services work with.
+pub(super) struct Parts {
+    pub services: Shared,
+    pub directory: Arc<Directory>,
+    pub router: Router,
+    pub bus: Bus,
+    pub phase: watch::Receiver<HostPhase>,
+    pub manager: ActorRef<ManagerMsg>,
+    pub notify: NotifySocket,
+    pub reports: Mutex<mpsc::Receiver<EgressReport>>,
+}
+
+/// Starts every service below `root`.
+pub(super) async fn supervise_all(
+    root: &ActorCell,
+    parts: Parts,
+) -> Result<Vec<ActorRef<ServiceMsg>>, SpawnErr> {
+    let parts = Arc::new(parts);
+    let metrics = &parts.services.metrics;
+    let with = |work: fn(Arc<Parts>) -> BoxFuture<'static, ()>| {
+        let parts = Arc::clone(&parts);
+        move || work(Arc::clone(&parts))
+    };
+    Ok(vec![
+        supervise(root, metrics, "ingress", with(|p| Box::pin(ingress(p)))).await?,
+        supervise(root, metrics, "heartbeat", with(|p| Box::pin(heartbeats(p)))).await?,
+        supervise(root, metrics, "samples", with(|p| Box::pin(samples(p)))).await?,
+        supervise(root, metrics, "gauges", with(|p| Box::pin(gauges(p)))).await?,
+        supervise(root, metrics, "hints", with(|p| Box::pin(forward_hints(p)))).await?,
+        supervise(root, metrics, "alarms", with(|p| Box::pin(raise_alarms(p)))).await?,
+        supervise(root, metrics, "reaper", with(|p| Box::pin(reap(p)))).await?,
+    ])
+}
+
+async fn ingress(parts: Arc<Parts>) {
+    let Parts { services, directory, router, bus, .. } = &*parts;
+    subscribe_all(services.clone(), Arc::clone(directory), router.clone(), bus.clone()).await;
+}
+
+async fn samples(parts: Arc<Parts>) {
+    let Parts { services, directory, bus, .. } = &*parts;
+    crate::samples::publish(services.clone(), Arc::clone(directory), bus.clone()).await;
+}
+
+async fn forward_hints(parts: Arc<Parts>) {
+    let Parts { notify, manager, .. } = &*parts;
     loop {
         match notify.recv().await {
             Ok(vm_id) => {
@@ -43,7 +102,8 @@ pub(super) async fn forward_hints(notify: NotifySocket, manager: ActorRef<Manage
     }
 }
 
-pub(super) async fn heartbeats(services: Shared, bus: Bus, phase: watch::Receiver<HostPhase>) {
+async fn heartbeats(parts: Arc<Parts>) {
+    let Parts { services, bus, phase, .. } = &*parts;
     let mut taken = false;
     loop {
         bus.connected().await;
@@ -88,7 +148,8 @@ pub(super) async fn heartbeats(services: Shared, bus: Bus, phase: watch::Receive
     }
 }
 
-pub(super) async fn gauges(services: Shared, bus: Bus) {
+async fn gauges(parts: Arc<Parts>) {
+    let Parts { services, bus, .. } = &*parts;
     let metrics = &services.metrics;
     loop {
         let (connected, slow) = {
@@ -105,7 +166,9 @@ pub(super) async fn gauges(services: Shared, bus: Bus) {
 }
 
 /// Makes events of what the egress found; it has logged them already.
-pub(super) async fn raise_alarms(services: Shared, mut reports: mpsc::Receiver<EgressReport>) {
+async fn raise_alarms(parts: Arc<Parts>) {
+    let services = &parts.services;
+    let mut reports = parts.reports.lock().await;
     while let Some(report) = reports.recv().await {
         if let Some(alarm) = alarm(&report) {
             services.log.note(alarm);
@@ -145,7 +208,8 @@ fn alarm(report: &EgressReport) -> Option<HostNote> {
     }
 }
 
-pub(super) async fn prune(services: Shared) {
+async fn reap(parts: Arc<Parts>) {
+    let services = &parts.services;
     loop {
         tokio::time::sleep(PRUNE).await;
         let now = now_ms();
