@@ -34,6 +34,10 @@ pub struct Programs {
     pub version: VmmVersion,
     /// Added to the VMM's command line.
     pub extra_args: Vec<String>,
+    /// VMMs run confined, each as a user of its own.
+    pub confine: bool,
+    /// What a confined VMM may read beside what its VM needs.
+    pub paths: Vec<PathBuf>,
 }
 
 /// Limits of a host.

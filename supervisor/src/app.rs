@@ -273,7 +273,14 @@ async fn programs(config: &HostConfig) -> Result<Programs, AppError> {
     if !hold.is_file() {
         return Err(AppError::Hold { path: hold });
     }
-    Ok(Programs { hold, vmm, version, extra_args: config.vmm.args.clone() })
+    Ok(Programs {
+        hold,
+        vmm,
+        version,
+        extra_args: config.vmm.args.clone(),
+        confine: config.vmm.confine,
+        paths: config.vmm.paths.clone(),
+    })
 }
 
 fn cpus(ratio: f64) -> u64 {

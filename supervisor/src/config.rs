@@ -83,6 +83,11 @@ pub struct VmmConfig {
     pub overhead: ByteSize,
     /// How long its API may take to come up, in milliseconds.
     pub ready_timeout_ms: u64,
+    /// Each VMM runs as a user of its own, without capabilities, in a root with nothing but what its VM needs.
+    /// Switch it off only where namespaces cannot be had.
+    pub confine: bool,
+    /// What a confined VMM may read beside its program, its VM's files and the system's libraries.
+    pub paths: Vec<PathBuf>,
 }
 
 /// What may be promised.
@@ -144,6 +149,8 @@ impl Default for VmmConfig {
             args: Vec::new(),
             overhead: ByteSize::mib(128),
             ready_timeout_ms: 10_000,
+            confine: true,
+            paths: Vec::new(),
         }
     }
 }

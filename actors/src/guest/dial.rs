@@ -38,7 +38,7 @@ pub(super) fn io_error(source: io::Error) -> LinkError {
 /// [`LinkError::NobodyListens`] while the guest has no such port; it may only be booting.
 pub async fn dial(vsock_socket: &Path, port: u32) -> Result<UnixStream, LinkError> {
     let failed = |source| LinkError::Dial { path: vsock_socket.to_owned(), source: Arc::new(source) };
-    let mut socket = UnixStream::connect(vsock_socket).await.map_err(failed)?;
+    let mut socket = crate::hypervisor::socket::connect(vsock_socket).await.map_err(failed)?;
     let nobody = |_| LinkError::NobodyListens;
     socket.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(nobody)?;
     // Byte by byte: what follows the line belongs to the agent.

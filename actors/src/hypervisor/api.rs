@@ -18,7 +18,6 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixStream;
 use tracing::{Instrument as _, debug_span, info_span};
 
 use super::config::VmConfig;
@@ -379,7 +378,7 @@ impl ApiClient {
         if body.len() > BODY_MAX {
             return Err(ApiErrorKind::BodyTooLarge { len: body.len() });
         }
-        let stream = UnixStream::connect(&self.socket).await.map_err(ApiErrorKind::Connect)?;
+        let stream = super::socket::connect(&self.socket).await.map_err(ApiErrorKind::Connect)?;
         if let Some(wanted) = self.peer {
             let found = stream.peer_cred().map_err(ApiErrorKind::Connect)?.pid();
             if found.and_then(|pid| u32::try_from(pid).ok()) != Some(wanted) {

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::api::{ApiClient, ApiError, VmmPing};
 use super::cgroup::VmCgroup;
 use super::pidfd::{self, Process};
-use super::record::{ExitRecord, PidRecord, SpawnError, VERSION, file};
+use super::record::{Confinement, ExitRecord, PidRecord, SpawnError, VERSION, file};
 use super::run_dir::{RunDir, RunDirError};
 use crate::pause_while_waiting;
 
@@ -56,6 +56,9 @@ pub struct LaunchRecord {
     pub incarnation: u64,
     /// The uid leased for the VM.
     pub uid: u32,
+    /// What the VMM is confined to; without it the VMM runs as root.
+    #[serde(default)]
+    pub confinement: Option<Confinement>,
     /// Its cgroup.
     #[serde(default)]
     pub cgroup: VmCgroup,
@@ -315,7 +318,7 @@ pub async fn launch(spec: &LaunchSpec) -> Result<VmmProcess, LaunchError> {
             return Err(RunDirError { step: "lock", path, source }.into());
         }
     }
-    dir.prepare()?;
+    dir.prepare(spec.record.confinement.as_ref().map(|confinement| confinement.uid))?;
     let args = vmm_args(dir, &spec.extra_args);
     let env = environment(&spec.record);
     let mut record = spec.record.clone();

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of every format in this file.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Names within a run directory.
 pub mod file {
@@ -33,6 +33,8 @@ pub mod file {
     pub const STDERR_TAIL: &str = "stderr.tail";
     /// Directory of the sockets.
     pub const SOCKETS: &str = "s";
+    /// Directory over which the VMM's own root is mounted, in its mount namespace only.
+    pub const ROOT: &str = "root";
     /// The VMM's HTTP API, below [`SOCKETS`].
     pub const API_SOCKET: &str = "api";
     /// The hybrid vsock, below [`SOCKETS`].
@@ -70,6 +72,36 @@ pub struct RecordHead {
     pub installation: String,
     /// The VM's id.
     pub vm_id: String,
+    /// What the VMM is confined to; without it the VMM runs as its holder does.
+    #[serde(default)]
+    pub confinement: Option<Confinement>,
+}
+
+/// All that a VMM can reach. Its root is a file system of its own that holds these paths and devices and
+/// nothing else; it has no capability and cannot gain one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confinement {
+    /// Its user, and its only group.
+    pub uid: u32,
+    /// Files and directories under their own names, a directory before what lies in it. What is not there
+    /// is left out.
+    pub paths: Vec<VisiblePath>,
+    /// Device nodes that it may use; what the host does not have is left out.
+    pub devices: Vec<String>,
+    /// Descriptors that it may have open.
+    pub files: u64,
+    /// Processes and threads that its user may have.
+    pub processes: u64,
+}
+
+/// A path that a confined VMM sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VisiblePath {
+    /// The path, absolute.
+    pub path: std::path::PathBuf,
+    /// It may be written, as far as its owner and mode allow.
+    #[serde(default)]
+    pub writable: bool,
 }
 
 /// The running VMM and its holder ([`file::PID`]).

@@ -171,8 +171,14 @@ impl RunDir {
         self.path.join(name)
     }
 
+    /// The directory of the sockets, the VMM's own.
+    #[must_use]
+    pub fn sockets(&self) -> PathBuf {
+        self.path.join(file::SOCKETS)
+    }
+
     fn socket(&self, name: &str) -> PathBuf {
-        self.path.join(file::SOCKETS).join(name)
+        self.sockets().join(name)
     }
 
     /// The VMM's HTTP API.
@@ -228,13 +234,14 @@ impl RunDir {
         Ok(())
     }
 
-    /// Removes what an earlier process left and makes the FIFOs, so that a new process can start.
+    /// Removes what an earlier process left and makes the FIFOs, so that a new process can start; `owner` is
+    /// the uid of the VMM if not ours.
     ///
     /// The rings stay: their offsets go on.
     ///
     /// # Errors
     /// A file cannot be removed or made.
-    pub fn prepare(&self) -> Result<(), RunDirError> {
+    pub fn prepare(&self, owner: Option<u32>) -> Result<(), RunDirError> {
         for name in [file::PID, file::EXIT, file::EVENT_FIFO, file::CONSOLE_IN, file::STDERR] {
             self.unlink(&self.file(name))?;
         }
@@ -246,16 +253,29 @@ impl RunDir {
             nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600))
                 .map_err(|errno| self.failed("create FIFO", &path, errno.into()))?;
         }
+        if let Some(uid) = owner {
+            // The VMM may write events, and do nothing else with the FIFO.
+            let path = self.event_fifo();
+            std::os::unix::fs::lchown(&path, None, Some(uid))
+                .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o620)))
+                .map_err(|source| self.failed("give away", &path, source))?;
+        }
         Ok(())
     }
 
-    /// Unlinks everything in the directory of the sockets: a VMM does not start over stale ones.
+    /// Removes everything in the directory of the sockets: a VMM does not start over stale ones. What an
+    /// earlier one put there is the VM's user's own, so no link in it is followed.
     fn clear_sockets(&self) -> Result<(), RunDirError> {
         let dir = self.path.join(file::SOCKETS);
         let entries = fs::read_dir(&dir).map_err(|source| self.failed("list", &dir, source))?;
         for entry in entries {
             let entry = entry.map_err(|source| self.failed("list", &dir, source))?;
-            self.unlink(&entry.path())?;
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                fs::remove_dir_all(&path).map_err(|source| self.failed("remove", &path, source))?;
+            } else {
+                self.unlink(&path)?;
+            }
         }
         Ok(())
     }

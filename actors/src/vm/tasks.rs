@@ -5,6 +5,7 @@
 //! reverse and does not stop at a failure: it is tried again until nothing is left, and says so in the
 //! log each time.
 
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, fchown, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +21,9 @@ use crate::chain;
 use crate::guest::Link;
 use crate::hypervisor::api::{ApiClient, VmmState};
 use crate::hypervisor::cause::{self, Evidence};
-use crate::hypervisor::cgroup::CgroupLimits;
+use crate::hypervisor::cgroup::{CgroupLimits, VmCgroup};
 use crate::hypervisor::config::{BootPaths, DiskPath, ImageType, VmmInput, cmdline_additions, vm_config};
+use crate::hypervisor::confine::{ConfinementOf, confinement};
 use crate::hypervisor::process::{LaunchRecord, LaunchSpec, VmmProcess, destroy, launch};
 use crate::hypervisor::run_dir::RunDir;
 use crate::hypervisor::stop::{StopPlan, stop_ladder};
@@ -147,10 +149,11 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
     let host_resource = |step: &str, error: &dyn std::error::Error| {
         Cause::new(CauseKind::HostResource, chain(error).to_string()).with("step", step)
     };
-    dir.create(None).map_err(|e| host_resource("run directory", &e))?;
+    dir.create(services.programs.confine.then_some(row.uid))
+        .map_err(|e| host_resource("run directory", &e))?;
     let limits = CgroupLimits {
         memory_bytes: row.spec.memory_bytes + services.limits.vmm_overhead_bytes,
-        pids: PIDS_BASE + 2 * u64::from(row.spec.cpus),
+        pids: pids(row),
     };
     let cgroup = services.cgroups.create(row.vm_id, &limits).map_err(|e| host_resource("cgroup", &e))?;
     laps.note("cgroup");
@@ -158,7 +161,7 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
         hold_bin: services.programs.hold.clone(),
         vmm_bin: services.programs.vmm.clone(),
         run_dir: dir.clone(),
-        record: launch_record(context, cgroup.clone()),
+        record: launch_record(context, cgroup.clone(), &paths),
         extra_args: services.programs.extra_args.clone(),
         ready_within: services.limits.vmm_ready_within,
     })
@@ -215,8 +218,26 @@ fn vm_net(row: &VmRow) -> VmNet {
     VmNet { vm_id: row.vm_id, uid: row.uid, nics: row.nics.clone() }
 }
 
-fn launch_record(context: &TaskContext, cgroup: crate::hypervisor::cgroup::VmCgroup) -> LaunchRecord {
+fn pids(row: &VmRow) -> u64 {
+    PIDS_BASE + 2 * u64::from(row.spec.cpus)
+}
+
+fn launch_record(context: &TaskContext, cgroup: VmCgroup, paths: &BootPaths) -> LaunchRecord {
     let row = &context.row;
+    let programs = &context.services.programs;
+    let confinement = programs.confine.then(|| {
+        let of = ConfinementOf {
+            uid: row.uid,
+            vmm: &programs.vmm,
+            emulated: programs.version.is_softvmm(),
+            more: &programs.paths,
+            boot: paths,
+            own_disks: &disk_dir(context),
+            run_dir: &run_dir(context),
+            processes: pids(row),
+        };
+        confinement(&of)
+    });
     LaunchRecord {
         version: crate::hypervisor::record::VERSION,
         drover: env!("CARGO_PKG_VERSION").to_owned(),
@@ -227,6 +248,7 @@ fn launch_record(context: &TaskContext, cgroup: crate::hypervisor::cgroup::VmCgr
         name: row.name.clone(),
         incarnation: row.incarnation,
         uid: row.uid,
+        confinement,
         cgroup,
         argv: Vec::new(),
         env_names: Vec::new(),
@@ -262,7 +284,8 @@ async fn boot_paths(context: &TaskContext) -> Result<BootPaths, Cause> {
             base
         } else {
             let own = disk_dir(context).join(format!("disk{index}.raw"));
-            copy_on_write(base, own.clone()).await.map_err(|error| {
+            let owner = context.services.programs.confine.then_some(context.row.uid);
+            copy_on_write(base, own.clone(), owner).await.map_err(|error| {
                 Cause::new(CauseKind::DiskRefused, format!("disk {index} could not be made: {error}"))
                     .with("step", "disks")
                     .with("path", own.display())
@@ -279,26 +302,34 @@ fn disk_dir(context: &TaskContext) -> PathBuf {
 }
 
 /// Makes the VM's own copy of an image, once: a later boot finds it. It appears under its name only when
-/// it is whole and on disk.
+/// it is whole and on disk, in a directory that only we and `owner` enter.
 ///
 /// # Errors
 /// The image cannot be read or the copy cannot be written.
-pub async fn copy_on_write(base: PathBuf, own: PathBuf) -> std::io::Result<()> {
+pub async fn copy_on_write(base: PathBuf, own: PathBuf, owner: Option<u32>) -> std::io::Result<()> {
     tokio::task::spawn_blocking(move || {
-        if own.exists() {
-            return Ok(());
-        }
         if let Some(dir) = own.parent() {
             std::fs::create_dir_all(dir)?;
+            // Once it is the VM's, its user may have put a link there: nothing below it is followed.
+            lchown(dir, owner, owner)?;
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+        }
+        if std::fs::symlink_metadata(&own).is_ok() {
+            return lchown(&own, owner, owner);
         }
         let partial = own.with_extension("partial");
         let from = std::fs::File::open(base)?;
-        let to = std::fs::File::create(&partial)?;
+        match std::fs::remove_file(&partial) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let to = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
         // A reflink shares blocks with the image; where the file system cannot, it is a copy.
         if rustix::fs::ioctl_ficlone(&to, &from).is_err() {
             std::io::copy(&mut &from, &mut &to)?;
         }
         to.sync_all()?;
+        fchown(&to, owner, owner)?;
         std::fs::rename(partial, own)
     })
     .await

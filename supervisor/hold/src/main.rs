@@ -14,6 +14,7 @@ mod args;
 mod detach;
 mod dir;
 mod end;
+mod jail;
 mod notify;
 mod pump;
 #[path = "../../../actors/src/hypervisor/record.rs"]

@@ -47,7 +47,9 @@ pub fn set_up(args: &Args, dir: &Dir) -> Result<Pump, SpawnError> {
     step("unblock the pipe", rustix::io::ioctl_fionbio(&output_read, true))?;
     let notify = step("make the socket for notices", Notify::new(&notify_path(args), head.vm_id.clone()))?;
 
-    let plan = Plan::new(&args.command, environment(&head), &args.cgroups)?;
+    let environment = environment(&head);
+    let confinement = head.confinement.map(|confinement| (confinement, args.run_dir.join(file::ROOT)));
+    let plan = Plan::new(&args.command, environment, &args.cgroups, confinement)?;
     let vmm = spawn::spawn(&plan, &null, &output_write)?;
     drop(output_write);
     let pids = PidRecord {

@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use rustix::process::{Pid, PidfdFlags};
 use rustix::process::{Resource, Rlimit};
 
-use crate::record::SpawnError;
+use crate::jail;
+use crate::record::{Confinement, SpawnError};
 use crate::step;
 
 /// Signals that the holder ignores and the VMM must not.
@@ -32,29 +33,34 @@ pub struct Plan {
     envp: Vec<CString>,
     /// `cgroup.procs` of each cgroup to join.
     cgroups: Vec<(PathBuf, File)>,
+    confinement: Option<(Confinement, PathBuf)>,
 }
 
 /// A step of the child and why it failed, as it comes through the pipe.
 struct ChildError {
     step: u8,
     errno: i32,
+    /// What it was about, where the step does not say it.
+    detail: String,
 }
 
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     "make a session for the VMM",
     "enter the cgroup",
     "reset the signals",
     "set the limits of resources",
     "redirect the output of the VMM",
+    "confine the VMM:",
     "execute",
 ];
 
 impl Plan {
-    /// Prepares to run `command` with `environment` within `cgroups`.
+    /// Prepares to run `command` with `environment` within `cgroups`, confined below an empty directory.
     pub fn new(
         command: &[OsString],
         environment: Vec<(OsString, OsString)>,
         cgroups: &[PathBuf],
+        confinement: Option<(Confinement, PathBuf)>,
     ) -> Result<Self, SpawnError> {
         let text = |text: OsString| {
             step("pass an argument with a zero byte", CString::new(text.into_vec()).map_err(io::Error::from))
@@ -68,7 +74,7 @@ impl Plan {
         let envp = envp.collect::<Result<Vec<_>, _>>()?;
         let cgroups = cgroups.iter().map(|dir| Ok((dir.clone(), open_procs(dir)?)));
         let cgroups = cgroups.collect::<Result<Vec<_>, SpawnError>>()?;
-        Ok(Self { program: argv[0].clone(), argv, envp, cgroups })
+        Ok(Self { program: argv[0].clone(), argv, envp, cgroups, confinement })
     }
 }
 
@@ -89,9 +95,9 @@ pub fn spawn(plan: &Plan, null: &OwnedFd, output: &OwnedFd) -> Result<Vmm, Spawn
     }
     if pid == 0 {
         let error = become_vmm(plan, null, output);
-        let mut news = [0; 5];
-        news[0] = error.step;
-        news[1..].copy_from_slice(&error.errno.to_ne_bytes());
+        let mut news = vec![error.step];
+        news.extend_from_slice(&error.errno.to_ne_bytes());
+        news.extend_from_slice(error.detail.as_bytes());
         // The holder sees either this or the end of the pipe; there is nobody else to tell.
         let _ = File::from(write).write_all(&news);
         // SAFETY: ends this process at once; nothing of the holder's may run in it.
@@ -120,11 +126,14 @@ pub fn spawn(plan: &Plan, null: &OwnedFd, output: &OwnedFd) -> Result<Vmm, Spawn
 
 fn news_of(plan: &Plan, heard: io::Result<usize>, news: &[u8]) -> Result<(), SpawnError> {
     step("hear from the VMM's process", heard)?;
-    let [number, errno @ ..] = news else { return Ok(()) };
-    let errno = errno.try_into().map(i32::from_ne_bytes).unwrap_or(0);
+    let [number, rest @ ..] = news else { return Ok(()) };
+    let (errno, detail) = rest.split_first_chunk().unwrap_or((&[0; 4], &[]));
+    let errno = i32::from_ne_bytes(*errno);
     let mut name = STEPS.get(usize::from(*number)).copied().unwrap_or("start the VMM").to_owned();
     if name == "execute" {
         name = format!("execute {}", plan.program.to_string_lossy());
+    } else if !detail.is_empty() {
+        name = format!("{name} {}", String::from_utf8_lossy(detail));
     }
     step(name, Err(io::Error::from_raw_os_error(errno)))
 }
@@ -136,28 +145,32 @@ fn reap(pid: u32) {
 
 /// In the child: all steps in order; returns only if one fails.
 fn become_vmm(plan: &Plan, null: &OwnedFd, output: &OwnedFd) -> ChildError {
-    let steps: [&dyn Fn() -> io::Result<()>; 6] = [
+    let plain = |error: io::Error| (String::new(), error);
+    let steps: [&dyn Fn() -> Result<(), (String, io::Error)>; 7] = [
         // A signal to the holder's group is not for the VMM, and its own group can be ended as one.
-        &|| Ok(rustix::process::setsid().map(|_| ())?),
+        &|| rustix::process::setsid().map(drop).map_err(|errno| plain(errno.into())),
         &|| {
             // 0 stands for the writer itself, in whatever pid namespace.
-            plan.cgroups.iter().try_for_each(|(_, procs)| (&*procs).write_all(b"0"))
+            plan.cgroups.iter().try_for_each(|(_, procs)| (&*procs).write_all(b"0")).map_err(plain)
         },
-        &reset_signals,
-        &set_limits,
-        &|| {
-            rustix::stdio::dup2_stdin(null)?;
-            rustix::stdio::dup2_stdout(output.as_fd())?;
-            Ok(rustix::stdio::dup2_stderr(output.as_fd())?)
-        },
-        &|| execute(plan),
+        &|| reset_signals().map_err(plain),
+        &|| set_limits(plan.confinement.as_ref().map(|(limits, _)| limits)).map_err(plain),
+        &|| redirect(null, output).map_err(plain),
+        &|| plan.confinement.as_ref().map_or(Ok(()), |(confinement, root)| jail::enter(confinement, root)),
+        &|| execute(plan).map_err(plain),
     ];
     for (number, run) in (0_u8..).zip(steps) {
-        if let Err(error) = run() {
-            return ChildError { step: number, errno: error.raw_os_error().unwrap_or(0) };
+        if let Err((detail, error)) = run() {
+            return ChildError { step: number, errno: error.raw_os_error().unwrap_or(0), detail };
         }
     }
-    ChildError { step: u8::MAX, errno: 0 }
+    ChildError { step: u8::MAX, errno: 0, detail: String::new() }
+}
+
+fn redirect(null: &OwnedFd, output: &OwnedFd) -> io::Result<()> {
+    rustix::stdio::dup2_stdin(null)?;
+    rustix::stdio::dup2_stdout(output.as_fd())?;
+    Ok(rustix::stdio::dup2_stderr(output.as_fd())?)
 }
 
 fn reset_signals() -> io::Result<()> {
@@ -176,14 +189,23 @@ fn reset_signals() -> io::Result<()> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// No core files, which would hold the guest's memory; as many descriptors as allowed.
-fn set_limits() -> io::Result<()> {
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    let files = rustix::process::getrlimit(Resource::Nofile);
-    Ok(rustix::process::setrlimit(
-        Resource::Nofile,
-        Rlimit { current: files.maximum, maximum: files.maximum },
-    )?)
+/// No core files, which would hold the guest's memory; as many descriptors and processes as it is meant to
+/// have, never more than the holder may.
+fn set_limits(confinement: Option<&Confinement>) -> io::Result<()> {
+    let set = |resource, wanted: Option<u64>| {
+        let allowed = rustix::process::getrlimit(resource).maximum;
+        let value = match (wanted, allowed) {
+            (Some(wanted), Some(allowed)) => Some(wanted.min(allowed)),
+            (wanted, allowed) => wanted.or(allowed),
+        };
+        rustix::process::setrlimit(resource, Rlimit { current: value, maximum: value })
+    };
+    set(Resource::Core, Some(0))?;
+    set(Resource::Nofile, confinement.map(|limits| limits.files))?;
+    if let Some(limits) = confinement {
+        set(Resource::Nproc, Some(limits.processes))?;
+    }
+    Ok(())
 }
 
 fn execute(plan: &Plan) -> io::Result<()> {

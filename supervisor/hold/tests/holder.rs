@@ -12,7 +12,7 @@ use drover_actors::hypervisor::notify::NotifySocket;
 use drover_actors::hypervisor::process::{
     AdoptError, LaunchError, LaunchRecord, LaunchSpec, VmmProcess, adopt, destroy, launch,
 };
-use drover_actors::hypervisor::record::{RING_HALF, VERSION, file};
+use drover_actors::hypervisor::record::{Confinement, RING_HALF, VERSION, VisiblePath, file};
 use drover_actors::hypervisor::run_dir::{RunDir, RunRoot};
 use drover_actors::hypervisor::stop::{StopPlan, StopStep, stop_ladder};
 use drover_actors::hypervisor::{cgroup::VmCgroup, pidfd, ring};
@@ -62,6 +62,7 @@ impl Host {
             name: Token::new("web").unwrap(),
             incarnation: 1,
             uid: 0,
+            confinement: None,
             cgroup: VmCgroup::default(),
             argv: vec![],
             env_names: vec![],
@@ -260,7 +261,7 @@ async fn offsets_go_on_in_the_next_process() {
 #[tokio::test]
 async fn a_vmm_outlives_the_daemon_and_is_adopted() {
     let host = Host::new();
-    host.dir.prepare().unwrap();
+    host.dir.prepare(None).unwrap();
     host.dir.write_record(file::RECORD, &host.record()).unwrap();
     let lock = host.dir.open_lock().unwrap();
     lock.lock().unwrap();
@@ -387,4 +388,96 @@ async fn without_force_a_deaf_guest_stays_on() {
     let gentle = StopPlan { power_button: Some(ms(200)), ..StopPlan::gentle(ms(400)) };
     let (by, steps, ended) = ladder(&Host::new(), &["deaf"], gentle).await;
     assert_eq!((by, steps, ended), (None, vec![StopStep::Agent, StopStep::PowerButton], false));
+}
+
+/// A confinement in which the fake can run, and nothing more.
+fn confined(host: &Host, uid: u32) -> Confinement {
+    let show = |path: &Path, writable| VisiblePath { path: path.to_owned(), writable };
+    let system = ["/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache"];
+    let mut paths: Vec<VisiblePath> = system.iter().map(|path| show(Path::new(path), false)).collect();
+    paths.push(show(&host.fake(), false));
+    paths.push(show(Path::new("/nothing/is/here"), false));
+    paths.push(show(host.dir.path(), false));
+    paths.push(show(&host.dir.sockets(), true));
+    let devices = vec!["/dev/null".to_owned(), "/dev/urandom".to_owned(), "/dev/not-here".to_owned()];
+    Confinement { uid, paths, devices, files: 64, processes: 32 }
+}
+
+fn names(path: impl AsRef<Path>) -> Vec<String> {
+    let entries = std::fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = entries.collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn a_confined_vmm_has_a_user_a_root_and_devices_of_its_own_and_no_privilege() {
+    if !nix::unistd::geteuid().is_root() {
+        return println!("SKIP a_confined_vmm_has_a_user…: needs root");
+    }
+    const UID: u32 = 234_567;
+    let host = Host::new();
+    let mut spec = host.spec(&host.fake(), &[]);
+    spec.record.confinement = Some(confined(&host, UID));
+    host.dir.create(Some(UID)).unwrap();
+    let process = launch(&spec).await.unwrap_or_else(|e| panic!("{}", drover_actors::chain(&e)));
+    let proc = PathBuf::from(format!("/proc/{}", process.pid()));
+    let status = std::fs::read_to_string(proc.join("status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap_or_else(|| panic!("{name} is not in {status}")).split_whitespace().collect::<Vec<_>>()
+    };
+    let user = UID.to_string();
+    assert_eq!(field("Uid"), [&user; 4]);
+    assert_eq!(field("Gid"), [&user; 4]);
+    assert_eq!(field("Groups"), [""; 0]);
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(set), ["0000000000000000"], "{set}");
+    }
+    assert_eq!(field("NoNewPrivs"), ["1"]);
+    let limits = std::fs::read_to_string(proc.join("limits")).unwrap();
+    for (name, value) in [("Max open files", "64"), ("Max processes", "32"), ("Max core file size", "0")] {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        assert_eq!(line.split_whitespace().take(2).collect::<Vec<_>>(), [value, value], "{name}");
+    }
+    // Its root: what was named, and the ways to it.
+    assert_eq!(names(proc.join("root/dev")), ["null", "urandom"]);
+    let own = host.dir.path().strip_prefix("/").unwrap();
+    assert!(names(proc.join("root").join(own)).contains(&"s".to_owned()));
+    let beside = names(proc.join("root").join(own.parent().unwrap()));
+    assert_eq!(beside.len(), 2, "the run directory and the program: {beside:?}");
+    assert!(!proc.join("root/etc/passwd").exists() && !proc.join("root/root").exists());
+    // Another root is its own affair: the host has no mount more than before.
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(host.dir.path().to_str().unwrap()), "{mounts}");
+    // It answers through its socket, and its events get out.
+    assert_eq!(process.api().ping().await.unwrap().pid, process.pid());
+    eventually("an event", || {
+        let events = ring::tail(&host.dir, file::EVENTS, 4096).map(|chunk| chunk.data).unwrap_or_default();
+        String::from_utf8_lossy(&events).contains("starting")
+    })
+    .await;
+    process.signal(Signal::KILL).unwrap();
+    process.wait_exit().await;
+    eventually("the end of the holder", || !host.dir.is_held().unwrap()).await;
+    host.dir.remove().unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_confined_does_not_run_and_says_why() {
+    if !nix::unistd::geteuid().is_root() {
+        return println!("SKIP what_cannot_be_confined_does_not_run_and_says_why: needs root");
+    }
+    let host = Host::new();
+    let mut spec = host.spec(&host.fake(), &[]);
+    let mut confinement = confined(&host, 234_568);
+    // A file where a device should be.
+    let file = host.temp.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    confinement.devices.push(file.display().to_string());
+    spec.record.confinement = Some(confinement);
+    let refused = launch(&spec).await.unwrap_err();
+    let LaunchError::SetUp(error) = &refused else { panic!("{refused:?}") };
+    assert!(error.step.contains("confine the VMM: make") && error.step.contains("file"), "{error:?}");
+    assert!(host.dir.pid_record().unwrap().is_none());
 }
