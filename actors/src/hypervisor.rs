@@ -14,6 +14,7 @@ pub mod cgroup;
 pub mod config;
 pub mod confine;
 pub mod events;
+pub mod landlock;
 pub mod notify;
 pub mod pidfd;
 pub mod process;

@@ -36,6 +36,8 @@ pub struct Programs {
     pub extra_args: Vec<String>,
     /// VMMs run confined, each as a user of its own.
     pub confine: bool,
+    /// The VMM is told to use Landlock.
+    pub landlock: bool,
     /// What a confined VMM may read beside what its VM needs.
     pub paths: Vec<PathBuf>,
 }

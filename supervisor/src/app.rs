@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use drover_actors::bus::assets::AssetsConfig;
+use drover_actors::hypervisor::landlock;
 use drover_actors::hypervisor::version::{VersionError, check, find};
 use drover_actors::images::{ImageError, Images};
 use drover_actors::root::{HostSetup, RunningHost, StartError, start};
@@ -273,7 +274,12 @@ async fn programs(config: &HostConfig) -> Result<Programs, AppError> {
     if !hold.is_file() {
         return Err(AppError::Hold { path: hold });
     }
+    // The stand-in starts programs of its own, which the rules would stop.
+    let landlock = config.vmm.confine
+        && !version.is_softvmm()
+        && landlock::abi().is_some_and(|abi| abi >= landlock::NEEDED);
     Ok(Programs {
+        landlock,
         hold,
         vmm,
         version,

@@ -406,13 +406,18 @@ impl World {
             left.is_empty().then_some(())
         })
         .await;
-        for base in self.installation.map(leak::cgroups).unwrap_or_default() {
-            let below = fs::read_dir(&base).into_iter().flatten().flatten();
-            for dir in below.filter(|e| e.path().is_dir()) {
-                let _ = fs::remove_dir(dir.path());
+        // A process that has ended leaves its cgroup a moment later.
+        until("every cgroup of the installation is removed", async || {
+            for base in self.installation.map(leak::cgroups).unwrap_or_default() {
+                let below = fs::read_dir(&base).into_iter().flatten().flatten();
+                for dir in below.filter(|e| e.path().is_dir()) {
+                    let _ = fs::remove_dir(dir.path());
+                }
+                let _ = fs::remove_dir(base);
             }
-            let _ = fs::remove_dir(base);
-        }
+            self.installation.map(leak::cgroups).unwrap_or_default().is_empty().then_some(())
+        })
+        .await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! A cgroup per VM: limits, counting of out-of-memory kills, and a way to end everything in it.
 //!
-//! Works with cgroup v2, with the v1 hierarchies `memory`, `pids` and `cpu`, or without any: then VMs run
+//! Works with cgroup v2, with the v1 hierarchies `memory`, `pids`, `cpu` and `blkio`, or without any: then VMs run
 //! without limits and [`Cgroups::problem`] says why. Everything lives below `drover-<installation>` in the
 //! daemon's own cgroup, so limits on the daemon's surroundings hold for its VMs as well. The directories of a
 //! VM are kept in its launch record, so a daemon that is started elsewhere still finds them.
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 /// Where the kernel shows cgroups.
 const ROOT: &str = "/sys/fs/cgroup";
 /// The v1 hierarchies that are used.
-const V1: [&str; 3] = ["memory", "pids", "cpu"];
+const V1: [&str; 4] = ["memory", "pids", "cpu", "blkio"];
 /// The leaf in which holders live: outside the VMs' limits.
 const HOLDERS: &str = "holders";
 
@@ -62,6 +62,8 @@ pub struct CgroupLimits {
     pub memory_bytes: u64,
     /// Processes and threads.
     pub pids: u64,
+    /// Virtual CPUs: under contention a VM gets time, and of a disk's as well, in proportion to them.
+    pub cpus: u64,
 }
 
 /// The cgroup of one VM: one directory per hierarchy, none if there are no cgroups.
@@ -173,12 +175,21 @@ impl Cgroups {
 
     fn settings(&self, limits: &CgroupLimits) -> Vec<(&'static str, u64)> {
         match self.version {
-            Version::V1 => vec![("memory.limit_in_bytes", limits.memory_bytes), ("pids.max", limits.pids)],
+            Version::V1 => vec![
+                ("memory.limit_in_bytes", limits.memory_bytes),
+                ("pids.max", limits.pids),
+                ("cpu.shares", (1024 * limits.cpus).clamp(2, 262_144)),
+                ("blkio.weight", (100 * limits.cpus).clamp(10, 1_000)),
+                ("blkio.bfq.weight", (100 * limits.cpus).clamp(1, 1_000)),
+            ],
             Version::V2 => vec![
                 ("memory.max", limits.memory_bytes),
                 // A VM without one of its processes is no VM.
                 ("memory.oom.group", 1),
                 ("pids.max", limits.pids),
+                ("cpu.weight", (100 * limits.cpus).clamp(1, 10_000)),
+                ("io.weight", (100 * limits.cpus).clamp(1, 10_000)),
+                ("io.bfq.weight", (100 * limits.cpus).clamp(1, 1_000)),
             ],
         }
     }
@@ -326,7 +337,13 @@ fn parents(root: &Path, own: &str) -> (Version, Vec<PathBuf>) {
 /// moves into a leaf if it has to.
 fn delegate(parent: &Path, base: &Path) -> io::Result<()> {
     const WANTED: &str = "+memory +pids";
-    let pass_on = |dir: &Path| fs::write(dir.join("cgroup.subtree_control"), WANTED);
+    const WELCOME: [&str; 2] = ["+cpu", "+io"];
+    let pass_on = |dir: &Path| {
+        let control = dir.join("cgroup.subtree_control");
+        // Shares matter under contention only; without them a VM still has its limits.
+        WELCOME.iter().for_each(|one| drop(fs::write(&control, one)));
+        fs::write(&control, WANTED)
+    };
     if let Err(error) = pass_on(parent) {
         if error.kind() != io::ErrorKind::ResourceBusy {
             return Err(error);

@@ -16,7 +16,7 @@ fn a_host_without_cgroups_runs_vms_without_limits_and_says_why() {
     let temp = tempfile::tempdir().unwrap();
     let groups = Cgroups::open_at(temp.path(), "", installation());
     assert!(groups.problem().unwrap().contains("no cgroups"));
-    let limits = CgroupLimits { memory_bytes: 1, pids: 1 };
+    let limits = CgroupLimits { memory_bytes: 1, pids: 1, cpus: 1 };
     assert_eq!(groups.create(VmId::from_u128(1), &limits).unwrap(), VmCgroup::default());
 }
 
@@ -58,7 +58,7 @@ async fn a_real_cgroup_counts_limits_kills_and_goes() {
         return;
     }
     let id = VmId::generate();
-    let group = groups.create(id, &CgroupLimits { memory_bytes: 64 << 20, pids: 16 }).unwrap();
+    let group = groups.create(id, &CgroupLimits { memory_bytes: 64 << 20, pids: 16, cpus: 2 }).unwrap();
     assert_eq!(groups.list(), [id]);
     let mut child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
     let pid = child.id().unwrap();
@@ -68,6 +68,9 @@ async fn a_real_cgroup_counts_limits_kills_and_goes() {
     assert_eq!(group.pids(), [i32::try_from(pid).unwrap()]);
     assert_eq!(group.oom_kills(), Some(0));
     assert!(group.memory_bytes().is_some());
+    let read = |file: &str| group.dirs.iter().find_map(|dir| fs::read_to_string(dir.join(file)).ok());
+    let shares = read("cpu.shares").or_else(|| read("cpu.weight")).map(|text| text.trim().to_owned());
+    assert!(shares.is_none_or(|shares| ["2048", "200"].contains(&&*shares)));
     group.kill();
     let status = child.wait().await.unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));

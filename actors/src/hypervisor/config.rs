@@ -71,6 +71,8 @@ pub struct VmmInput<'a> {
     pub nics: Vec<NicConfig>,
     /// Appended to the command line, from [`cmdline_additions`].
     pub cmdline: String,
+    /// The VMM shall give up every other path.
+    pub landlock: bool,
 }
 
 /// The guest's first interface, for the kernel's command line.
@@ -130,6 +132,9 @@ pub struct VmConfig {
     pub vsock: VsockConfig,
     /// The guest can report a panic.
     pub pvpanic: bool,
+    /// The VMM gives up every path but those that are named here.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub landlock_enable: bool,
 }
 
 /// Processors.
@@ -254,6 +259,7 @@ pub fn vm_config(input: &VmmInput<'_>) -> VmConfig {
         console: ConsoleConfig { mode: "Off" },
         vsock: VsockConfig { id: "vsock".to_owned(), cid: GUEST_CID, socket: input.run_dir.vsock_socket() },
         pvpanic: true,
+        landlock_enable: input.landlock,
     }
 }
 

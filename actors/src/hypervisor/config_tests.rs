@@ -78,6 +78,7 @@ fn a_linux_guest_boots_a_kernel_with_its_address_and_name() {
         run_dir: &run_dir(),
         nics: vec![NicConfig { tap: "dr0123456789ab".to_owned(), mac: "52:54:00:00:00:01".to_owned() }],
         cmdline: cmdline_additions(&hostname, Some(&lease())),
+        landlock: false,
     });
     golden("linux.json", &config);
 }
@@ -92,6 +93,7 @@ fn a_guest_may_have_neither_disk_nor_interface() {
         run_dir: &run_dir(),
         nics: vec![],
         cmdline: String::new(),
+        landlock: false,
     });
     golden("minimal.json", &config);
 }
@@ -104,6 +106,7 @@ fn a_windows_guest_boots_firmware_with_enlightenments_and_no_command_line() {
         run_dir: &run_dir(),
         nics: vec![],
         cmdline: "drover.hostname=w".to_owned(),
+        landlock: false,
     });
     golden("windows.json", &config);
 }

@@ -10,10 +10,12 @@ use super::HostPhase;
 use super::{
     Answer, ChangeReply, ErrorBody, ErrorCode, ListReply, ListRequest, LookupReply, LookupRequest, NameKey,
     Phase, PoolVerb, Request, Router, Slot, Token, ValidateReply, ValidateRequest, VmMsg, body_of, codec,
-    config_text, now_ms, oneshot,
+    config_text, oneshot,
 };
 use crate::chain;
+use crate::hypervisor::landlock;
 use crate::journal::VmRow;
+use crate::services::Services;
 use drover_schemas::{RequestId, VmId};
 
 /// VMs in one page if the caller does not say.
@@ -154,7 +156,6 @@ pub(super) async fn host_info(router: &Router) -> HostInfo {
         *states.entry(name.to_owned()).or_default() += 1;
     }
     let version = &services.programs.version;
-    let cgroups = services.cgroups.problem().unwrap_or("memory, CPU and pids are limited for each VM");
     HostInfo {
         host: services.host.clone(),
         installation: services.installation,
@@ -173,11 +174,24 @@ pub(super) async fn host_info(router: &Router) -> HostInfo {
         states,
         outbox: services.journal.outbox_used().0,
         labels: BTreeMap::new(),
-        confinement: [
-            ("cgroups".to_owned(), cgroups.to_owned()),
-            ("user".to_owned(), "the VMM runs as root in a cgroup of its own".to_owned()),
-            ("read_at_unix_ms".to_owned(), now_ms().to_string()),
-        ]
-        .into(),
+        confinement: confinement(services),
     }
+}
+
+/// How VMs are confined and limited here, in words.
+fn confinement(services: &Services) -> BTreeMap<String, String> {
+    let programs = &services.programs;
+    let cgroups = services.cgroups.problem().unwrap_or("memory, CPU and pids are limited for each VM");
+    let user = match programs.confine {
+        true => "each VMM has a user, a root and devices of its own and no capability",
+        false => "switched off (vmm.confine): VMMs run as root and see the whole host",
+    };
+    let landlock = match (programs.confine, programs.version.is_softvmm()) {
+        (true, true) => "off: software emulation starts programs of its own".to_owned(),
+        (true, false) => landlock::describe(landlock::abi()),
+        (false, _) => "off, with vmm.confine".to_owned(),
+    };
+    [("cgroups", cgroups.to_owned()), ("user", user.to_owned()), ("landlock", landlock)]
+        .map(|(key, words)| (key.to_owned(), words))
+        .into()
 }

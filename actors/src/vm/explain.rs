@@ -117,6 +117,7 @@ pub fn config_text(services: &Services, row: &VmRow) -> String {
         run_dir: &services.run_root.vm(row.vm_id),
         nics: row.nics.iter().map(NicLease::nic_config).collect(),
         cmdline: cmdline_additions(&row.name, first.as_ref()),
+        landlock: services.programs.landlock,
     });
     serde_json::to_string_pretty(&config).unwrap_or_default()
 }

@@ -154,6 +154,7 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
     let limits = CgroupLimits {
         memory_bytes: row.spec.memory_bytes + services.limits.vmm_overhead_bytes,
         pids: pids(row),
+        cpus: u64::from(row.spec.cpus),
     };
     let cgroup = services.cgroups.create(row.vm_id, &limits).map_err(|e| host_resource("cgroup", &e))?;
     laps.note("cgroup");
@@ -181,6 +182,7 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
         run_dir: &dir,
         nics: row.nics.iter().map(NicLease::nic_config).collect(),
         cmdline: cmdline_additions(&row.name, first.as_ref()),
+        landlock: services.programs.landlock,
     });
     if let Err(error) = run.api.create(&config).await {
         return Err(call_failed(&run, &dir, "vm.create", &error, firmware).await);

@@ -104,7 +104,8 @@ impl Host {
         }))
         .unwrap();
         let paths = BootPaths { kernel: Some("/k".into()), ..BootPaths::default() };
-        vm_config(&VmmInput { spec: &spec, paths, run_dir: &self.dir, nics: vec![], cmdline: String::new() })
+        let (nics, cmdline) = (vec![], String::new());
+        vm_config(&VmmInput { spec: &spec, paths, run_dir: &self.dir, nics, cmdline, landlock: false })
     }
 
     fn console(&self) -> String {

@@ -172,6 +172,7 @@ impl ByHand {
         let limits = CgroupLimits {
             memory_bytes: machine.spec.memory_bytes + machine.overhead_bytes,
             pids: PIDS_BASE + 2 * u64::from(machine.spec.cpus),
+            cpus: u64::from(machine.spec.cpus),
         };
         machine.cgroups.create(plan.vm_id, &limits)?;
         let child = self.spawn(plan).map_err(HandError::Spawn)?;
@@ -189,6 +190,7 @@ impl ByHand {
             run_dir: &plan.dir,
             nics: plan.nics.iter().map(NicLease::nic_config).collect(),
             cmdline: cmdline_additions(&Token::new("by-hand")?, first.as_ref()),
+            landlock: false,
         });
         api.create(&config).await?;
         api.boot().await?;
