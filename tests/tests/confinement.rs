@@ -84,7 +84,8 @@ fn a_vmm_reaches_nothing_but_its_vm() {
 fn what_a_vmm_plants_in_its_folder_is_not_followed() {
     run("what_a_vmm_plants_in_its_folder_is_not_followed", Options::default(), async |world| {
         let (a, b) = (world.bus.up("a").await, world.bus.up("b").await);
-        let sockets = |vm: &VmStatus| world.run_dir().join(vm.vm_id.to_string().to_ascii_lowercase()).join("s");
+        let sockets =
+            |vm: &VmStatus| world.run_dir().join(vm.vm_id.to_string().to_ascii_lowercase()).join("s");
         let precious = world.path("precious");
         std::fs::write(&precious, "kept").unwrap();
         // As a VMM would that has been taken over: its API leads to another VM's, and more lies about.
@@ -120,7 +121,8 @@ fn the_real_hypervisor_is_confined_and_filters_its_threads() {
         world.start_nats().await;
         world.start();
         world.ready().await;
-        let made = world.bus.create("a", json!({"wait": "running", "spec": {"template": "linux-microvm"}})).await;
+        let made =
+            world.bus.create("a", json!({"wait": "running", "spec": {"template": "linux-microvm"}})).await;
         let vm = made.unwrap_or_else(|error| panic!("{error}")).vm;
         is_confined(world, &vm);
         let pid = vm.vmm_pid.unwrap();

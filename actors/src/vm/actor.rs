@@ -29,6 +29,7 @@ use super::tasks::{self, Run, TaskContext, TaskEnd};
 use super::watch::{LinkWatch, RunWatch};
 use crate::chain;
 use crate::guest::Link;
+use crate::hypervisor::cause;
 use crate::ingress::permits::Permit;
 use crate::journal::{Batch, JournalError, Op as Write, RequestLookup, RequestRow, RequestState, VmRow};
 use crate::manager::ManagerMsg;
@@ -37,6 +38,9 @@ use crate::trace;
 
 /// Pause before an input whose commit failed is tried again.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
+
+/// Reboots of a guest in a row, without its agent, that are a loop.
+const REBOOT_LOOP: u32 = 5;
 
 /// A reference to the actor of a VM.
 pub type VmRef = ActorRef<VmMsg>;
@@ -75,6 +79,8 @@ pub struct VmActorState {
     /// The delete whose outcome is due when the name is free.
     gone: Option<Option<Op>>,
     span: Span,
+    /// Reboots of the guest since its agent answered.
+    reboots: u32,
     /// `traceparent` of the request that is being worked on.
     trace: Option<String>,
 }
@@ -102,6 +108,7 @@ impl Actor for VmActor {
             permits: HashMap::new(),
             gone: None,
             span,
+            reboots: 0,
             trace: None,
         })
     }
@@ -380,6 +387,20 @@ impl VmActorState {
         self.happened(myself, input).await;
         if reboot {
             self.watch_link(myself);
+            self.count_reboot(myself).await;
+        }
+    }
+
+    /// A guest that reboots before its agent is up would begin its time anew for ever.
+    async fn count_reboot(&mut self, myself: &VmRef) {
+        self.reboots += 1;
+        if self.reboots == REBOOT_LOOP && self.row.spec.agent.enabled {
+            let console = self.services.run_root.vm(self.row.vm_id).console_tail(cause::TAIL_MAX);
+            let text = format!("the guest rebooted itself {REBOOT_LOOP} times and its agent never answered");
+            let cause = Cause::new(CauseKind::RebootLoop, text)
+                .with("reboots", self.reboots)
+                .with("console_tail", console);
+            self.happened(myself, Input::AgentLost(cause)).await;
         }
     }
 
@@ -409,6 +430,7 @@ impl VmActorState {
         if self.link_watch.as_ref().is_none_or(|w| w.generation() != generation) {
             return;
         }
+        self.reboots = 0;
         let hello = link.hello();
         self.live.agent = Some((hello.version.clone(), hello.boot_id.clone()));
         let cause = Cause::new(CauseKind::AgentReady, "the guest agent answers")
@@ -443,6 +465,7 @@ impl VmActorState {
     }
 
     fn drop_run(&mut self) {
+        self.reboots = 0;
         self.drop_link();
         self.run = None;
         self.live.pid = None;

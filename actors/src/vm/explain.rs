@@ -16,7 +16,7 @@ use crate::services::Services;
 #[must_use]
 pub fn error_of(cause: &Cause) -> ErrorBody {
     let code = match cause.kind {
-        CauseKind::AgentTimeout | CauseKind::AgentLost => ErrorCode::GuestUnreachable,
+        CauseKind::AgentTimeout | CauseKind::AgentLost | CauseKind::RebootLoop => ErrorCode::GuestUnreachable,
         CauseKind::Superseded | CauseKind::UserDelete | CauseKind::UserStop => ErrorCode::Conflict,
         CauseKind::OutOfMemory | CauseKind::HostResource | CauseKind::DiskRefused | CauseKind::TapRefused => {
             ErrorCode::ResourceExhausted

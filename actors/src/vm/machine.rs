@@ -117,7 +117,7 @@ pub enum Input {
         /// Version and boot id, as evidence for the event.
         cause: Cause,
     },
-    /// The link broke, or never came up in time.
+    /// The link broke, never came up in time, or the guest reboots before it can come up.
     AgentLost(Cause),
     /// The pause before a restart is over.
     BackoffElapsed,
@@ -431,6 +431,9 @@ impl Machine {
             if happening == Happening::GuestReboot && self.agent != AgentState::Absent {
                 self.agent = AgentState::Connecting;
             }
+            if happening == Happening::GuestPanic {
+                self.cause = Some(cause.clone());
+            }
             out.push(Effect::Event { kind, previous, state, cause: Some(cause), request_id: None });
         }
     }
@@ -547,6 +550,10 @@ impl Machine {
             return;
         }
         self.agent = AgentState::Ready;
+        let about_agent = |cause: &Cause| never_answered(cause) || cause.kind == CauseKind::GuestPanic;
+        if self.state == VmState::Running && self.cause.as_ref().is_some_and(about_agent) {
+            self.cause = None;
+        }
         let request_id = self.op.as_ref().and_then(|op| op.request_id);
         let (previous, state) = (self.state, self.state);
         out.push(Effect::Event { kind: VmEventKind::Agent, previous, state, cause: Some(cause), request_id });
@@ -563,8 +570,11 @@ impl Machine {
         let (previous, state) = (self.state, self.state);
         let kind = VmEventKind::Agent;
         out.push(Effect::Event { kind, previous, state, cause: Some(cause.clone()), request_id: None });
-        if cause.kind == CauseKind::AgentTimeout && self.op.as_ref().is_some_and(|op| op.due == Due::Agent) {
-            self.finish(Ending::Failed(cause), out);
+        if never_answered(&cause) {
+            self.cause = Some(cause.clone());
+            if self.op.as_ref().is_some_and(|op| op.due == Due::Agent) {
+                self.finish(Ending::Failed(cause), out);
+            }
         }
     }
 
@@ -597,6 +607,11 @@ impl Machine {
             }
         }
     }
+}
+
+/// The agent did not come up, rather than go away.
+const fn never_answered(cause: &Cause) -> bool {
+    matches!(cause.kind, CauseKind::AgentTimeout | CauseKind::RebootLoop)
 }
 
 const fn due_of_wait(wait: Option<Wait>) -> Due {

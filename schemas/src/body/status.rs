@@ -24,6 +24,8 @@ pub enum CauseKind {
     GuestPowerOff,
     /// The guest rebooted itself.
     GuestReboot,
+    /// The guest rebooted itself again and again, and its agent never answered in between.
+    RebootLoop,
     /// The guest's kernel panicked.
     GuestPanic,
     /// The VMM exited with a status.

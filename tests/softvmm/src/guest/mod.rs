@@ -11,6 +11,8 @@ pub mod qemu;
 pub mod qmp;
 pub mod root;
 
+use std::io::Read as _;
+
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
@@ -212,13 +214,35 @@ fn check_disks(config: &VmConfig) -> Result<(), StartError> {
 /// It is missing or not readable.
 pub fn check_payload(config: &VmConfig) -> Result<(), StartError> {
     let payload = config.payload.clone().unwrap_or_default();
-    let open = |path: &Option<std::path::PathBuf>, what| match path {
-        Some(path) => match std::fs::File::open(path) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(StartError::Payload(Cause::io([what], &error))),
-        },
-        None => Ok(()),
+    let open = |path: &Option<std::path::PathBuf>, what, is_one: fn(&[u8]) -> bool| {
+        let Some(path) = path else { return Ok(()) };
+        let mut head = Vec::new();
+        let read = std::fs::File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head));
+        read.map_err(|error| StartError::Payload(Cause::io([what], &error)))?;
+        // The real one has these words for firmware too.
+        const WORDS: [&str; 3] = [
+            "Cannot load the kernel into memory",
+            "Kernel Loader: failed to load bzImage kernel image: Kernel Loader: Invalid bzImage",
+            "Kernel Loader: Invalid bzImage",
+        ];
+        if is_one(&head) { Ok(()) } else { Err(StartError::Payload(Cause::new(WORDS))) }
     };
-    open(&payload.firmware, "Error manipulating firmware file")?;
-    open(&payload.kernel, "Cannot open kernel file")
+    open(&payload.firmware, "Error manipulating firmware file", |head| is_elf(head) || is_uefi(head))?;
+    open(&payload.kernel, "Cannot open kernel file", |head| is_elf(head) || is_bzimage(head))
+}
+
+/// As much of an image as tells what it is.
+const HEAD: u64 = 0x206;
+
+fn is_elf(head: &[u8]) -> bool {
+    head.starts_with(b"\x7fELF")
+}
+
+fn is_bzimage(head: &[u8]) -> bool {
+    head.get(0x202..0x206) == Some(b"HdrS")
+}
+
+/// A volume of UEFI firmware, which QEMU takes as it is.
+fn is_uefi(head: &[u8]) -> bool {
+    head.get(0x28..0x2c) == Some(b"_FVH")
 }

@@ -63,7 +63,7 @@ impl Vmm {
 
     pub fn start_in(dir: TempDir, env: &[(&str, &str)]) -> Self {
         let at = |name: &str| dir.path().join(name);
-        std::fs::write(at("kernel"), "not one").expect("write");
+        std::fs::write(at("kernel"), b"\x7fELF").expect("write");
         std::fs::write(at("disk"), [0; 4096]).expect("write");
         let stderr =
             OpenOptions::new().create(true).append(true).mode(0o600).open(at("stderr")).expect("open");
