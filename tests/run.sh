@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Runs the tests, after installing what they need, and prints a table of what ran.
 #
-#   tests/run.sh [SUITE…] [--budget SECONDS]
+#   tests/run.sh [SUITE…] [--budget SECONDS] [--seed NUMBER]
 #
-# Suites (default: unit wire e2e faults):
+# Suites (default: unit wire e2e faults death):
 #   unit         formatting, lints, licences, and the tests beside the code
 #   wire         the contract in another language: golden bytes read by Python
 #   e2e          the real programs over a real nats-server: guests that are processes, and real kernels in
 #                QEMU's software emulation; the same host used from Python
 #   faults       daemon, VMM and bus are killed, hung and cut off, and what is left is looked at
+#   death        each cause of an end, what a VMM can reach, and a short soak; the real hypervisor is looked
+#                at too if CLOUD_HYPERVISOR names it
+#   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
 #   fuzz         random bytes at everything that reads bytes, for --budget seconds each
 #   bench        the rows of `drover bench`, as ratios to the same work done by hand; a release build (minutes)
@@ -17,16 +20,18 @@ cd "$(dirname "$0")/.." || exit 1
 . tests/lib.sh
 
 BUDGET=60
+SEED=
 SUITES=()
 while [ $# -gt 0 ]; do
     case $1 in
         --budget) BUDGET=${2:?--budget takes seconds}; shift 2 ;;
-        -h | --help) sed -n '2,16p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
-        unit | wire | e2e | faults | conformance | fuzz | bench) SUITES+=("$1"); shift ;;
+        --seed) SEED=${2:?--seed takes a number}; shift 2 ;;
+        -h | --help) sed -n '2,19p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+        unit | wire | e2e | faults | death | soak | conformance | fuzz | bench) SUITES+=("$1"); shift ;;
         *) die "unknown suite $1; see --help" ;;
     esac
 done
-[ ${#SUITES[@]} -gt 0 ] || SUITES=(unit wire e2e faults)
+[ ${#SUITES[@]} -gt 0 ] || SUITES=(unit wire e2e faults death)
 wants() { [[ " ${SUITES[*]} " == *" $1 "* ]]; }
 
 mkdir -p "$CACHE"
@@ -115,7 +120,7 @@ if wants wire; then
     step wire "golden bytes in Python" python3 tests/python/test_golden.py
 fi
 
-if wants e2e || wants faults; then
+if wants e2e || wants faults || wants death || wants soak; then
     need_debian qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio zstd=zstd depmod=kmod mke2fs=e2fsprogs openssl=openssl
     need_vhost
     step e2e build build
@@ -140,6 +145,24 @@ fi
 
 if wants faults; then
     step faults "killed, hung and cut off" real faults 2
+fi
+
+# soaked SECONDS TEST : kills the daemon for that long; a seed makes the same choices again.
+soaked() {
+    DROVER_SOAK_SECONDS=$1 DROVER_SOAK_SEED=$SEED cargo test --locked -p drover-tests --test soak "$2" -- \
+        --test-threads 1 --show-output
+}
+
+if wants death; then
+    step death "each cause of an end" real causes 2
+    step death "what a VMM can reach" real confinement 2
+    step death "a short soak" soaked 15 nothing_is_lost_or_doubled_by_kills
+fi
+
+if wants soak; then
+    step soak "guests of processes" soaked "$BUDGET" nothing_is_lost_or_doubled_by_kills
+    step soak "guests with kernels" soaked "$BUDGET" nothing_is_lost_or_doubled_with_real_kernels
+    grep -h Tally "$LOGS"/soak-*.log
 fi
 
 # fuzz NAME : one target of tests/fuzz, from the golden bytes on, with libFuzzer and the pinned compiler.
