@@ -156,6 +156,7 @@ soaked() {
 if wants death; then
     step death "each cause of an end" real causes 2
     step death "what a VMM can reach" real confinement 2
+    step death "VMs that no row tells of" real orphans 2
     step death "a short soak" soaked 15 nothing_is_lost_or_doubled_by_kills
 fi
 

@@ -14,6 +14,7 @@ pub mod journal;
 pub mod manager;
 pub mod metrics;
 pub mod network;
+pub mod orphans;
 mod pause;
 pub mod rejections;
 pub mod root;

@@ -32,6 +32,7 @@ use crate::journal::{self, JournalConfig, JournalHandle, OpenError};
 use crate::manager::{Directory, Manager, ManagerArgs, ManagerMsg};
 use crate::metrics::Metrics;
 use crate::network::{NetworkConfig, NetworkDef, NetworkError, NetworkHandle};
+use crate::orphans;
 use crate::router::{HostPhase, Router};
 use crate::service::ServiceMsg;
 use crate::services::{Limits, Programs, Services, Shared};
@@ -211,7 +212,7 @@ pub struct RunningHost {
 /// # Errors
 /// [`StartError`]; nothing of any VM was touched.
 pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
-    let (journal, snapshot) = open_journal(&setup).await?;
+    let (journal, mut snapshot) = open_journal(&setup).await?;
     let installation = journal.installation();
     for row in snapshot.vms.iter().filter(|row| !row.owned) {
         journal.hold_events(row.vm_id);
@@ -223,6 +224,9 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let run_error = |source| StartError::Run { path: setup.run.clone(), source };
     let run_root = RunRoot::new(&setup.run).map_err(run_error)?;
     run_root.create().map_err(run_error)?;
+    let known = snapshot.vms.iter().map(|row| row.vm_id).collect();
+    let orphans = orphans::find(&run_root, installation, &known);
+    orphans::hold(&run_root, &orphans, &mut snapshot);
     let notify = NotifySocket::bind(&run_root).map_err(|source| StartError::Notify { source })?;
     let state = HostState::new(installation, setup.totals, &setup.networks, &snapshot)
         .map_err(|source| StartError::Subnet { source })?;
@@ -269,6 +273,12 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
             .with("version", env!("CARGO_PKG_VERSION"))
             .with("vms", snapshot.vms.len()),
     );
+    for orphan in orphans.iter().filter(|orphan| orphan.ours) {
+        let label = orphans::label(orphan);
+        warn!(orphan = label, "a VM of this installation runs without a row; it is left alone");
+        let text = "a VM of this installation runs and is not in the journal; see host.orphans";
+        services.log.note(HostNote::alarm("orphan", text).with("vm", label));
+    }
     let (manager, _) = Actor::spawn_linked(Some("manager".into()), Manager, args, root.get_cell())
         .await
         .map_err(actor("manager"))?;

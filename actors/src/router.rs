@@ -260,6 +260,10 @@ impl Router {
                 let _: Empty = request.decode()?;
                 body_of(request, &pool::host_info(self).await)
             }
+            "orphans" => {
+                let _: Empty = request.decode()?;
+                body_of(request, &pool::orphans(self).await?)
+            }
             "create" => {
                 let namespace = header(&request.headers, headers::NAMESPACE).ok_or_else(|| {
                     let message = format!("header {} is missing", headers::NAMESPACE);

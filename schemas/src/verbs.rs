@@ -267,6 +267,15 @@ pub const VERBS: &[VerbRow] = &[
     ),
     row(
         Plane::Host,
+        "orphans",
+        Class::Read,
+        Role::Admin,
+        "Empty",
+        "OrphansReply",
+        "Lists VMs that run on the machine and are in no row of the journal; none is touched.",
+    ),
+    row(
+        Plane::Host,
         "create",
         Class::Journalled,
         Role::Admin,

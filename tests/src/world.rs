@@ -55,7 +55,8 @@ pub struct World {
     programs: Programs,
     run: PathBuf,
     state: PathBuf,
-    installation: Option<InstallationId>,
+    /// All that there were, the present one last.
+    installations: Vec<InstallationId>,
     nats: Option<Child>,
     daemon: Option<Child>,
     folder: TempDir,
@@ -161,7 +162,7 @@ impl World {
             programs,
             run,
             state,
-            installation: None,
+            installations: Vec::new(),
             nats: None,
             daemon: None,
             folder,
@@ -224,8 +225,8 @@ impl World {
 
     /// The installation, once the host was ready.
     #[must_use]
-    pub const fn installation(&self) -> Option<InstallationId> {
-        self.installation
+    pub fn installation(&self) -> Option<InstallationId> {
+        self.installations.last().copied()
     }
 
     /// Process id of the daemon, while it runs.
@@ -352,7 +353,8 @@ impl World {
         let bus = &self.bus;
         let host =
             until("the host is ready", async || bus.host().await.ok().filter(|h| h.phase == "ready")).await;
-        self.installation = Some(host.installation);
+        self.installations.retain(|known| *known != host.installation);
+        self.installations.push(host.installation);
     }
 
     /// What the daemon has logged.
@@ -408,14 +410,14 @@ impl World {
         .await;
         // A process that has ended leaves its cgroup a moment later.
         until("every cgroup of the installation is removed", async || {
-            for base in self.installation.map(leak::cgroups).unwrap_or_default() {
+            for base in self.installations.iter().copied().flat_map(leak::cgroups) {
                 let below = fs::read_dir(&base).into_iter().flatten().flatten();
                 for dir in below.filter(|e| e.path().is_dir()) {
                     let _ = fs::remove_dir(dir.path());
                 }
                 let _ = fs::remove_dir(base);
             }
-            self.installation.map(leak::cgroups).unwrap_or_default().is_empty().then_some(())
+            self.installations.iter().all(|i| leak::cgroups(*i).is_empty()).then_some(())
         })
         .await;
     }

@@ -14,10 +14,6 @@ use drover_tests::wait::until_within;
 use drover_tests::world::{Options, World, run};
 use serde_json::{Value, json};
 
-fn down() -> Options {
-    Options { started: false, ..Options::default() }
-}
-
 fn emulated() -> Options {
     Options { guest: "qemu", budget: Duration::from_secs(400), ..Options::default() }
 }

@@ -32,8 +32,8 @@ const HOLDER_GRACE: Duration = Duration::from_secs(5);
 /// The longest pause between two looks for the API socket.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// The variables of the VMM's environment that name its owner.
-const ENV_INSTALLATION: &str = "DROVER_INSTALLATION";
-const ENV_VM_ID: &str = "DROVER_VM_ID";
+pub(crate) const ENV_INSTALLATION: &str = "DROVER_INSTALLATION";
+pub(crate) const ENV_VM_ID: &str = "DROVER_VM_ID";
 
 /// Why a process exists: enough to import it if its row is lost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

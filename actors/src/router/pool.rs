@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use drover_schemas::body::host::{HostInfo, VmmInfo};
+use drover_schemas::body::host::{HostInfo, OrphansReply, VmmInfo};
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::state::VmState;
 
@@ -10,7 +10,7 @@ use super::HostPhase;
 use super::{
     Answer, ChangeReply, ErrorBody, ErrorCode, ListReply, ListRequest, LookupReply, LookupRequest, NameKey,
     Phase, PoolVerb, Request, Router, Slot, Token, ValidateReply, ValidateRequest, VmMsg, body_of, codec,
-    config_text, oneshot,
+    config_text, interrupted, oneshot,
 };
 use crate::chain;
 use crate::hypervisor::landlock;
@@ -176,6 +176,13 @@ pub(super) async fn host_info(router: &Router) -> HostInfo {
         labels: BTreeMap::new(),
         confinement: confinement(services),
     }
+}
+
+pub(super) async fn orphans(router: &Router) -> Result<OrphansReply, ErrorBody> {
+    let (root, installation) = (router.services.run_root.clone(), router.services.installation);
+    let known = router.directory.all().iter().map(|slot| slot.vm_id).collect();
+    let found = tokio::task::spawn_blocking(move || crate::orphans::find(&root, installation, &known)).await;
+    Ok(OrphansReply { orphans: found.map_err(|_| interrupted())? })
 }
 
 /// How VMs are confined and limited here, in words.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::id::InstallationId;
+use crate::id::{InstallationId, VmId};
 use crate::token::Token;
 
 /// The hypervisor of a host.
@@ -72,6 +72,35 @@ pub struct HostInfo {
     /// How VMs are confined and limited here, in words.
     #[serde(default)]
     pub confinement: BTreeMap<String, String>,
+}
+
+/// A VM with processes on the machine that the host does not know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Orphan {
+    /// The VM, by the marks of its processes.
+    pub vm_id: VmId,
+    /// The installation that started it.
+    pub installation: InstallationId,
+    /// It is of this installation: its row was lost, as by a restore from an older backup.
+    pub ours: bool,
+    /// Its namespace, where its launch record is at hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<Token>,
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Token>,
+    /// Its processes.
+    pub pids: Vec<u32>,
+    /// Where its console and other evidence are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_dir: Option<String>,
+}
+
+/// Reply of `host.<host>.orphans`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OrphansReply {
+    /// Of this installation and of others, by installation and VM.
+    pub orphans: Vec<Orphan>,
 }
 
 /// What a host writes about itself to the bucket of hosts.

@@ -103,7 +103,11 @@ impl CliError {
                 ErrorCode::Internal
             }
         };
-        ErrorBody::new(code, drover_actors::chain(self).to_string())
+        let body = ErrorBody::new(code, drover_actors::chain(self).to_string());
+        match self {
+            Self::Host(_) | Self::Dev(_) => body.with("cause", "start"),
+            _ => body,
+        }
     }
 }
 
@@ -169,6 +173,9 @@ pub fn next_step(error: &ErrorBody, vm: Option<&str>) -> String {
         ErrorCode::VmmError => format!("`drover vm explain {vm}` shows what the hypervisor said"),
         ErrorCode::PermissionDenied => "ask the operator of the bus for a role that may do this".into(),
         ErrorCode::Unsupported => "`drover host get` shows the features of the host".into(),
+        ErrorCode::Internal if detail("cause") == Some("start") => {
+            "put right what the message names, then start it again".into()
+        }
         ErrorCode::Internal | ErrorCode::Unknown if error.error_id.is_empty() => {
             "run it again with --log debug, and report it if it stays".into()
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use drover_schemas::Token;
-use drover_schemas::body::host::HostInfo;
+use drover_schemas::body::host::{HostInfo, OrphansReply};
 use drover_schemas::size::ByteSize;
 
 use super::Global;
@@ -23,6 +23,11 @@ pub enum HostCommand {
     Run(RunArgs),
     /// Show what a host has and what it has promised.
     Get {
+        /// The host; without it, the one that answers first.
+        host: Option<Token>,
+    },
+    /// List VMs that run on a host's machine and are in no row of its journal.
+    Orphans {
         /// The host; without it, the one that answers first.
         host: Option<Token>,
     },
@@ -46,17 +51,27 @@ pub(super) async fn run(command: &HostCommand, global: &Global) -> Result<u8, Cl
             Box::pin(crate::app::run(path)).await.map_err(|e| CliError::Host(e.into()))?;
         }
         HostCommand::Get { host } => {
-            let client = global.connect.connect().await?;
-            let deadline = global.deadline(DEADLINE);
-            let host = match host {
-                Some(host) => host.clone(),
-                None => discover(&client, deadline).await?,
-            };
+            let (client, host, deadline) = connect(global, host.as_ref()).await?;
             let info = client.host_info(&host, deadline).await?;
             global.output.print(&info, describe)?;
         }
+        HostCommand::Orphans { host } => {
+            let (client, host, deadline) = connect(global, host.as_ref()).await?;
+            let reply = client.host_orphans(&host, deadline).await?;
+            global.output.print(&reply, list)?;
+        }
     }
     Ok(0)
+}
+
+async fn connect(global: &Global, host: Option<&Token>) -> Result<(Client, Token, Duration), CliError> {
+    let client = global.connect.connect().await?;
+    let deadline = global.deadline(DEADLINE);
+    let host = match host {
+        Some(host) => host.clone(),
+        None => discover(&client, deadline).await?,
+    };
+    Ok((client, host, deadline))
 }
 
 /// The host that answers the micro service discovery first.
@@ -123,4 +138,20 @@ fn describe(info: &HostInfo) -> String {
 /// Mebibytes, for tables.
 pub(super) fn mib(bytes: u64) -> String {
     ByteSize(bytes & !0xf_ffff).to_string()
+}
+
+fn list(reply: &OrphansReply) -> String {
+    if reply.orphans.is_empty() {
+        return "every VM on the machine is known to the host".to_owned();
+    }
+    let mut table = output::table(&["VM", "NAMESPACE", "NAME", "INSTALLATION", "PIDS", "FILES"]);
+    let text = |token: &Option<Token>| token.as_ref().map(ToString::to_string).unwrap_or_default();
+    for orphan in &reply.orphans {
+        let whose = if orphan.ours { "this one".to_owned() } else { orphan.installation.to_string() };
+        let pids: Vec<String> = orphan.pids.iter().map(ToString::to_string).collect();
+        let files = orphan.run_dir.clone().unwrap_or_default();
+        let (namespace, name) = (text(&orphan.namespace), text(&orphan.name));
+        table.add_row([orphan.vm_id.to_string(), namespace, name, whose, pids.join(" "), files]);
+    }
+    render(&mut table)
 }

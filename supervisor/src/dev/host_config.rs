@@ -41,6 +41,7 @@ pub async fn write(
     if let Some(images) = &args.images {
         config.insert("images_dir".into(), json!(absolute(images)?));
     }
+    config.entry("images_dir").or_insert_with(|| json!(state.path("images")));
     if let Some(templates) = &args.templates {
         config.insert("templates_dir".into(), json!(absolute(templates)?));
     }

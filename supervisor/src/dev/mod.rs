@@ -47,7 +47,7 @@ pub struct DevArgs {
     /// Name of the host; the machine's if left out.
     #[arg(long, value_name = "NAME")]
     host: Option<Token>,
-    /// Folder of images (kernel, initramfs, disks).
+    /// Folder of images (kernel, initramfs, disks); `images` in the state folder if left out.
     #[arg(long, value_name = "DIR", env = "DROVER_IMAGES")]
     images: Option<PathBuf>,
     /// Folder of VM templates.
