@@ -267,10 +267,7 @@ async fn programs(config: &HostConfig) -> Result<Programs, AppError> {
     let search = std::env::var("PATH").unwrap_or_default();
     let vmm = find(std::slice::from_ref(&config.vmm.path), &search).map_err(vmm_error)?;
     let version = check(&vmm).await.map_err(vmm_error)?;
-    let hold = config.vmm.hold.clone().unwrap_or_else(|| {
-        let own = std::env::current_exe().unwrap_or_default();
-        own.with_file_name("drover-hold")
-    });
+    let hold = holder(config);
     if !hold.is_file() {
         return Err(AppError::Hold { path: hold });
     }
@@ -286,6 +283,14 @@ async fn programs(config: &HostConfig) -> Result<Programs, AppError> {
         extra_args: config.vmm.args.clone(),
         confine: config.vmm.confine,
         paths: config.vmm.paths.clone(),
+    })
+}
+
+/// The holder's program: as configured, or beside this one.
+pub fn holder(config: &HostConfig) -> PathBuf {
+    config.vmm.hold.clone().unwrap_or_else(|| {
+        let own = std::env::current_exe().unwrap_or_default();
+        own.with_file_name("drover-hold")
     })
 }
 

@@ -9,6 +9,7 @@ mod cli;
 mod client;
 mod config;
 mod dev;
+mod doctor;
 mod telemetry;
 
 use std::process::ExitCode;

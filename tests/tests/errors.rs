@@ -160,3 +160,36 @@ fn tap_devices_that_may_no_longer_be_used_are_named_by_the_create() {
         assert_eq!(cause.kind, drover_schemas::body::status::CauseKind::TapRefused, "{cause:?}");
     });
 }
+
+#[test]
+fn a_doctor_says_what_a_machine_lacks_and_what_to_do() {
+    run("a_doctor_says_what_a_machine_lacks_and_what_to_do", down(), async |world| {
+        let file = world.path("host.yaml");
+        let doctor = ["doctor", "--output", "json", "--config", file.to_str().unwrap()];
+        let findings = async |code: i32| {
+            let done = world.drover(&doctor).await;
+            assert_eq!(done.status.code(), Some(code), "{}", String::from_utf8_lossy(&done.stderr));
+            let found: Vec<serde_json::Value> = serde_json::from_slice(&done.stdout).unwrap();
+            found.into_iter().map(|f| (f["check"].as_str().unwrap().to_owned(), f)).collect::<Vec<_>>()
+        };
+        let of = |all: &[(String, serde_json::Value)], check: &str| {
+            let found = all.iter().find(|(name, _)| name == check);
+            found.unwrap_or_else(|| panic!("{check} is not in {all:?}")).1.clone()
+        };
+        // There is no bus yet, which a host waits for.
+        let all = findings(0).await;
+        assert_eq!(of(&all, "bus")["verdict"], "weak");
+        assert_eq!(of(&all, "/dev/net/tun")["verdict"], "good");
+        assert!(of(&all, "hypervisor")["found"].as_str().unwrap().contains("softvmm"));
+        let mut config = world.config();
+        config["vmm"]["path"] = json!("/nonexistent/cloud-hypervisor");
+        config["images_dir"] = json!("/nonexistent");
+        world.configure(&config);
+        let all = findings(1).await;
+        for check in ["hypervisor", "images"] {
+            let finding = of(&all, check);
+            assert_eq!(finding["verdict"], "bad", "{finding}");
+            assert!(!finding["advice"].as_str().unwrap().is_empty(), "{finding}");
+        }
+    });
+}

@@ -12,6 +12,7 @@ use super::exit::CliError;
 use super::output::{self, render};
 use crate::client::{Client, time};
 use crate::config::HostConfig;
+use crate::doctor::{self, Finding, Verdict};
 use crate::telemetry;
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -39,6 +40,36 @@ pub struct RunArgs {
     /// The configuration file.
     #[arg(long, short, value_name = "FILE", env = "DROVER_CONFIG")]
     pub config: Option<PathBuf>,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, clap::Args)]
+pub struct DoctorArgs {
+    /// The host's configuration file.
+    #[arg(long, short, value_name = "FILE", env = "DROVER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Raise limits of the kernel that are too low; nothing else is changed.
+    #[arg(long)]
+    fix: bool,
+}
+
+/// Exit code 1 if the machine cannot be a host as it is.
+pub(super) async fn doctor(args: &DoctorArgs, global: &Global) -> Result<u8, CliError> {
+    let config = HostConfig::load(args.config.as_deref(), std::env::vars());
+    let findings = doctor::examine(&config.map_err(|e| CliError::Host(e.into()))?, args.fix).await;
+    global.output.print(&findings, |findings| diagnosis(findings))?;
+    Ok(u8::from(findings.iter().any(|finding| finding.verdict == Verdict::Bad)))
+}
+
+fn diagnosis(findings: &[Finding]) -> String {
+    let mut table = output::table(&[]);
+    for finding in findings {
+        table.add_row([finding.verdict.as_str(), finding.check, &finding.found]);
+        if !finding.advice.is_empty() {
+            table.add_row(["", "", &format!("  -> {}", finding.advice)]);
+        }
+    }
+    render(&mut table)
 }
 
 pub(super) async fn run(command: &HostCommand, global: &Global) -> Result<u8, CliError> {

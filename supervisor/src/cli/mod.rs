@@ -57,6 +57,8 @@ pub struct Global {
 enum Command {
     /// Start a private NATS server and a host: the whole system in one go.
     Dev(crate::dev::DevArgs),
+    /// Say what this machine lacks to be a host, and what to do about it.
+    Doctor(host::DoctorArgs),
     /// Run and look at hosts.
     #[command(subcommand)]
     Host(host::HostCommand),
@@ -116,6 +118,7 @@ pub async fn run(cli: &Cli) -> Result<u8, CliError> {
         Command::Dev(args) => {
             crate::dev::run(args, &cli.global.connect.root).await.map(|()| 0).map_err(CliError::Dev)
         }
+        Command::Doctor(args) => host::doctor(args, &cli.global).await,
         Command::Host(command) => host::run(command, &cli.global).await,
         Command::Vm(command) => vm::run(command, &cli.global).await,
         Command::Events(args) => events::run(args, &cli.global).await,

@@ -91,7 +91,7 @@ fn vmm_path(args: &DevArgs) -> Result<PathBuf, DevError> {
     if let Some(path) = &args.vmm {
         return absolute(path);
     }
-    let why = match virtualisation() {
+    let why = match crate::doctor::virtualisation() {
         Ok(()) => match on_path("cloud-hypervisor").find(|p| p.is_file()) {
             Some(path) => {
                 info!(path = %path.display(), "hypervisor: the real one");
@@ -111,20 +111,4 @@ fn vmm_path(args: &DevArgs) -> Result<PathBuf, DevError> {
             reason: format!("{why}, and softvmm is neither beside drover nor on PATH; give --vmm"),
         }),
     }
-}
-
-/// Whether the processor and the kernel offer hardware virtualisation. A /dev/kvm alone is no sign:
-/// it may be there and unable to run a guest.
-fn virtualisation() -> Result<(), String> {
-    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = cpus.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    if cfg!(target_arch = "x86_64") && !flags.split_whitespace().any(|f| f == "vmx" || f == "svm") {
-        return Err("this processor offers no virtualisation (no vmx or svm)".to_owned());
-    }
-    std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .map(drop)
-        .map_err(|e| format!("/dev/kvm cannot be opened: {e}"))
 }

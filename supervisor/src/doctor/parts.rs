@@ -1,0 +1,115 @@
+//! What the configuration names: programs, folders, images and the bus.
+
+use std::path::Path;
+use std::time::Duration;
+
+use drover_actors::chain;
+use drover_actors::hypervisor::version::{check as version_of, find};
+use drover_actors::images::Images;
+use tokio::net::TcpStream;
+use tokio::process::Command;
+
+use super::Finding;
+use crate::config::HostConfig;
+
+/// How long the bus may take to take a connection.
+const BUS: Duration = Duration::from_secs(3);
+/// Less than this is little for a journal, its growth and the disks of VMs.
+const ROOM: u64 = 2 << 30;
+
+pub(super) async fn look(config: &HostConfig) -> Vec<Finding> {
+    vec![
+        hypervisor(config).await,
+        holder(config),
+        nft().await,
+        folder("state folder", &config.state_dir),
+        folder("run folder", &config.run_dir),
+        images(config),
+        bus(config).await,
+    ]
+}
+
+async fn hypervisor(config: &HostConfig) -> Finding {
+    let check = "hypervisor";
+    let search = std::env::var("PATH").unwrap_or_default();
+    let found = match find(std::slice::from_ref(&config.vmm.path), &search) {
+        Ok(path) => version_of(&path).await.map(|version| (path, version)),
+        Err(error) => Err(error),
+    };
+    match found {
+        Ok((path, version)) => Finding::good(check, format!("{} ({})", version.text, path.display())),
+        Err(error) => {
+            Finding::bad(check, chain(&error).to_string(), "install cloud-hypervisor, or set vmm.path")
+        }
+    }
+}
+
+fn holder(config: &HostConfig) -> Finding {
+    let path = crate::app::holder(config);
+    match path.is_file() {
+        true => Finding::good("holder", path.display().to_string()),
+        false => {
+            let advice = "install drover-hold beside drover, or set vmm.hold";
+            Finding::bad("holder", format!("{} is not there", path.display()), advice)
+        }
+    }
+}
+
+async fn nft() -> Finding {
+    let said = Command::new("nft").arg("--version").output().await;
+    match said {
+        Ok(output) if output.status.success() => {
+            Finding::good("nft", String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        }
+        Ok(output) => Finding::bad("nft", output.status.to_string(), "reinstall nftables"),
+        Err(error) => Finding::bad("nft", error.to_string(), "install nftables"),
+    }
+}
+
+/// The nearest folder above that exists tells of the room.
+fn folder(check: &'static str, path: &Path) -> Finding {
+    let shown = path.display();
+    let Some(there) = path.ancestors().find(|above| above.is_dir()) else {
+        return Finding::bad(check, format!("{shown} is not a path"), "give an absolute path");
+    };
+    match nix::sys::statvfs::statvfs(there) {
+        Ok(stat) => {
+            let room = stat.blocks_available().saturating_mul(stat.fragment_size());
+            let found = format!("{shown}, {} MiB free", room >> 20);
+            match room >= ROOM {
+                true => Finding::good(check, found),
+                false => Finding::weak(check, found, "make room: disks of VMs and the journal live there"),
+            }
+        }
+        Err(errno) => Finding::bad(check, format!("{shown}: {errno}"), "make it, writable for root"),
+    }
+}
+
+fn images(config: &HostConfig) -> Finding {
+    let dir = config.images();
+    match Images::load(&dir) {
+        Ok(images) => Finding::good("images", format!("{} in {}", images.len(), dir.display())),
+        Err(error) => {
+            let advice = format!("deploy/guest/build-image.sh {}", dir.display());
+            Finding::bad("images", chain(&error).to_string(), advice)
+        }
+    }
+}
+
+async fn bus(config: &HostConfig) -> Finding {
+    let mut failures = Vec::new();
+    for url in &config.bus.urls {
+        let Ok(address) = url.parse::<async_nats::ServerAddr>() else {
+            failures.push("an address of bus.urls is none".to_owned());
+            continue;
+        };
+        let place = format!("{}:{}", address.host(), address.port());
+        match tokio::time::timeout(BUS, TcpStream::connect(&place)).await {
+            Ok(Ok(_)) => return Finding::good("bus", format!("{place} takes connections")),
+            Ok(Err(error)) => failures.push(format!("{place}: {error}")),
+            Err(_) => failures.push(format!("{place}: no answer within {} s", BUS.as_secs())),
+        }
+    }
+    let advice = "start nats-server 2.11 or newer with JetStream, or set bus.urls; a host waits for it";
+    Finding::weak("bus", failures.join("; "), advice)
+}
