@@ -46,7 +46,7 @@ pub async fn adopt(services: &Services, row: VmRow) -> Found {
 
 async fn look(services: &Services, row: VmRow) -> Option<VmMsg> {
     let dir = services.run_root.vm(row.vm_id);
-    let cgroup = services.cgroups.of(row.vm_id);
+    let cgroup = services.cgroup(row.vm_id);
     match adopt_process(&dir, services.installation).await {
         Ok((process, _)) => {
             let run = Run::new(process);

@@ -82,6 +82,14 @@ impl Creator {
             drop(guard);
             return answer.await;
         }
+        if self.services.state.draining() {
+            return Err(ErrorBody::new(
+                ErrorCode::Unavailable,
+                "the host takes no new VMs: an operator drains it; another host may take this one",
+            )
+            .with("phase", "draining")
+            .with("host", &self.services.host));
+        }
         self.services.assets().await?;
         let attempt = self.attempt(&wanted);
         let outcome = self.services.claims.claim_create(&wanted.key, &attempt).await.map_err(|e| {

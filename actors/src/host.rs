@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,7 @@ pub struct HostState {
     installation: InstallationId,
     inner: Mutex<Inner>,
     began: Instant,
+    draining: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -98,7 +100,24 @@ impl HostState {
             inner.uids.insert(*uid, None);
         }
         inner.vms = snapshot.vms.len() as u64;
-        Ok(Self { totals, installation, inner: Mutex::new(inner), began: Instant::now() })
+        Ok(Self {
+            totals,
+            installation,
+            inner: Mutex::new(inner),
+            began: Instant::now(),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether an operator told the host to take no new VMs.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// As [`Self::draining`]; the journal has it already.
+    pub fn set_draining(&self, on: bool) {
+        self.draining.store(on, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

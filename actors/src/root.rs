@@ -230,6 +230,11 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let notify = NotifySocket::bind(&run_root).map_err(|source| StartError::Notify { source })?;
     let state = HostState::new(installation, setup.totals, &setup.networks, &snapshot)
         .map_err(|source| StartError::Subnet { source })?;
+    let draining = journal.draining();
+    state.set_draining(draining.map_err(|source| {
+        let path = setup.state.clone();
+        StartError::Load { path, source: Box::new(source) }
+    })?);
     let (failed_tx, failed) = oneshot::channel();
     let (root, _) = Actor::spawn(Some("root".into()), Root, failed_tx).await.map_err(actor("root"))?;
     let network_config = NetworkConfig { installation, networks: setup.networks, nft: setup.nft };

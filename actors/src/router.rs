@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::{Client, Message};
 use drover_schemas::body::guest::{ExecReply, ExecRequest, GetRequest, GuestShutdownRequest, PutRequest};
+use drover_schemas::body::host::DrainRequest;
 use drover_schemas::body::vm::{
     ChangeReply, ChangeRequest, ListReply, ListRequest, LogSource, LogsReply, LogsRequest, LookupReply,
     LookupRequest, ShutdownRequest, StopRequest, ValidateReply, ValidateRequest, Wait,
@@ -53,8 +54,6 @@ pub enum HostPhase {
     Adopting,
     /// Everything is answered.
     Ready,
-    /// No new VMs are taken.
-    Draining,
 }
 
 impl HostPhase {
@@ -64,7 +63,6 @@ impl HostPhase {
         match self {
             Self::Adopting => "adopting",
             Self::Ready => "ready",
-            Self::Draining => "draining",
         }
     }
 }
@@ -259,6 +257,10 @@ impl Router {
             "info" => {
                 let _: Empty = request.decode()?;
                 body_of(request, &pool::host_info(self).await)
+            }
+            "drain" => {
+                let body: DrainRequest = request.decode()?;
+                body_of(request, &pool::drain(self, body).await?)
             }
             "orphans" => {
                 let _: Empty = request.decode()?;

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use drover_schemas::subject::Subjects;
-use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token};
+use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token, VmId};
 
 use crate::bus::claims::Claims;
 use crate::bus::egress::Egress;
 use crate::host::HostState;
 use crate::host_log::HostLog;
-use crate::hypervisor::cgroup::Cgroups;
+use crate::hypervisor::cgroup::{Cgroups, VmCgroup};
 use crate::hypervisor::run_dir::RunRoot;
 use crate::hypervisor::version::VmmVersion;
 use crate::images::Images;
@@ -103,6 +103,21 @@ pub struct Services {
 }
 
 impl Services {
+    /// The cgroup of a VM: that of its last launch, and where one is made now. They differ when the daemon
+    /// has been started elsewhere since, such as by a service manager.
+    #[must_use]
+    pub fn cgroup(&self, vm_id: VmId) -> VmCgroup {
+        let launched = self.run_root.vm(vm_id).launch_record().ok().flatten();
+        let launched = launched.filter(|record| record.installation == self.installation);
+        let mut group = launched.map(|record| record.cgroup).unwrap_or_default();
+        for dir in self.cgroups.of(vm_id).dirs {
+            if !group.dirs.contains(&dir) {
+                group.dirs.push(dir);
+            }
+        }
+        group
+    }
+
     /// Waits a little for the stream and the buckets: a host on a new bus makes them first.
     ///
     /// # Errors

@@ -11,6 +11,8 @@ pub enum Class {
     Guest,
     /// As `Guest`, and answers with a stream.
     Stream,
+    /// Gives a setting of a host a value; repeating it changes nothing more.
+    Setting,
 }
 
 /// Who may use a verb. Roles are sets of subjects in the bus server's configuration.
@@ -273,6 +275,15 @@ pub const VERBS: &[VerbRow] = &[
         "Empty",
         "OrphansReply",
         "Lists VMs that run on the machine and are in no row of the journal; none is touched.",
+    ),
+    row(
+        Plane::Host,
+        "drain",
+        Class::Setting,
+        Role::Admin,
+        "DrainRequest",
+        "DrainReply",
+        "Takes no new VMs from now on, or takes them again. VMs that are there stay, and can be started.",
     ),
     row(
         Plane::Host,

@@ -58,6 +58,7 @@ fn reference() -> String {
             Class::Journalled => "journalled",
             Class::Guest => "guest",
             Class::Stream => "stream",
+            Class::Setting => "setting",
         };
         let role = match row.role {
             Role::Reader => "reader",

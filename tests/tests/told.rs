@@ -4,10 +4,11 @@
 use async_nats::jetstream::{self, stream::LastRawMessageErrorKind};
 use drover_schemas::event::{HostEvent, HostEventKind, RejectedEvent};
 use drover_schemas::{ErrorCode, RequestId, codec, headers};
-use drover_tests::client::Bus;
+use drover_tests::client::{Bus, Failure};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, run};
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
 /// Every message of the stream below a subject, in order.
 async fn stored<T: DeserializeOwned>(bus: &Bus, prefix: &str) -> Vec<T> {
@@ -101,5 +102,34 @@ fn a_refusal_that_nobody_waits_for_is_an_event() {
         })
         .await;
         assert!(events.len() < 200, "{} refusals were told", events.len());
+    });
+}
+
+#[test]
+fn a_host_that_is_drained_takes_no_new_vm_and_keeps_the_others() {
+    let test = "a_host_that_is_drained_takes_no_new_vm_and_keeps_the_others";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let vm = bus.up("stays").await;
+        let drained = world.drover(&["host", "drain", "h1"]).await;
+        let said = String::from_utf8(drained.stdout).unwrap();
+        assert!(said.contains("takes no new VMs; it still has 1"), "{said}");
+        for _ in 0..2 {
+            let refused = bus.create("new", json!({})).await.unwrap_err();
+            let Failure::Coded(error) = refused else { panic!("{refused}") };
+            let phase = error.details.get("phase").map(String::as_str);
+            assert_eq!((error.code, phase), (ErrorCode::Unavailable, Some("draining")), "{error:?}");
+            bus.change("stays", "stop").await.unwrap();
+            bus.change_with("stays", "start", json!({"wait": "agent"})).await.unwrap();
+            assert_eq!(bus.status("stays").await.unwrap().vm_id, vm.vm_id);
+            // Also the next daemon knows.
+            world.kill().await;
+            world.start();
+            until("adoption", async || bus.status("stays").await.ok()).await;
+            assert_eq!(bus.host().await.unwrap().phase, "draining");
+        }
+        world.drover(&["host", "drain", "h1", "--off"]).await;
+        bus.up("new").await;
+        assert_eq!(bus.host().await.unwrap().phase, "ready");
     });
 }

@@ -80,6 +80,8 @@ pub enum Op {
     },
     /// Notes when the stream of events was made, to notice another one under its name.
     PutStreamIdentity(String),
+    /// Whether the host takes new VMs.
+    PutDraining(bool),
 }
 
 /// The operations of one commit.
@@ -171,6 +173,7 @@ pub(super) enum EncodedOp {
     PutUid { uid: u32, vm_id: VmId, row: Vec<u8> },
     ReleaseUid { uid: u32, quarantine_until_unix_ms: Option<u64> },
     PutStreamIdentity(String),
+    PutDraining(bool),
 }
 
 fn encode_op(op: Op) -> Result<EncodedOp, JournalError> {
@@ -209,5 +212,6 @@ fn encode_op(op: Op) -> Result<EncodedOp, JournalError> {
             EncodedOp::ReleaseUid { uid, quarantine_until_unix_ms }
         }
         Op::PutStreamIdentity(identity) => EncodedOp::PutStreamIdentity(identity),
+        Op::PutDraining(on) => EncodedOp::PutDraining(on),
     })
 }

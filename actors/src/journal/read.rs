@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 use super::error::JournalError;
 use super::rows::{LeaseRow, OutboxRow, Position, RequestRow, UidRow, VmRow, decode_row};
 use super::store::{
-    Bytes, IN_FLIGHT, LEASES, META, META_STREAM, OUTBOX_AGENT, OUTBOX_STATE, POSITIONS, REQUEST_COUNTS,
-    REQUESTS, ReadFailure, UIDS, VMS,
+    Bytes, IN_FLIGHT, LEASES, META, META_DRAINING, META_STREAM, OUTBOX_AGENT, OUTBOX_STATE, POSITIONS,
+    REQUEST_COUNTS, REQUESTS, ReadFailure, UIDS, VMS,
 };
 use super::{JournalHandle, REQUEST_WINDOW_MS};
 
@@ -169,6 +169,14 @@ impl JournalHandle {
         self.0
             .store
             .read("meta", |txn| Ok(txn.open_table(META)?.get(META_STREAM)?.map(|v| v.value().to_owned())))
+    }
+
+    /// Whether an operator told the host to take no new VMs.
+    ///
+    /// # Errors
+    /// [`JournalError::Read`] if the file fails.
+    pub fn draining(&self) -> Result<bool, JournalError> {
+        self.0.store.read("meta", |txn| Ok(txn.open_table(META)?.get(META_DRAINING)?.is_some()))
     }
 }
 

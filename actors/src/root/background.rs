@@ -115,7 +115,7 @@ async fn heartbeats(parts: Arc<Parts>) {
             features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
             capacity: services.state.capacity(),
             labels: std::collections::BTreeMap::new(),
-            accepting: *phase.borrow() == HostPhase::Ready,
+            accepting: *phase.borrow() == HostPhase::Ready && !services.state.draining(),
             written_unix_ms: now_ms(),
         };
         let pause = match codec::encode(&record) {

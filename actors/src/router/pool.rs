@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use drover_schemas::body::host::{HostInfo, OrphansReply, VmmInfo};
+use drover_schemas::body::host::{DrainReply, DrainRequest, HostInfo, OrphansReply, VmmInfo};
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::state::VmState;
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::chain;
 use crate::hypervisor::landlock;
-use crate::journal::VmRow;
+use crate::journal::{Batch, Op, VmRow};
 use crate::services::Services;
 use drover_schemas::{RequestId, VmId};
 
@@ -142,6 +142,7 @@ async fn status_of(slot: &Slot) -> Option<VmStatus> {
 /// What the host does; a host that lacks the bus's assets cannot create.
 fn phase(router: &Router) -> &'static str {
     match *router.phase.borrow() {
+        HostPhase::Ready if router.services.state.draining() => "draining",
         HostPhase::Ready if !router.services.egress.is_ready() => "connecting",
         phase => phase.as_str(),
     }
@@ -176,6 +177,15 @@ pub(super) async fn host_info(router: &Router) -> HostInfo {
         labels: BTreeMap::new(),
         confinement: confinement(services),
     }
+}
+
+pub(super) async fn drain(router: &Router, request: DrainRequest) -> Result<DrainReply, ErrorBody> {
+    let services = &router.services;
+    let batch = Batch::new().essential().with(Op::PutDraining(request.on));
+    services.journal.commit(batch).await.map_err(|e| e.to_body())?;
+    services.state.set_draining(request.on);
+    tracing::info!(draining = request.on, "an operator asked");
+    Ok(DrainReply { accepting: !request.on, vms: services.state.capacity().vms })
 }
 
 pub(super) async fn orphans(router: &Router) -> Result<OrphansReply, ErrorBody> {

@@ -346,7 +346,7 @@ async fn ask_agent(link: Option<Link>) -> Result<(), String> {
 async fn shutdown(context: &TaskContext, timeout_ms: u64) -> Report {
     let Some(run) = &context.run else { return Report::Stopped };
     let plan = StopPlan::gentle(Duration::from_millis(timeout_ms));
-    let cgroup = context.services.cgroups.of(context.row.vm_id);
+    let cgroup = context.services.cgroup(context.row.vm_id);
     let ladder = stop_ladder(&run.api, &run.process, &cgroup, plan, ask_agent(context.link.clone()));
     let report = tokio::select! {
         biased;
@@ -369,7 +369,7 @@ async fn stop(context: &TaskContext, grace_ms: u64) {
             0 => StopPlan::force(),
             grace => StopPlan::whole(Duration::from_millis(grace)),
         };
-        let cgroup = context.services.cgroups.of(context.row.vm_id);
+        let cgroup = context.services.cgroup(context.row.vm_id);
         let ladder = stop_ladder(&run.api, &run.process, &cgroup, plan, ask_agent(context.link.clone()));
         tokio::select! {
             biased;
@@ -426,7 +426,7 @@ async fn reboot(context: &TaskContext) -> Report {
 async fn release(context: &TaskContext) {
     let services = &context.services;
     let row = &context.row;
-    let cgroup = services.cgroups.of(row.vm_id);
+    let cgroup = services.cgroup(row.vm_id);
     let dir = run_dir(context);
     let mut first = true;
     loop {
@@ -448,7 +448,7 @@ async fn release(context: &TaskContext) {
 
 async fn delete(context: &TaskContext) {
     if let Some(run) = &context.run {
-        let cgroup = context.services.cgroups.of(context.row.vm_id);
+        let cgroup = context.services.cgroup(context.row.vm_id);
         stop_ladder(&run.api, &run.process, &cgroup, StopPlan::force(), async { Ok(()) }).await;
     }
     release(context).await;

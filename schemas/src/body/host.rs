@@ -123,3 +123,19 @@ pub struct HostRecord {
     /// When it was written, by the host's clock.
     pub written_unix_ms: u64,
 }
+
+/// Request of `host.<host>.drain`. Repeating it changes nothing more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DrainRequest {
+    /// Take no new VMs from now on, over restarts of the daemon too; `false` takes them again.
+    pub on: bool,
+}
+
+/// Reply of `host.<host>.drain`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DrainReply {
+    /// Whether the host takes new VMs.
+    pub accepting: bool,
+    /// VMs that it still has.
+    pub vms: u64,
+}

@@ -27,6 +27,14 @@ pub enum HostCommand {
         /// The host; without it, the one that answers first.
         host: Option<Token>,
     },
+    /// Take no new VMs on a host from now on; those that are there stay.
+    Drain {
+        /// The host.
+        host: Token,
+        /// Take new VMs again.
+        #[arg(long)]
+        off: bool,
+    },
     /// List VMs that run on a host's machine and are in no row of its journal.
     Orphans {
         /// The host; without it, the one that answers first.
@@ -85,6 +93,14 @@ pub(super) async fn run(command: &HostCommand, global: &Global) -> Result<u8, Cl
             let (client, host, deadline) = connect(global, host.as_ref()).await?;
             let info = client.host_info(&host, deadline).await?;
             global.output.print(&info, describe)?;
+        }
+        HostCommand::Drain { host, off } => {
+            let (client, host, deadline) = connect(global, Some(host)).await?;
+            let reply = client.host_drain(&host, !off, deadline).await?;
+            global.output.print(&reply, |reply| match reply.accepting {
+                true => format!("{host} takes new VMs"),
+                false => format!("{host} takes no new VMs; it still has {}", reply.vms),
+            })?;
         }
         HostCommand::Orphans { host } => {
             let (client, host, deadline) = connect(global, host.as_ref()).await?;

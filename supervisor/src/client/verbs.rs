@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use drover_schemas::body::events::{EventsReadReply, EventsReadRequest};
 use drover_schemas::body::guest::Empty;
-use drover_schemas::body::host::{HostInfo, OrphansReply};
+use drover_schemas::body::host::{DrainReply, DrainRequest, HostInfo, OrphansReply};
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::{ChangeReply, CreateRequest, ListReply, ListRequest};
 use drover_schemas::subject::{Family, GuestToken, PoolVerb, Subject};
@@ -105,6 +105,20 @@ impl Client {
     pub async fn host_info(&self, host: &Token, deadline: Duration) -> Result<HostInfo, ClientError> {
         let subject = Subject::Host { host: host.clone(), verb: "info".to_owned() };
         self.call(&subject, &Empty {}, CallOptions::read(deadline)).await
+    }
+
+    /// Tells a host to take no new VMs, or to take them again.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn host_drain(
+        &self,
+        host: &Token,
+        on: bool,
+        deadline: Duration,
+    ) -> Result<DrainReply, ClientError> {
+        let subject = Subject::Host { host: host.clone(), verb: "drain".to_owned() };
+        self.call(&subject, &DrainRequest { on }, CallOptions::read(deadline)).await
     }
 
     /// VMs on a host's machine that the host does not know.
