@@ -28,7 +28,14 @@ pub struct Totals {
     pub first_uid: u32,
     /// How many users.
     pub uids: u32,
+    /// Files that the daemon may have open.
+    pub descriptors: u64,
 }
+
+/// Files that the daemon has open for itself: journal, bus, firewall, and what starts and stops take.
+const OWN_DESCRIPTORS: u64 = 64;
+/// Files that it has open for a running VM: its process and its link, and some for requests about it.
+const VM_DESCRIPTORS: u64 = 4;
 
 /// The promises of a host.
 #[derive(Debug)]
@@ -155,6 +162,18 @@ impl HostState {
                 self.totals.memory_bytes.saturating_sub(used.1),
                 want.1,
             ));
+        }
+        let most = self.totals.descriptors.saturating_sub(OWN_DESCRIPTORS) / VM_DESCRIPTORS;
+        if inner.runtime.len() as u64 >= most {
+            let error = ErrorBody::new(
+                ErrorCode::ResourceExhausted,
+                format!(
+                    "the daemon may open {} files, enough for {most} running VMs: raise its limit (LimitNOFILE= \
+                     in its unit, or `ulimit -n`), stop a VM or use another host",
+                    self.totals.descriptors
+                ),
+            );
+            return Err(error.with("resource", "descriptors").with("left", 0).with("needed", VM_DESCRIPTORS));
         }
         inner.runtime.insert(vm_id, want);
         Ok(())

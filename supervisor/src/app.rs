@@ -239,6 +239,7 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
             overhead_bytes,
             first_uid: config.capacity.first_uid,
             uids: config.capacity.uids,
+            descriptors: raise_descriptors(),
         },
         reply_prefixes: config.reply_prefixes,
     })
@@ -292,6 +293,19 @@ pub fn holder(config: &HostConfig) -> PathBuf {
         let own = std::env::current_exe().unwrap_or_default();
         own.with_file_name("drover-hold")
     })
+}
+
+/// Lets the daemon open as many files as it is allowed to; a service gets 1,024 at first.
+fn raise_descriptors() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1_024 };
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(error) => {
+            warn!(%error, soft, "the limit of open files could not be raised");
+            soft
+        }
+    }
 }
 
 fn cpus(ratio: f64) -> u64 {

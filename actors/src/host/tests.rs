@@ -3,7 +3,14 @@ use drover_schemas::body::spec::{AgentSpec, Os, PlacementSpec, ResolvedBoot, Res
 use proptest::prelude::*;
 
 fn state(cpus: u64, memory: u64) -> HostState {
-    let totals = Totals { cpus, memory_bytes: memory, overhead_bytes: 10, first_uid: 100, uids: 3 };
+    let totals = Totals {
+        cpus,
+        memory_bytes: memory,
+        overhead_bytes: 10,
+        first_uid: 100,
+        uids: 3,
+        descriptors: 1_024,
+    };
     let def: NetworkDef =
         serde_json::from_value(serde_json::json!({"name": "default", "subnet": "10.0.0.0/29"})).unwrap();
     HostState::new(InstallationId::from_u128(1), totals, &[def], &Snapshot::default()).unwrap()
@@ -63,4 +70,20 @@ proptest! {
             prop_assert!(capacity.memory_used_bytes <= capacity.memory_bytes);
         }
     }
+}
+
+#[test]
+fn open_files_are_counted_like_memory() {
+    let mut host = state(100, 1 << 40);
+    host.totals.descriptors = OWN_DESCRIPTORS + 2 * VM_DESCRIPTORS;
+    let vm = VmId::from_u128;
+    host.reserve(vm(1), &spec(1, 1)).unwrap();
+    host.reserve(vm(2), &spec(1, 1)).unwrap();
+    let error = host.reserve(vm(3), &spec(1, 1)).unwrap_err();
+    assert_eq!(
+        (error.code, error.details["resource"].as_str()),
+        (ErrorCode::ResourceExhausted, "descriptors")
+    );
+    host.unreserve(vm(1));
+    host.reserve(vm(3), &spec(1, 1)).unwrap();
 }
