@@ -21,6 +21,7 @@ mod folder;
 mod inspect;
 mod outbox;
 mod read;
+pub mod restore;
 mod rows;
 mod store;
 mod tables;

@@ -34,6 +34,8 @@ use crate::vm::message::{ChangeSender, VmMsg};
 
 /// Pause before a lost actor is started again, so that one that is lost at once does not spin.
 const RESPAWN: Duration = Duration::from_millis(500);
+/// How long a subscription that ends waits for each message that is on its way.
+const DRAIN: Duration = Duration::from_secs(5);
 /// Pause between attempts to free a name.
 const FREE_RETRY: Duration = Duration::from_secs(1);
 
@@ -202,7 +204,12 @@ async fn read(
             () = slot.gone.cancelled() => break,
         }
     }
-    let _ = subscriber.unsubscribe().await;
+    // What is on its way already is answered too: an unsubscription alone would lose it.
+    if subscriber.drain().await.is_ok() {
+        while let Ok(Some(message)) = tokio::time::timeout(DRAIN, subscriber.next()).await {
+            router.accept(&client, message).await;
+        }
+    }
 }
 
 /// A message to the manager.

@@ -261,6 +261,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         templates: setup.templates,
         run_root,
         disks: setup.disks,
+        backups: setup.state.join("backups"),
         cgroups: Cgroups::open(installation),
         programs: setup.programs,
         limits: setup.limits,

@@ -258,6 +258,10 @@ impl Router {
                 let _: Empty = request.decode()?;
                 body_of(request, &pool::host_info(self).await)
             }
+            "backup" => {
+                let _: Empty = request.decode()?;
+                body_of(request, &pool::backup(self).await?)
+            }
             "drain" => {
                 let body: DrainRequest = request.decode()?;
                 body_of(request, &pool::drain(self, body).await?)

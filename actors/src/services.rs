@@ -88,6 +88,8 @@ pub struct Services {
     pub run_root: RunRoot,
     /// Where VMs have their disks.
     pub disks: PathBuf,
+    /// Where backups of the journal go.
+    pub backups: PathBuf,
     /// Limits of VMs' processes.
     pub cgroups: Cgroups,
     /// Programs.

@@ -278,6 +278,15 @@ pub const VERBS: &[VerbRow] = &[
     ),
     row(
         Plane::Host,
+        "backup",
+        Class::Read,
+        Role::Admin,
+        "Empty",
+        "BackupReply",
+        "Copies the journal, as of one moment, into the folder of backups; the last eight are kept.",
+    ),
+    row(
+        Plane::Host,
         "drain",
         Class::Setting,
         Role::Admin,

@@ -1,7 +1,7 @@
 //! VMs that no row tells of: another installation's, and our own after a journal was restored from a backup.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use drover_schemas::body::host::{Orphan, OrphansReply};
+use drover_schemas::body::host::{BackupReply, Orphan, OrphansReply};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
 use serde_json::json;
@@ -20,17 +20,23 @@ fn a_vm_whose_row_was_lost_lives_on_is_listed_and_its_address_is_nobody_elses() 
         let bus = world.bus.clone();
         let old = bus.up("old").await;
         // The backup is older than the second VM.
-        world.stop_host().await;
-        let journal = world.state_dir().join("journal.redb");
-        let backup = world.path("backup");
-        std::fs::copy(&journal, &backup).unwrap();
-        world.start();
-        world.ready().await;
+        let said = world.drover(&["host", "backup", "h1", "--output", "json"]).await;
+        let reply: BackupReply = serde_json::from_slice(&said.stdout).unwrap();
+        assert_eq!(reply.vms, 1);
+        let shown = world.drover(&["journal", "show", &reply.path]).await;
+        let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+        assert_eq!(shown["vms"][0]["name"], "old");
         let lost = bus.up("lost").await;
         assert_eq!(orphans(world).await, []);
         let alive = world.vmms(lost.vm_id);
+        let state = world.state_dir().display().to_string();
+        let restore = ["journal", "restore", reply.path.as_str(), "--state", &state];
+        let refused = world.drover(&restore).await;
+        let refused = String::from_utf8(refused.stderr).unwrap();
+        assert!(refused.contains("in use by process"), "{refused}");
         world.stop_host().await;
-        std::fs::copy(&backup, &journal).unwrap();
+        let restored = world.drover(&restore).await;
+        assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
         world.start();
         world.ready().await;
 

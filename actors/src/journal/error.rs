@@ -63,7 +63,7 @@ pub enum OpenError {
         folder: String,
     },
     /// The journal is damaged.
-    #[error("the journal {} is damaged and was left as it is: restore it from a backup, or move it away, and drover will import the VMs that still run", path.display())]
+    #[error("the journal {} is damaged and was left as it is: restore it from a backup (`drover journal restore`), or move it away: VMs that still run are then listed by `drover host orphans` and left alone", path.display())]
     Damaged {
         /// The journal.
         path: PathBuf,

@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use drover_schemas::InstallationId;
 
@@ -17,11 +18,16 @@ use super::error::OpenError;
 /// Version of the state folder that this drover writes, and the newest that it reads.
 pub const STATE_VERSION: u32 = 1;
 
-const VERSION_FILE: &str = "state.version";
+pub(super) const VERSION_FILE: &str = "state.version";
 const LOCK_FILE: &str = "lock";
 const INSTALLATION_FILE: &str = "installation";
-const JOURNAL_FILE: &str = "journal.redb";
+pub(super) const JOURNAL_FILE: &str = "journal.redb";
 const RESERVE_FILE: &str = "reserve";
+
+/// How long a lock is waited for.
+const LOCK_WITHIN: Duration = Duration::from_millis(500);
+/// Pause between attempts to lock.
+const LOCK_AGAIN: Duration = Duration::from_millis(10);
 
 fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
@@ -121,7 +127,14 @@ fn lock(folder: &Path) -> Result<File, OpenError> {
         .mode(0o600)
         .open(&path)
         .map_err(file_error("open", &path))?;
-    match file.try_lock() {
+    // A process that was being started by the one before holds the lock until it runs its own program.
+    let until = Instant::now() + LOCK_WITHIN;
+    let mut locked = file.try_lock();
+    while matches!(locked, Err(TryLockError::WouldBlock)) && Instant::now() < until {
+        std::thread::sleep(LOCK_AGAIN);
+        locked = file.try_lock();
+    }
+    match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();

@@ -5,6 +5,8 @@ use super::{
     Verb, VmMsg, Wait, interrupted, oneshot, unknown_verb,
 };
 use crate::ingress::permits::Permit;
+use crate::journal::{RequestLookup, RequestState};
+use crate::vm::actor::outcome_result;
 use crate::vm::message::Change;
 use drover_schemas::VmId;
 
@@ -58,7 +60,10 @@ pub(super) async fn change(
     permit: Permit,
 ) -> Result<ChangeReply, ErrorBody> {
     let decoded = decode(verb, request)?;
-    let actor = router.actor(ns, name)?;
+    let actor = match router.actor(ns, name) {
+        Ok(actor) => actor,
+        Err(error) => return remembered(router, ns, verb, request).unwrap_or(Err(error)),
+    };
     if decoded.verb == Verb::Start {
         reserve(router, &actor).await?;
     }
@@ -78,6 +83,25 @@ pub(super) async fn change(
     };
     let _ = actor.cast(VmMsg::Change(Box::new(change)));
     outcome.await.unwrap_or_else(|_| Err(interrupted()))
+}
+
+/// The outcome of a request about a VM that is gone: a delete whose reply was lost comes again.
+fn remembered(
+    router: &Router,
+    ns: &Token,
+    verb: &str,
+    request: &Request,
+) -> Option<Result<ChangeReply, ErrorBody>> {
+    let found = router.services.journal.request(ns, request.request_id?, crate::services::now_ms());
+    match found.ok()? {
+        RequestLookup::Bound(row) if row.verb == verb && row.body_sha256 == request.digest() => {
+            match row.state {
+                RequestState::Done { outcome, .. } => Some(outcome_result(outcome)),
+                RequestState::InFlight { .. } => None,
+            }
+        }
+        _ => None,
+    }
 }
 
 /// A start takes capacity before anything is promised; a VM that is up has it already.

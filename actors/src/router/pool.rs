@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use drover_schemas::body::host::{DrainReply, DrainRequest, HostInfo, OrphansReply, VmmInfo};
+use drover_schemas::body::host::{BackupReply, DrainReply, DrainRequest, HostInfo, OrphansReply, VmmInfo};
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::state::VmState;
 
@@ -177,6 +177,36 @@ pub(super) async fn host_info(router: &Router) -> HostInfo {
         labels: BTreeMap::new(),
         confinement: confinement(services),
     }
+}
+
+/// Backups that are kept.
+const BACKUPS: usize = 8;
+
+pub(super) async fn backup(router: &Router) -> Result<BackupReply, ErrorBody> {
+    let services = router.services.clone();
+    let made = tokio::task::spawn_blocking(move || {
+        let dir = &services.backups;
+        let failed = |e: std::io::Error| {
+            ErrorBody::new(ErrorCode::ResourceExhausted, format!("no backup in {}: {e}", dir.display()))
+        };
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        // The order of names is that of time.
+        let path = dir.join(format!("{}.redb", RequestId::generate()));
+        let vms = services.state.capacity().vms;
+        services.journal.backup_to(&path).map_err(|error| {
+            let _ = std::fs::remove_file(&path);
+            ErrorBody::new(ErrorCode::ResourceExhausted, chain(&error).to_string())
+        })?;
+        let size_bytes = std::fs::metadata(&path).map_err(failed)?.len();
+        let mut all: Vec<_> = std::fs::read_dir(dir).map_err(failed)?.flatten().map(|e| e.path()).collect();
+        all.retain(|path| path.extension().is_some_and(|end| end == "redb"));
+        all.sort();
+        for old in all.iter().rev().skip(BACKUPS) {
+            let _ = std::fs::remove_file(old);
+        }
+        Ok(BackupReply { path: path.display().to_string(), size_bytes, vms })
+    });
+    made.await.map_err(|_| interrupted())?
 }
 
 pub(super) async fn drain(router: &Router, request: DrainRequest) -> Result<DrainReply, ErrorBody> {

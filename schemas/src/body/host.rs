@@ -124,6 +124,17 @@ pub struct HostRecord {
     pub written_unix_ms: u64,
 }
 
+/// Reply of `host.<host>.backup`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BackupReply {
+    /// Where the backup is on the host.
+    pub path: String,
+    /// Its length in bytes.
+    pub size_bytes: u64,
+    /// VMs in it.
+    pub vms: u64,
+}
+
 /// Request of `host.<host>.drain`. Repeating it changes nothing more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DrainRequest {

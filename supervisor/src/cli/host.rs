@@ -27,6 +27,11 @@ pub enum HostCommand {
         /// The host; without it, the one that answers first.
         host: Option<Token>,
     },
+    /// Back the journal up, on the host, while it works.
+    Backup {
+        /// The host; without it, the one that answers first.
+        host: Option<Token>,
+    },
     /// Take no new VMs on a host from now on; those that are there stay.
     Drain {
         /// The host.
@@ -93,6 +98,13 @@ pub(super) async fn run(command: &HostCommand, global: &Global) -> Result<u8, Cl
             let (client, host, deadline) = connect(global, host.as_ref()).await?;
             let info = client.host_info(&host, deadline).await?;
             global.output.print(&info, describe)?;
+        }
+        HostCommand::Backup { host } => {
+            let (client, host, deadline) = connect(global, host.as_ref()).await?;
+            let reply = client.host_backup(&host, deadline).await?;
+            global.output.print(&reply, |reply| {
+                format!("{host}: {} ({} VMs, {} bytes)", reply.path, reply.vms, reply.size_bytes)
+            })?;
         }
         HostCommand::Drain { host, off } => {
             let (client, host, deadline) = connect(global, Some(host)).await?;

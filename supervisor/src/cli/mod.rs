@@ -6,6 +6,7 @@ mod connect;
 mod events;
 mod exit;
 mod host;
+mod journal;
 pub mod output;
 mod progress;
 pub mod tally;
@@ -62,6 +63,9 @@ enum Command {
     /// Run and look at hosts.
     #[command(subcommand)]
     Host(host::HostCommand),
+    /// Look at the journal of a host that is stopped, or at a backup, and restore one.
+    #[command(subcommand)]
+    Journal(journal::JournalCommand),
     /// Create, command and look at VMs.
     #[command(subcommand)]
     Vm(vm::VmCommand),
@@ -120,6 +124,7 @@ pub async fn run(cli: &Cli) -> Result<u8, CliError> {
         }
         Command::Doctor(args) => host::doctor(args, &cli.global).await,
         Command::Host(command) => host::run(command, &cli.global).await,
+        Command::Journal(command) => journal::run(command, &cli.global).await,
         Command::Vm(command) => vm::run(command, &cli.global).await,
         Command::Events(args) => events::run(args, &cli.global).await,
         Command::Bench(args) => bench(args, &cli.global).await,

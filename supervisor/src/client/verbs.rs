@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use drover_schemas::body::events::{EventsReadReply, EventsReadRequest};
 use drover_schemas::body::guest::Empty;
-use drover_schemas::body::host::{DrainReply, DrainRequest, HostInfo, OrphansReply};
+use drover_schemas::body::host::{BackupReply, DrainReply, DrainRequest, HostInfo, OrphansReply};
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::{ChangeReply, CreateRequest, ListReply, ListRequest};
 use drover_schemas::subject::{Family, GuestToken, PoolVerb, Subject};
@@ -104,6 +104,15 @@ impl Client {
     /// As [`Client::call`].
     pub async fn host_info(&self, host: &Token, deadline: Duration) -> Result<HostInfo, ClientError> {
         let subject = Subject::Host { host: host.clone(), verb: "info".to_owned() };
+        self.call(&subject, &Empty {}, CallOptions::read(deadline)).await
+    }
+
+    /// Makes a backup of a host's journal, on the host.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn host_backup(&self, host: &Token, deadline: Duration) -> Result<BackupReply, ClientError> {
+        let subject = Subject::Host { host: host.clone(), verb: "backup".to_owned() };
         self.call(&subject, &Empty {}, CallOptions::read(deadline)).await
     }
 

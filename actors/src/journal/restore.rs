@@ -1,0 +1,84 @@
+//! A backup looked at, and put in the place of a journal while no daemon runs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::error::OpenError;
+use super::folder::Folder;
+use super::{JournalConfig, JournalHandle, STATE_VERSION, open};
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::File { operation, path, source }
+}
+
+/// What a state folder holds, as [`JournalHandle::export_json`]. Locks the folder meanwhile; blocks.
+///
+/// # Errors
+/// There is no journal, a daemon uses it, or it cannot be read.
+pub fn show_folder(folder: &Path) -> Result<Value, OpenError> {
+    let journal = folder.join(super::folder::JOURNAL_FILE);
+    fs::metadata(&journal).map_err(failed("find", &journal))?;
+    export(&open(&JournalConfig { reserve_bytes: 0, ..JournalConfig::new(folder) })?, &journal)
+}
+
+/// What a backup holds. The file itself is not opened for writing; blocks.
+///
+/// # Errors
+/// It cannot be read, or is no journal of this version.
+pub fn show_backup(backup: &Path) -> Result<Value, OpenError> {
+    let work = copy_aside(backup)?;
+    let shown = open(&JournalConfig { reserve_bytes: 0, ..JournalConfig::new(&work) })
+        .and_then(|journal| export(&journal, backup));
+    // Ours alone, with nothing in it but the copy.
+    let _ = fs::remove_dir_all(&work);
+    shown
+}
+
+fn export(journal: &JournalHandle, path: &Path) -> Result<Value, OpenError> {
+    journal.export_json().map_err(|error| OpenError::Open { path: path.to_owned(), source: error.into() })
+}
+
+/// A folder with a copy of the backup, in which it can be opened without a change to the original.
+fn copy_aside(backup: &Path) -> Result<PathBuf, OpenError> {
+    let work = std::env::temp_dir().join(format!("drover-backup-{}", drover_schemas::VmId::generate()));
+    fs::create_dir(&work).map_err(failed("make", &work))?;
+    let copied = fs::copy(backup, work.join(super::folder::JOURNAL_FILE))
+        .and_then(|_| fs::write(work.join(super::folder::VERSION_FILE), format!("{STATE_VERSION}\n")));
+    if let Err(error) = copied {
+        let _ = fs::remove_dir_all(&work);
+        return Err(failed("copy", backup)(error));
+    }
+    Ok(work)
+}
+
+/// Puts a backup in the place of the journal of `folder`, whose daemon must not run. Answers where the old
+/// journal is kept, if there was one. Blocks.
+///
+/// # Errors
+/// A daemon uses the folder, the backup cannot be read or is another installation's; nothing is changed then.
+pub fn restore(folder: &Path, backup: &Path) -> Result<Option<PathBuf>, OpenError> {
+    let shown = show_backup(backup)?;
+    let theirs = shown.get("installation").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let held = Folder::open(folder)?;
+    let ours = held.installation(Some(&theirs))?.to_string();
+    if ours != theirs {
+        return Err(OpenError::Installation { journal: theirs, folder: ours });
+    }
+    let journal = held.journal();
+    let new = journal.with_extension("restored");
+    fs::copy(backup, &new).map_err(failed("copy", backup))?;
+    fs::File::open(&new).and_then(|file| file.sync_all()).map_err(failed("write", &new))?;
+    let kept = journal.exists().then(|| {
+        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        journal.with_extension(format!("redb.before-{}", at.as_secs()))
+    });
+    if let Some(kept) = &kept {
+        fs::rename(&journal, kept).map_err(failed("keep", &journal))?;
+    }
+    fs::rename(&new, &journal).map_err(failed("put in place", &new))?;
+    fs::File::open(folder).and_then(|dir| dir.sync_all()).map_err(failed("write", folder))?;
+    Ok(kept)
+}
