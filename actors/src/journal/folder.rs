@@ -117,6 +117,10 @@ fn check_version(folder: &Path) -> Result<Option<u32>, OpenError> {
     Ok(Some(found))
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a start is off the runtime, and a lock tells nobody when it is free"
+)]
 fn lock(folder: &Path) -> Result<File, OpenError> {
     let path = folder.join(LOCK_FILE);
     let mut file = OpenOptions::new()

@@ -1,0 +1,179 @@
+//! Requests that change the VM: each id has one effect and one outcome, which whoever asks again is told.
+
+use drover_schemas::body::vm::{ChangeReply, Outcome};
+use drover_schemas::{ErrorBody, ErrorCode, RequestId};
+
+use super::{VmActorState, VmRef};
+use crate::journal::{Batch, Op as Write, RequestLookup, RequestRow, RequestState};
+use crate::services::now_ms;
+use crate::vm::machine::{Admission, Command, Input};
+use crate::vm::message::{Change, ChangeSender};
+
+impl VmActorState {
+    pub(super) async fn on_change(&mut self, myself: &VmRef, change: Change) {
+        let lookup = self.services.journal.request(&self.row.namespace, change.request_id, now_ms());
+        match lookup {
+            Ok(RequestLookup::Unknown) => {}
+            Ok(RequestLookup::TooOld) => {
+                let _ = change.reply.send(Err(too_old(change.request_id)));
+                return;
+            }
+            Ok(RequestLookup::Bound(row)) => {
+                if row.body_sha256 != change.digest || row.verb != change.name {
+                    let _ = change.reply.send(Err(other_body(change.request_id)));
+                } else if let RequestState::Done { outcome, .. } = row.state {
+                    let _ = change.reply.send(outcome_result(outcome));
+                } else {
+                    self.on_attach(change.request_id, change.reply);
+                }
+                return;
+            }
+            Err(error) => {
+                let _ = change.reply.send(Err(error.to_body()));
+                return;
+            }
+        }
+        if let Err(error) = self.preconditions(&change).and_then(|()| self.admit(&change)) {
+            let _ = change.reply.send(Err(error));
+            return;
+        }
+        let row = RequestRow {
+            verb: change.name.to_owned(),
+            body_sha256: change.digest,
+            bound_unix_ms: now_ms(),
+            state: RequestState::InFlight { vm_id: self.row.vm_id, phase: "accepted".into() },
+        };
+        if self.machine.admit(change.verb) == Admission::Already {
+            self.answer_already(change.request_id, row, change.reply).await;
+            return;
+        }
+        let command = Command {
+            verb: change.verb,
+            request_id: change.request_id,
+            wait: change.wait,
+            time_ms: change.time_ms,
+        };
+        let (next, effects) = self.machine.apply(Input::Command(command), &self.context());
+        self.trace = change.trace;
+        self.waiters.entry(change.request_id).or_default().push(change.reply);
+        self.permits.insert(change.request_id, change.permit);
+        let result = self.commit(myself, next, effects, Some((change.request_id, row))).await;
+        if let Err(error) = result {
+            self.permits.remove(&change.request_id);
+            for waiter in self.waiters.remove(&change.request_id).unwrap_or_default() {
+                let _ = waiter.send(Err(error.to_body()));
+            }
+        }
+    }
+
+    fn preconditions(&self, change: &Change) -> Result<(), ErrorBody> {
+        if change.if_vm_id.is_some_and(|id| id != self.row.vm_id) {
+            let message = format!("the VM of this name is {}, not the one that was meant", self.row.vm_id);
+            return Err(ErrorBody::new(ErrorCode::Conflict, message)
+                .with("cause", "vm_id")
+                .with("vm_id", self.row.vm_id));
+        }
+        if change.if_revision.is_some_and(|r| r != self.row.revision) {
+            let message =
+                format!("the spec has revision {}; read it again and decide anew", self.row.revision);
+            return Err(ErrorBody::new(ErrorCode::Conflict, message)
+                .with("cause", "revision")
+                .with("revision", self.row.revision));
+        }
+        Ok(())
+    }
+
+    fn admit(&self, change: &Change) -> Result<(), ErrorBody> {
+        let state = self.machine.state;
+        match self.machine.admit(change.verb) {
+            Admission::Accept | Admission::Already => {}
+            Admission::Denied { would_do } => {
+                let states: Vec<&str> = would_do.iter().map(|s| s.as_str()).collect();
+                let states = states.join(", ");
+                let message = format!(
+                    "a VM that is {state} cannot do {}; it would have to be one of: {states}",
+                    change.name
+                );
+                return Err(ErrorBody::new(ErrorCode::InvalidState, message)
+                    .with("state", state)
+                    .with("allowed", states));
+            }
+            Admission::Busy { operation } => {
+                let message = format!("{operation} is under way; repeat {} when it is over", change.name);
+                return Err(ErrorBody::new(ErrorCode::Busy, message).with("operation", operation));
+            }
+            Admission::Adopting => {
+                return Err(ErrorBody::new(
+                    ErrorCode::Unavailable,
+                    "the host is finding out how the VM is; repeat the request",
+                )
+                .with("phase", "adopting"));
+            }
+        }
+        if self.gone.is_some() {
+            return Err(ErrorBody::new(ErrorCode::NotFound, "the VM has just been deleted"));
+        }
+        Ok(())
+    }
+
+    async fn answer_already(&mut self, request_id: RequestId, mut row: RequestRow, reply: ChangeSender) {
+        let outcome = self.reply(request_id, true);
+        row.state =
+            RequestState::Done { outcome: Outcome::Reply(Box::new(outcome.clone())), at_unix_ms: now_ms() };
+        let batch = Batch::new().with(Write::PutRequest {
+            namespace: self.row.namespace.clone(),
+            request_id,
+            row: Box::new(row),
+        });
+        let result = self.services.journal.commit(batch).await.map(|()| outcome).map_err(|e| e.to_body());
+        let _ = reply.send(result);
+    }
+
+    pub(super) fn on_attach(&mut self, request_id: RequestId, reply: ChangeSender) {
+        let open = self.machine.op.as_ref().and_then(|op| op.request_id) == Some(request_id)
+            || self.waiters.contains_key(&request_id)
+            || self.gone.as_ref().and_then(Option::as_ref).and_then(|op| op.request_id) == Some(request_id);
+        if open {
+            self.waiters.entry(request_id).or_default().push(reply);
+            return;
+        }
+        // It ended between the caller's look and this message.
+        let result = match self.services.journal.request(&self.row.namespace, request_id, now_ms()) {
+            Ok(RequestLookup::Bound(row)) => match row.state {
+                RequestState::Done { outcome, .. } => outcome_result(outcome),
+                // Nobody here works on it: it is answered by whoever does, or when it is looked at again.
+                RequestState::InFlight { .. } => Err(crate::create::interrupted()),
+            },
+            Ok(_) => Err(too_old(request_id)),
+            Err(error) => Err(error.to_body()),
+        };
+        let _ = reply.send(result);
+    }
+}
+
+/// The reply of a stored outcome.
+pub fn outcome_result(outcome: Outcome) -> Result<ChangeReply, ErrorBody> {
+    match outcome {
+        Outcome::Reply(reply) => Ok(*reply),
+        Outcome::Error(error) => Err(error),
+    }
+}
+
+/// A request id that may have been forgotten is refused, never run.
+pub fn too_old(request_id: RequestId) -> ErrorBody {
+    ErrorBody::new(
+        ErrorCode::InvalidArgument,
+        format!("request id {request_id} is older than the 24 h for which ids are kept; make a new one"),
+    )
+}
+
+/// The id was used with another body.
+pub fn other_body(request_id: RequestId) -> ErrorBody {
+    ErrorBody::new(
+        ErrorCode::Conflict,
+        format!(
+            "request id {request_id} was used with another verb or body; a retry must repeat the same bytes"
+        ),
+    )
+    .with("cause", "request_id")
+}
