@@ -22,9 +22,10 @@ use tracing::{Instrument as _, info, warn};
 use crate::bus::claims::decide::Attempt;
 use crate::bus::claims::{Claim, ClaimOutcome, NameKey, OwnOutcome};
 use crate::chain;
+use crate::directory::Directory;
 use crate::ingress::request::Request;
 use crate::journal::{Batch, LeaseRow, Op, RequestLookup, RequestRow, RequestState, UidRow, VmRow};
-use crate::manager::{Directory, ManagerMsg};
+use crate::manager::ManagerMsg;
 use crate::services::{Shared, now_ms};
 use crate::spec::resolve;
 use crate::vm::actor::{other_body, outcome_result, too_old};
@@ -251,6 +252,9 @@ impl Creator {
             Err(error) => {
                 // The row is durable and the claim will be confirmed: adoption takes it from here.
                 warn!(%vm_id, error = %chain(&error), "the name could not be taken yet");
+                // A retry that waits for the guard must find that the row is there.
+                self.directory.insert(&row);
+                self.directory.serve(&self.services, &row.namespace, &row.name).await;
                 let _ = self.manager.cast(ManagerMsg::Adopt(Box::new(row)));
                 return Err(error.to_body());
             }

@@ -4,6 +4,7 @@ pub mod adopt;
 pub mod bus;
 mod chain;
 pub mod create;
+pub mod directory;
 pub mod guest;
 pub mod host;
 pub mod host_log;

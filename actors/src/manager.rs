@@ -1,32 +1,22 @@
 //! From names to actors: starts the actor of each VM, starts it again when it is lost, and never waits
 //! for a VM.
-//!
-//! The [`Directory`] is shared with the router, which looks names up without a message. A VM of the
-//! journal stands in it from the first moment of the daemon, before it is adopted; until then its slot
-//! has no actor and its callers hear `unavailable{phase: adopting}`.
 
-use std::collections::{BTreeMap, HashMap};
-use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use drover_schemas::blob::Blob;
 use drover_schemas::body::vm::ChangeReply;
-use drover_schemas::{ErrorBody, RequestId, Token, VmId, codec};
-use futures_util::StreamExt as _;
-use futures_util::future::BoxFuture;
+use drover_schemas::{RequestId, VmId, codec};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::adopt::{Found, adopt};
 use crate::bus::claims::{Claim, Gone, NameKey, OwnOutcome, Phase};
 use crate::chain;
-use crate::guest::GuestIds;
+use crate::directory::{Directory, Slot};
 use crate::journal::VmRow;
-use crate::router::Router;
 use crate::services::{Services, Shared, now_ms};
 use crate::vm::actor::{VmActor, VmArgs, VmRef};
 use crate::vm::machine::{Effect, Machine};
@@ -34,183 +24,8 @@ use crate::vm::message::{ChangeSender, VmMsg};
 
 /// Pause before a lost actor is started again, so that one that is lost at once does not spin.
 const RESPAWN: Duration = Duration::from_millis(500);
-/// How long a subscription that ends waits for each message that is on its way.
-const DRAIN: Duration = Duration::from_secs(5);
 /// Pause between attempts to free a name.
 const FREE_RETRY: Duration = Duration::from_secs(1);
-
-/// Where a VM is found.
-#[derive(Debug)]
-pub struct Slot {
-    /// The VM.
-    pub vm_id: VmId,
-    /// Its actor; none before it is adopted and while a lost one is replaced.
-    actor: RwLock<Option<VmRef>>,
-    /// Requests that went to its guest. They outlive an actor that is lost.
-    guest_ids: Mutex<GuestIds>,
-    /// Ends the VM's subscription.
-    gone: CancellationToken,
-    /// There is a subscription.
-    served: AtomicBool,
-}
-
-impl Slot {
-    /// The actor, if there is one now.
-    #[must_use]
-    pub fn actor(&self) -> Option<VmRef> {
-        self.actor.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Notes that a request goes to a boot of the guest.
-    ///
-    /// # Errors
-    /// It went to an earlier boot.
-    pub fn bind_guest(&self, id: RequestId, boot_id: &str) -> Result<(), ErrorBody> {
-        self.guest_ids.lock().unwrap_or_else(PoisonError::into_inner).bind(id, boot_id, Instant::now())
-    }
-
-    fn set(&self, actor: Option<VmRef>) {
-        *self.actor.write().unwrap_or_else(PoisonError::into_inner) = actor;
-    }
-}
-
-/// Names of this host's VMs, in order.
-#[derive(Debug, Default)]
-pub struct Directory {
-    names: RwLock<BTreeMap<(Token, Token), Arc<Slot>>>,
-    router: OnceLock<Router>,
-}
-
-impl Directory {
-    /// The slot of a name.
-    #[must_use]
-    pub fn get(&self, namespace: &Token, name: &Token) -> Option<Arc<Slot>> {
-        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        names.get(&(namespace.clone(), name.clone())).cloned()
-    }
-
-    /// Slots of a namespace by name, from `after` on.
-    #[must_use]
-    pub fn page(&self, namespace: &Token, after: Option<&Token>, limit: usize) -> Vec<(Token, Arc<Slot>)> {
-        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        let from = match after {
-            Some(after) => Bound::Excluded((namespace.clone(), after.clone())),
-            None => names
-                .keys()
-                .find(|(ns, _)| ns >= namespace)
-                .map_or(Bound::Unbounded, |first| Bound::Included(first.clone())),
-        };
-        names
-            .range((from, Bound::Unbounded))
-            .take_while(|((ns, _), _)| ns == namespace)
-            .take(limit)
-            .map(|((_, name), slot)| (name.clone(), Arc::clone(slot)))
-            .collect()
-    }
-
-    /// Every slot.
-    #[must_use]
-    pub fn all(&self) -> Vec<Arc<Slot>> {
-        self.names.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
-    }
-
-    /// Makes the slot of a VM, or finds it. A VM that is deleted but for its name does not take the name
-    /// from one that has it already.
-    pub fn insert(&self, row: &VmRow) -> Arc<Slot> {
-        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        let fresh = || {
-            Arc::new(Slot {
-                vm_id: row.vm_id,
-                actor: RwLock::new(None),
-                guest_ids: Mutex::default(),
-                gone: CancellationToken::new(),
-                served: AtomicBool::new(false),
-            })
-        };
-        let slot = names.entry((row.namespace.clone(), row.name.clone())).or_insert_with(fresh);
-        if slot.vm_id != row.vm_id && row.released {
-            return fresh();
-        }
-        if slot.vm_id != row.vm_id {
-            slot.gone.cancel();
-            *slot = fresh();
-        }
-        Arc::clone(slot)
-    }
-
-    /// Names the router; once.
-    pub fn set_router(&self, router: Router) {
-        let _ = self.router.set(router);
-    }
-
-    /// Every name.
-    #[must_use]
-    pub fn names(&self) -> Vec<(Token, Token)> {
-        self.names.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
-    }
-
-    /// Subscribes for a VM of the directory, for as long as it stands there. The server knows of it before
-    /// anything that is published on this connection afterwards.
-    pub fn serve<'a>(
-        &'a self,
-        services: &'a Services,
-        namespace: &'a Token,
-        name: &'a Token,
-    ) -> BoxFuture<'a, ()> {
-        // Boxed: the router leads to creates, and a create leads here.
-        Box::pin(async move {
-            let (Some(router), Some(slot)) = (self.router.get().cloned(), self.get(namespace, name)) else {
-                return;
-            };
-            if slot.served.swap(true, Ordering::Relaxed) {
-                return;
-            }
-            let client = services.client.clone();
-            match client.subscribe(services.subjects.vm_wildcard(namespace, name)).await {
-                Ok(subscriber) => {
-                    tokio::spawn(read(router, client, subscriber, slot));
-                }
-                Err(failure) => {
-                    slot.served.store(false, Ordering::Relaxed);
-                    error!(error = %chain(&failure), %namespace, %name, "a VM's subject could not be subscribed");
-                }
-            }
-        })
-    }
-
-    fn remove(&self, row: &VmRow) {
-        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        let key = (row.namespace.clone(), row.name.clone());
-        if names.get(&key).is_some_and(|slot| slot.vm_id == row.vm_id)
-            && let Some(slot) = names.remove(&key)
-        {
-            slot.gone.cancel();
-        }
-    }
-}
-
-async fn read(
-    router: Router,
-    client: async_nats::Client,
-    mut subscriber: async_nats::Subscriber,
-    slot: Arc<Slot>,
-) {
-    loop {
-        tokio::select! {
-            message = subscriber.next() => match message {
-                Some(message) => router.accept(&client, message).await,
-                None => return,
-            },
-            () = slot.gone.cancelled() => break,
-        }
-    }
-    // What is on its way already is answered too: an unsubscription alone would lose it.
-    if subscriber.drain().await.is_ok() {
-        while let Ok(Some(message)) = tokio::time::timeout(DRAIN, subscriber.next()).await {
-            router.accept(&client, message).await;
-        }
-    }
-}
 
 /// A message to the manager.
 #[derive(Debug)]

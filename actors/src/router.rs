@@ -23,9 +23,10 @@ use tracing::{Instrument as _, debug, info_span};
 
 use crate::bus::claims::{NameKey, Phase};
 use crate::create::{Creator, interrupted};
+use crate::directory::{Directory, Slot};
 use crate::ingress::permits::{Permit, Permits};
 use crate::ingress::request::{ReplyPolicy, Request, header, namespace_of};
-use crate::manager::{Directory, ManagerMsg, Slot};
+use crate::manager::ManagerMsg;
 use crate::metrics::RequestLabels;
 use crate::rejections::Rejections;
 use crate::services::{Shared, now_ms};

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tracing::debug;
 
 use crate::bus::connect::Bus;
-use crate::manager::Directory;
+use crate::directory::Directory;
 use crate::services::{Services, Shared, now_ms};
 use crate::vm::message::VmMsg;
 

@@ -7,7 +7,7 @@ use tracing::{error, warn};
 
 use crate::bus::connect::Bus;
 use crate::chain;
-use crate::manager::Directory;
+use crate::directory::Directory;
 use crate::root::shared_subjects;
 use crate::router::Router;
 use crate::services::Shared;

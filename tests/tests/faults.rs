@@ -297,6 +297,9 @@ fn a_bus_that_is_gone_for_longer_than_its_window_loses_and_doubles_nothing() {
         }
         let page: ListReply = bus.ask("vm.list", &json!({})).get().await.unwrap();
         assert_eq!(page.vms.len(), 5);
+        for n in 0..3 {
+            bus.until_ping(&format!("m{n}")).await;
+        }
         for vm in page.vms.iter().filter(|vm| vm.state == VmState::Running) {
             assert_eq!(world.vmms(vm.vm_id).len(), 1);
         }
