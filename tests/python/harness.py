@@ -168,6 +168,24 @@ class Host:
         processes = [c for _, c in self.processes() if vm_id.lower() in c]
         return {"taps": taps, "elements": elements, "files": files, "processes": processes}
 
+    def remove_cgroups(self):
+        """Those of this host's installation; a process that has ended leaves its cgroup a moment later."""
+        try:
+            with open(f"{self.folder}/state/installation", encoding="ascii") as file:
+                name = f"drover-{file.read().strip().lower()}"
+        except FileNotFoundError:
+            return True
+        left = False
+        for top, folders, _ in os.walk("/sys/fs/cgroup", topdown=False):
+            for folder in folders:
+                path = os.path.join(top, folder)
+                if name in path.split("/"):
+                    try:
+                        os.rmdir(path)
+                    except OSError:
+                        left = True
+        return not left
+
     def end(self):
         for process in (self.daemon, self.nats):
             if process and process.poll() is None:
@@ -179,6 +197,7 @@ class Host:
             except ProcessLookupError:
                 pass
         wait_for("the end of all processes", lambda: not self.processes())
+        wait_for("the end of all cgroups", self.remove_cgroups)
         for link in links():
             if link["ifname"].startswith("dr"):
                 subprocess.run(["ip", "link", "del", link["ifname"]], check=False)
