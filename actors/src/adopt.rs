@@ -47,10 +47,14 @@ pub async fn adopt(services: &Services, row: VmRow) -> Found {
 async fn look(services: &Services, row: VmRow) -> Option<VmMsg> {
     let dir = services.run_root.vm(row.vm_id);
     let cgroup = services.cgroup(row.vm_id);
+    let half_booted = matches!(row.state, VmState::Creating | VmState::Starting);
+    let undo_boot = async || {
+        destroy(&dir, services.installation, &cgroup).await;
+        Some(gone(false, Cause::new(CauseKind::Adopted, "the boot was not finished")))
+    };
     match adopt_process(&dir, services.installation).await {
         Ok((process, _)) => {
             let run = Run::new(process);
-            let half_booted = matches!(row.state, VmState::Creating | VmState::Starting);
             let info = run.api.info().await;
             match info {
                 Ok(info) if !(half_booted && info.state.is_off()) => {
@@ -66,8 +70,7 @@ async fn look(services: &Services, row: VmRow) -> Option<VmMsg> {
                 }
                 _ => {
                     info!(vm_id = %row.vm_id, "a boot was not finished; it is undone and done again");
-                    destroy(&dir, services.installation, &cgroup).await;
-                    Some(gone(false, Cause::new(CauseKind::Adopted, "the boot was not finished")))
+                    undo_boot().await
                 }
             }
         }
@@ -86,12 +89,9 @@ async fn look(services: &Services, row: VmRow) -> Option<VmMsg> {
             // The number was given to another process: ours has ended.
             Some(gone(false, Cause::new(CauseKind::VmmExit, chain(&failure).to_string())))
         }
-        Err(AdoptError::Silent { source, .. })
-            if matches!(row.state, VmState::Creating | VmState::Starting) =>
-        {
+        Err(AdoptError::Silent { source, .. }) if half_booted => {
             warn!(vm_id = %row.vm_id, error = %chain(&source), "a boot hangs; it is undone and done again");
-            destroy(&dir, services.installation, &cgroup).await;
-            Some(gone(false, Cause::new(CauseKind::Adopted, "the boot was not finished")))
+            undo_boot().await
         }
         Err(AdoptError::Silent { process, source }) => {
             warn!(vm_id = %row.vm_id, error = %chain(&source), "the VMM lives but does not answer");

@@ -24,11 +24,11 @@ use crate::bus::claims::{Claim, ClaimOutcome, NameKey, OwnOutcome};
 use crate::chain;
 use crate::directory::Directory;
 use crate::ingress::request::Request;
-use crate::journal::{Batch, LeaseRow, Op, RequestLookup, RequestRow, RequestState, UidRow, VmRow};
+use crate::journal::{Batch, LeaseRow, Op, RequestRow, RequestState, UidRow, VmRow};
 use crate::manager::ManagerMsg;
 use crate::services::{Shared, now_ms};
 use crate::spec::resolve;
-use crate::vm::actor::{other_body, outcome_result, too_old};
+use crate::vm::actor::{Remembered, other_body, outcome_result, remembered};
 use crate::vm::machine::Machine;
 use crate::vm::message::VmMsg;
 use crate::vm::prepare::prepare;
@@ -146,33 +146,28 @@ impl Creator {
     /// What this host knows of the request id already.
     fn known(&self, wanted: &Wanted) -> Option<BoxFuture<'static, Result<ChangeReply, ErrorBody>>> {
         let ready = |result| -> Option<BoxFuture<'static, _>> { Some(Box::pin(std::future::ready(result))) };
-        match self.services.journal.request(&wanted.key.namespace, wanted.request_id, now_ms()) {
-            Ok(RequestLookup::Unknown) => None,
-            Ok(RequestLookup::TooOld) => ready(Err(too_old(wanted.request_id))),
-            Err(error) => ready(Err(error.to_body())),
-            Ok(RequestLookup::Bound(row)) if row.verb != "create" || row.body_sha256 != wanted.digest => {
-                ready(Err(other_body(wanted.request_id)))
+        let Wanted { key, request_id, digest, .. } = wanted;
+        let request_id = *request_id;
+        match remembered(&self.services.journal, &key.namespace, request_id, "create", digest) {
+            Remembered::Nothing => None,
+            Remembered::Refused(error) => ready(Err(error)),
+            Remembered::Done(result) => ready(*result),
+            Remembered::InFlight => {
+                // Without a VM the create was undone, most likely taken over: the claim tells by whom.
+                let slot = self.directory.get(&key.namespace, &key.name)?;
+                Some(Box::pin(async move {
+                    let actor = slot.actor().ok_or_else(|| {
+                        ErrorBody::new(
+                            ErrorCode::Unavailable,
+                            "the host is finding out how the VM is; repeat the request",
+                        )
+                        .with("phase", "adopting")
+                    })?;
+                    let (reply, outcome) = oneshot::channel();
+                    let _ = actor.cast(VmMsg::Attach { request_id, reply });
+                    outcome.await.unwrap_or_else(|_| Err(interrupted()))
+                }))
             }
-            Ok(RequestLookup::Bound(row)) => match row.state {
-                RequestState::Done { outcome, .. } => ready(outcome_result(outcome)),
-                RequestState::InFlight { .. } => {
-                    // Without a VM the create was undone, most likely taken over: the claim tells by whom.
-                    let slot = self.directory.get(&wanted.key.namespace, &wanted.key.name)?;
-                    let request_id = wanted.request_id;
-                    Some(Box::pin(async move {
-                        let actor = slot.actor().ok_or_else(|| {
-                            ErrorBody::new(
-                                ErrorCode::Unavailable,
-                                "the host is finding out how the VM is; repeat the request",
-                            )
-                            .with("phase", "adopting")
-                        })?;
-                        let (reply, outcome) = oneshot::channel();
-                        let _ = actor.cast(VmMsg::Attach { request_id, reply });
-                        outcome.await.unwrap_or_else(|_| Err(interrupted()))
-                    }))
-                }
-            },
         }
     }
 
@@ -253,16 +248,14 @@ impl Creator {
                 // The row is durable and the claim will be confirmed: adoption takes it from here.
                 warn!(%vm_id, error = %chain(&error), "the name could not be taken yet");
                 // A retry that waits for the guard must find that the row is there.
-                self.directory.insert(&row);
-                self.directory.serve(&self.services, &row.namespace, &row.name).await;
+                self.list(&row).await;
                 let _ = self.manager.cast(ManagerMsg::Adopt(Box::new(row)));
                 return Err(error.to_body());
             }
         }
         info!(%vm_id, name = %row.name, namespace = %row.namespace, "created");
         // Whoever gets the reply may ask at once.
-        self.directory.insert(&row);
-        self.directory.serve(&self.services, &row.namespace, &row.name).await;
+        self.list(&row).await;
         let due_now = prepared.outcomes.into_iter().next().map(|(_, outcome)| outcome);
         let (reply, outcome) = oneshot::channel();
         let waiter = due_now.is_none().then_some((wanted.request_id, reply));
@@ -282,6 +275,12 @@ impl Creator {
             Some(due) => outcome_result(due),
             None => outcome.await.unwrap_or_else(|_| Err(interrupted())),
         }
+    }
+
+    /// From here on requests for the VM are heard.
+    async fn list(&self, row: &VmRow) {
+        self.directory.insert(row);
+        self.directory.serve(&self.services, &row.namespace, &row.name).await;
     }
 
     fn allowed(&self, spec: &ResolvedSpec) -> Result<(), ErrorBody> {

@@ -8,6 +8,7 @@ use drover_schemas::body::host::Orphan;
 use drover_schemas::id::InstallationId;
 use drover_schemas::{Token, VmId};
 
+use crate::hypervisor::pidfd::env_value;
 use crate::hypervisor::process::{ENV_INSTALLATION, ENV_VM_ID, LaunchRecord};
 use crate::hypervisor::run_dir::RunRoot;
 use crate::journal::{LeaseRow, Snapshot, UidRow};
@@ -71,12 +72,7 @@ fn marked(proc: &Path) -> Vec<(u32, InstallationId, VmId)> {
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let marks = |pid: u32| {
         let environ = std::fs::read(proc.join(pid.to_string()).join("environ")).ok()?;
-        let value = |name: &str| {
-            let entry = environ.split(|b| *b == 0).find_map(|entry| {
-                entry.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"="))
-            });
-            std::str::from_utf8(entry?).ok()
-        };
+        let value = |name: &str| std::str::from_utf8(env_value(&environ, name)?).ok();
         Some((pid, value(ENV_INSTALLATION)?.parse().ok()?, value(ENV_VM_ID)?.parse().ok()?))
     };
     numbers.filter_map(marks).collect()

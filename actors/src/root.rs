@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drover_schemas::Token;
+use drover_schemas::body::host::Orphan;
 use drover_schemas::event::HostEventKind;
 use drover_schemas::subject::{Family, PoolVerb, Subjects};
+use drover_schemas::{InstallationId, Token};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
@@ -29,7 +30,7 @@ use crate::hypervisor::notify::NotifySocket;
 use crate::hypervisor::run_dir::{RunRoot, RunRootError};
 use crate::images::Images;
 use crate::ingress::request::ReplyPolicy;
-use crate::journal::{self, JournalConfig, JournalHandle, OpenError};
+use crate::journal::{self, JournalConfig, JournalHandle, OpenError, Snapshot};
 use crate::manager::{Manager, ManagerArgs, ManagerMsg};
 use crate::metrics::Metrics;
 use crate::network::{NetworkConfig, NetworkDef, NetworkError, NetworkHandle};
@@ -213,7 +214,7 @@ pub struct RunningHost {
 /// # Errors
 /// [`StartError`]; nothing of any VM was touched.
 pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
-    let (journal, mut snapshot) = open_journal(&setup).await?;
+    let (journal, snapshot) = open_journal(&setup).await?;
     let installation = journal.installation();
     for row in snapshot.vms.iter().filter(|row| !row.owned) {
         journal.hold_events(row.vm_id);
@@ -225,9 +226,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let run_error = |source| StartError::Run { path: setup.run.clone(), source };
     let run_root = RunRoot::new(&setup.run).map_err(run_error)?;
     run_root.create().map_err(run_error)?;
-    let known = snapshot.vms.iter().map(|row| row.vm_id).collect();
-    let orphans = orphans::find(&run_root, installation, &known);
-    orphans::hold(&run_root, &orphans, &mut snapshot);
+    let (orphans, snapshot) = find_orphans(run_root.clone(), installation, snapshot).await;
     let notify = NotifySocket::bind(&run_root).map_err(|source| StartError::Notify { source })?;
     let state = HostState::new(installation, setup.totals, &setup.networks, &snapshot)
         .map_err(|source| StartError::Subnet { source })?;
@@ -339,7 +338,7 @@ fn actor(actor: &'static str) -> impl Fn(ractor::SpawnErr) -> StartError {
     move |source| StartError::Actor { actor, source: Box::new(source) }
 }
 
-async fn open_journal(setup: &HostSetup) -> Result<(JournalHandle, crate::journal::Snapshot), StartError> {
+async fn open_journal(setup: &HostSetup) -> Result<(JournalHandle, Snapshot), StartError> {
     let path = setup.state.clone();
     let config = JournalConfig::new(&path);
     let opened = tokio::task::spawn_blocking(move || match journal::open(&config) {
@@ -362,6 +361,21 @@ async fn open_journal(setup: &HostSetup) -> Result<(JournalHandle, crate::journa
         );
     }
     Ok((journal, snapshot))
+}
+
+/// Every process of the machine is looked at, which takes a while.
+async fn find_orphans(
+    run_root: RunRoot,
+    installation: InstallationId,
+    mut snapshot: Snapshot,
+) -> (Vec<Orphan>, Snapshot) {
+    let found = tokio::task::spawn_blocking(move || {
+        let known = snapshot.vms.iter().map(|row| row.vm_id).collect();
+        let orphans = orphans::find(&run_root, installation, &known);
+        orphans::hold(&run_root, &orphans, &mut snapshot);
+        (orphans, snapshot)
+    });
+    found.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
 impl RunningHost {

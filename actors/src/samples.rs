@@ -58,7 +58,9 @@ async fn vms(services: &Services, directory: &Directory) -> BTreeMap<Token, Vec<
         let _ = actor.cast(VmMsg::Status(reply));
         let Ok(VmStatus { namespace, name, vm_id, state, .. }) = status.await else { continue };
         if state.holds_runtime() {
-            let memory_bytes = services.cgroup(vm_id).memory_bytes();
+            // Its launch is looked up only where it was made elsewhere.
+            let memory_bytes = services.cgroups.of(vm_id).memory_bytes();
+            let memory_bytes = memory_bytes.or_else(|| services.cgroup(vm_id).memory_bytes());
             samples.entry(namespace).or_default().push(VmSample { name, vm_id, state, memory_bytes });
         }
     }

@@ -190,8 +190,8 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
     let programs = programs(&config).await?;
     let (images_dir, templates_dir) = (config.images(), config.templates_dir.clone());
     let images =
-        load(move || Images::load(&images_dir)).await.map_err(|source| AppError::Images { source })?;
-    let templates = load(move || match templates_dir {
+        blocking(move || Images::load(&images_dir)).await.map_err(|source| AppError::Images { source })?;
+    let templates = blocking(move || match templates_dir {
         Some(dir) => Templates::load(&dir),
         None => Templates::parse(BUILT_IN.iter().map(|(name, text)| (Path::new(*name), *text))),
     })
@@ -199,8 +199,7 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
     .map_err(|source| AppError::Templates { source })?;
     if !config.networks.is_empty() {
         let path = PathBuf::from("/dev/net/tun");
-        let opened = std::fs::OpenOptions::new().read(true).write(true).open(&path);
-        opened.map_err(|source| AppError::Tun { path, source })?;
+        crate::doctor::open(&path).map_err(|source| AppError::Tun { path, source })?;
     }
     let quarantine = config.quarantine();
     let overhead_bytes = config.vmm.overhead.0;
@@ -245,7 +244,8 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
     })
 }
 
-async fn load<T: Send + 'static, E: Send + 'static>(
+/// Reads files off the runtime.
+pub async fn blocking<T: Send + 'static, E: Send + 'static>(
     read: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
     match tokio::task::spawn_blocking(read).await {

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 /// Where the kernel shows cgroups.
-const ROOT: &str = "/sys/fs/cgroup";
+pub const ROOT: &str = "/sys/fs/cgroup";
 /// The v1 hierarchies that are used.
-const V1: [&str; 4] = ["memory", "pids", "cpu", "blkio"];
+pub const V1: [&str; 4] = ["memory", "pids", "cpu", "blkio"];
 /// The leaf in which holders live: outside the VMs' limits.
 const HOLDERS: &str = "holders";
 

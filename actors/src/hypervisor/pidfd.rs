@@ -33,9 +33,14 @@ pub fn starttime(pid: u32) -> Option<u64> {
 /// Whether the environment of process `pid` holds `name=value`.
 #[must_use]
 pub fn has_env(pid: u32, name: &str, value: &str) -> bool {
-    let wanted = format!("{name}={value}");
     fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|environ| environ.split(|&b| b == 0).any(|entry| entry == wanted.as_bytes()))
+        .is_ok_and(|environ| env_value(&environ, name) == Some(value.as_bytes()))
+}
+
+/// The value of `name` in an environment as `/proc/PID/environ` shows it.
+#[must_use]
+pub fn env_value<'a>(environ: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    environ.split(|&b| b == 0).find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 /// A process, fixed: a later process with the same number is not it.

@@ -216,7 +216,7 @@ impl RunDir {
     /// # Errors
     /// A directory cannot be made or given to the owner.
     pub fn create(&self, owner: Option<u32>) -> Result<(), RunDirError> {
-        let sockets = self.path.join(file::SOCKETS);
+        let sockets = self.sockets();
         for dir in [&self.path, &sockets] {
             DirBuilder::new()
                 .recursive(true)
@@ -266,7 +266,7 @@ impl RunDir {
     /// Removes everything in the directory of the sockets: a VMM does not start over stale ones. What an
     /// earlier one put there is the VM's user's own, so no link in it is followed.
     fn clear_sockets(&self) -> Result<(), RunDirError> {
-        let dir = self.path.join(file::SOCKETS);
+        let dir = self.sockets();
         let entries = fs::read_dir(&dir).map_err(|source| self.failed("list", &dir, source))?;
         for entry in entries {
             let entry = entry.map_err(|source| self.failed("list", &dir, source))?;

@@ -29,7 +29,7 @@ const LOCK_WITHIN: Duration = Duration::from_millis(500);
 /// Pause between attempts to lock.
 const LOCK_AGAIN: Duration = Duration::from_millis(10);
 
-fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(super) fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     move |source| OpenError::File { operation, path, source }
 }

@@ -6,20 +6,15 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::error::OpenError;
-use super::folder::Folder;
+use super::folder::{Folder, JOURNAL_FILE, VERSION_FILE, file_error as failed};
 use super::{JournalConfig, JournalHandle, STATE_VERSION, open};
-
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> OpenError {
-    let path = path.to_owned();
-    move |source| OpenError::File { operation, path, source }
-}
 
 /// What a state folder holds, as [`JournalHandle::export_json`]. Locks the folder meanwhile; blocks.
 ///
 /// # Errors
 /// There is no journal, a daemon uses it, or it cannot be read.
 pub fn show_folder(folder: &Path) -> Result<Value, OpenError> {
-    let journal = folder.join(super::folder::JOURNAL_FILE);
+    let journal = folder.join(JOURNAL_FILE);
     fs::metadata(&journal).map_err(failed("find", &journal))?;
     export(&open(&JournalConfig { reserve_bytes: 0, ..JournalConfig::new(folder) })?, &journal)
 }
@@ -45,8 +40,8 @@ fn export(journal: &JournalHandle, path: &Path) -> Result<Value, OpenError> {
 fn copy_aside(backup: &Path) -> Result<PathBuf, OpenError> {
     let work = std::env::temp_dir().join(format!("drover-backup-{}", drover_schemas::VmId::generate()));
     fs::create_dir(&work).map_err(failed("make", &work))?;
-    let copied = fs::copy(backup, work.join(super::folder::JOURNAL_FILE))
-        .and_then(|_| fs::write(work.join(super::folder::VERSION_FILE), format!("{STATE_VERSION}\n")));
+    let copied = fs::copy(backup, work.join(JOURNAL_FILE))
+        .and_then(|_| fs::write(work.join(VERSION_FILE), format!("{STATE_VERSION}\n")));
     if let Err(error) = copied {
         let _ = fs::remove_dir_all(&work);
         return Err(failed("copy", backup)(error));
@@ -61,12 +56,9 @@ fn copy_aside(backup: &Path) -> Result<PathBuf, OpenError> {
 /// A daemon uses the folder, the backup cannot be read or is another installation's; nothing is changed then.
 pub fn restore(folder: &Path, backup: &Path) -> Result<Option<PathBuf>, OpenError> {
     let shown = show_backup(backup)?;
-    let theirs = shown.get("installation").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let theirs = shown.get("installation").and_then(Value::as_str).unwrap_or_default();
     let held = Folder::open(folder)?;
-    let ours = held.installation(Some(&theirs))?.to_string();
-    if ours != theirs {
-        return Err(OpenError::Installation { journal: theirs, folder: ours });
-    }
+    held.installation(Some(theirs))?;
     let journal = held.journal();
     let new = journal.with_extension("restored");
     fs::copy(backup, &new).map_err(failed("copy", backup))?;

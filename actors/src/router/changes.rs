@@ -5,8 +5,7 @@ use super::{
     Verb, VmMsg, Wait, interrupted, oneshot, unknown_verb,
 };
 use crate::ingress::permits::Permit;
-use crate::journal::{RequestLookup, RequestState};
-use crate::vm::actor::outcome_result;
+use crate::vm::actor::{Remembered, remembered};
 use crate::vm::message::Change;
 use drover_schemas::VmId;
 
@@ -62,7 +61,15 @@ pub(super) async fn change(
     let decoded = decode(verb, request)?;
     let actor = match router.actor(ns, name) {
         Ok(actor) => actor,
-        Err(error) => return remembered(router, ns, verb, request).unwrap_or(Err(error)),
+        Err(error) => {
+            // A VM that is gone: a delete whose reply was lost comes again.
+            let Some(id) = request.request_id else { return Err(error) };
+            let journal = &router.services.journal;
+            return match remembered(journal, ns, id, decoded.name, &request.digest()) {
+                Remembered::Done(result) => *result,
+                _ => Err(error),
+            };
+        }
     };
     if decoded.verb == Verb::Start {
         reserve(router, &actor).await?;
@@ -83,25 +90,6 @@ pub(super) async fn change(
     };
     let _ = actor.cast(VmMsg::Change(Box::new(change)));
     outcome.await.unwrap_or_else(|_| Err(interrupted()))
-}
-
-/// The outcome of a request about a VM that is gone: a delete whose reply was lost comes again.
-fn remembered(
-    router: &Router,
-    ns: &Token,
-    verb: &str,
-    request: &Request,
-) -> Option<Result<ChangeReply, ErrorBody>> {
-    let found = router.services.journal.request(ns, request.request_id?, crate::services::now_ms());
-    match found.ok()? {
-        RequestLookup::Bound(row) if row.verb == verb && row.body_sha256 == request.digest() => {
-            match row.state {
-                RequestState::Done { outcome, .. } => Some(outcome_result(outcome)),
-                RequestState::InFlight { .. } => None,
-            }
-        }
-        _ => None,
-    }
 }
 
 /// A start takes capacity before anything is promised; a VM that is up has it already.

@@ -149,8 +149,7 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
     let host_resource = |step: &str, error: &dyn std::error::Error| {
         Cause::new(CauseKind::HostResource, chain(error).to_string()).with("step", step)
     };
-    dir.create(services.programs.confine.then_some(row.uid))
-        .map_err(|e| host_resource("run directory", &e))?;
+    dir.create(owner(context)).map_err(|e| host_resource("run directory", &e))?;
     let limits = CgroupLimits {
         memory_bytes: row.spec.memory_bytes + services.limits.vmm_overhead_bytes,
         pids: pids(row),
@@ -220,6 +219,11 @@ fn vm_net(row: &VmRow) -> VmNet {
     VmNet { vm_id: row.vm_id, uid: row.uid, nics: row.nics.clone() }
 }
 
+/// Who owns what is the VMM's own; nobody but us where VMMs are not confined.
+fn owner(context: &TaskContext) -> Option<u32> {
+    context.services.programs.confine.then_some(context.row.uid)
+}
+
 fn pids(row: &VmRow) -> u64 {
     PIDS_BASE + 2 * u64::from(row.spec.cpus)
 }
@@ -286,8 +290,7 @@ async fn boot_paths(context: &TaskContext) -> Result<BootPaths, Cause> {
             base
         } else {
             let own = disk_dir(context).join(format!("disk{index}.raw"));
-            let owner = context.services.programs.confine.then_some(context.row.uid);
-            copy_on_write(base, own.clone(), owner).await.map_err(|error| {
+            copy_on_write(base, own.clone(), owner(context)).await.map_err(|error| {
                 Cause::new(CauseKind::DiskRefused, format!("disk {index} could not be made: {error}"))
                     .with("step", "disks")
                     .with("path", own.display())

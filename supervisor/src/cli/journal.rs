@@ -6,6 +6,7 @@ use drover_actors::journal::{OpenError, restore};
 
 use super::Global;
 use super::exit::CliError;
+use crate::app::blocking;
 
 /// What can be done with a journal that no daemon uses.
 #[derive(Debug, clap::Subcommand)]
@@ -33,13 +34,12 @@ pub(super) async fn run(command: &JournalCommand, global: &Global) -> Result<u8,
                 true => restore::show_folder(&path),
                 false => restore::show_backup(&path),
             });
-            global
-                .output
-                .print(&shown.await?, |value| serde_json::to_string_pretty(value).unwrap_or_default())?;
+            let shown = shown.await.map_err(refused)?;
+            global.output.print(&shown, |value| serde_json::to_string_pretty(value).unwrap_or_default())?;
         }
         JournalCommand::Restore { backup, state } => {
             let (from, folder) = (backup.clone(), state.clone());
-            let kept = blocking(move || restore::restore(&folder, &from)).await?;
+            let kept = blocking(move || restore::restore(&folder, &from)).await.map_err(refused)?;
             let kept = kept.map_or_else(String::new, |kept| format!("; the old one is {}", kept.display()));
             super::output::line(&format!(
                 "{} is the journal of {} now{kept}",
@@ -51,11 +51,6 @@ pub(super) async fn run(command: &JournalCommand, global: &Global) -> Result<u8,
     Ok(0)
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, OpenError> + Send + 'static,
-) -> Result<T, CliError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(|error| CliError::Host(error.into())),
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
+fn refused(error: OpenError) -> CliError {
+    CliError::Host(error.into())
 }

@@ -103,8 +103,7 @@ impl Client {
     /// # Errors
     /// As [`Client::call`].
     pub async fn host_info(&self, host: &Token, deadline: Duration) -> Result<HostInfo, ClientError> {
-        let subject = Subject::Host { host: host.clone(), verb: "info".to_owned() };
-        self.call(&subject, &Empty {}, CallOptions::read(deadline)).await
+        self.host(host, "info", &Empty {}, deadline).await
     }
 
     /// Makes a backup of a host's journal, on the host.
@@ -112,8 +111,7 @@ impl Client {
     /// # Errors
     /// As [`Client::call`].
     pub async fn host_backup(&self, host: &Token, deadline: Duration) -> Result<BackupReply, ClientError> {
-        let subject = Subject::Host { host: host.clone(), verb: "backup".to_owned() };
-        self.call(&subject, &Empty {}, CallOptions::read(deadline)).await
+        self.host(host, "backup", &Empty {}, deadline).await
     }
 
     /// Tells a host to take no new VMs, or to take them again.
@@ -126,8 +124,7 @@ impl Client {
         on: bool,
         deadline: Duration,
     ) -> Result<DrainReply, ClientError> {
-        let subject = Subject::Host { host: host.clone(), verb: "drain".to_owned() };
-        self.call(&subject, &DrainRequest { on }, CallOptions::read(deadline)).await
+        self.host(host, "drain", &DrainRequest { on }, deadline).await
     }
 
     /// VMs on a host's machine that the host does not know.
@@ -135,7 +132,21 @@ impl Client {
     /// # Errors
     /// As [`Client::call`].
     pub async fn host_orphans(&self, host: &Token, deadline: Duration) -> Result<OrphansReply, ClientError> {
-        let subject = Subject::Host { host: host.clone(), verb: "orphans".to_owned() };
-        self.call(&subject, &Empty {}, CallOptions::read(deadline)).await
+        self.host(host, "orphans", &Empty {}, deadline).await
+    }
+
+    async fn host<Q, R>(
+        &self,
+        host: &Token,
+        verb: &str,
+        request: &Q,
+        deadline: Duration,
+    ) -> Result<R, ClientError>
+    where
+        Q: Serialize + Sync,
+        R: DeserializeOwned,
+    {
+        let subject = Subject::Host { host: host.clone(), verb: verb.to_owned() };
+        self.call(&subject, request, CallOptions::read(deadline)).await
     }
 }

@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 
-use drover_actors::hypervisor::landlock;
+use drover_actors::hypervisor::{cgroup, landlock};
 
 use super::Finding;
 
@@ -50,7 +50,11 @@ pub fn virtualisation() -> Result<(), String> {
     open("/dev/kvm").map_err(|e| format!("/dev/kvm cannot be opened: {e}"))
 }
 
-fn open(path: &str) -> std::io::Result<()> {
+/// Whether a device may be used.
+///
+/// # Errors
+/// It may not, or is not there.
+pub fn open(path: impl AsRef<Path>) -> std::io::Result<()> {
     OpenOptions::new().read(true).write(true).open(path).map(drop)
 }
 
@@ -92,7 +96,7 @@ fn namespaces() -> Finding {
 
 fn cgroups() -> Finding {
     let check = "cgroups";
-    let root = Path::new("/sys/fs/cgroup");
+    let root = Path::new(cgroup::ROOT);
     if let Ok(controllers) = std::fs::read_to_string(root.join("cgroup.controllers")) {
         let has = |name: &str| controllers.split_whitespace().any(|c| c == name);
         let missing: Vec<&str> = ["memory", "pids", "cpu", "io"].into_iter().filter(|c| !has(c)).collect();
@@ -102,10 +106,8 @@ fn cgroups() -> Finding {
         let advice = "enable the controllers on the kernel's command line or in the service's Delegate=";
         return Finding::weak(check, format!("v2 without {}", missing.join(", ")), advice);
     }
-    let mounted: Vec<&str> = ["memory", "pids", "cpu", "blkio"]
-        .into_iter()
-        .filter(|name| root.join(name).join("cgroup.procs").exists())
-        .collect();
+    let mounted: Vec<&str> =
+        cgroup::V1.into_iter().filter(|name| root.join(name).join("cgroup.procs").exists()).collect();
     let advice = "VMs have limits, v2 has them in full: boot with systemd.unified_cgroup_hierarchy=1";
     match mounted.is_empty() {
         true => Finding::weak(check, "none", "mount them at /sys/fs/cgroup: VMs run without limits"),

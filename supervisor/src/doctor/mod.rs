@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::config::HostConfig;
 
-pub use machine::virtualisation;
+pub use machine::{open, virtualisation};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

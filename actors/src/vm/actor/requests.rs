@@ -1,37 +1,28 @@
 //! Requests that change the VM: each id has one effect and one outcome, which whoever asks again is told.
 
 use drover_schemas::body::vm::{ChangeReply, Outcome};
-use drover_schemas::{ErrorBody, ErrorCode, RequestId};
+use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token};
 
 use super::{VmActorState, VmRef};
-use crate::journal::{Batch, Op as Write, RequestLookup, RequestRow, RequestState};
+use crate::journal::{Batch, JournalHandle, Op as Write, RequestLookup, RequestRow, RequestState};
 use crate::services::now_ms;
 use crate::vm::machine::{Admission, Command, Input};
 use crate::vm::message::{Change, ChangeSender};
 
 impl VmActorState {
     pub(super) async fn on_change(&mut self, myself: &VmRef, change: Change) {
-        let lookup = self.services.journal.request(&self.row.namespace, change.request_id, now_ms());
-        match lookup {
-            Ok(RequestLookup::Unknown) => {}
-            Ok(RequestLookup::TooOld) => {
-                let _ = change.reply.send(Err(too_old(change.request_id)));
+        let Change { request_id, name, ref digest, .. } = change;
+        match remembered(&self.services.journal, &self.row.namespace, request_id, name, digest) {
+            Remembered::Nothing => {}
+            Remembered::Refused(error) => {
+                let _ = change.reply.send(Err(error));
                 return;
             }
-            Ok(RequestLookup::Bound(row)) => {
-                if row.body_sha256 != change.digest || row.verb != change.name {
-                    let _ = change.reply.send(Err(other_body(change.request_id)));
-                } else if let RequestState::Done { outcome, .. } = row.state {
-                    let _ = change.reply.send(outcome_result(outcome));
-                } else {
-                    self.on_attach(change.request_id, change.reply);
-                }
+            Remembered::Done(result) => {
+                let _ = change.reply.send(*result);
                 return;
             }
-            Err(error) => {
-                let _ = change.reply.send(Err(error.to_body()));
-                return;
-            }
+            Remembered::InFlight => return self.on_attach(request_id, change.reply),
         }
         if let Err(error) = self.preconditions(&change).and_then(|()| self.admit(&change)) {
             let _ = change.reply.send(Err(error));
@@ -148,6 +139,42 @@ impl VmActorState {
             Err(error) => Err(error.to_body()),
         };
         let _ = reply.send(result);
+    }
+}
+
+/// What the journal knows of a request id.
+#[derive(Debug)]
+pub enum Remembered {
+    /// Nothing: it may run.
+    Nothing,
+    /// It must not run: too old, used with another body, or the journal cannot be read.
+    Refused(ErrorBody),
+    /// Its outcome.
+    Done(Box<Result<ChangeReply, ErrorBody>>),
+    /// It was accepted and is not answered yet.
+    InFlight,
+}
+
+/// Looks a request up by its id, and compares it with what was asked under it first.
+#[must_use]
+pub fn remembered(
+    journal: &JournalHandle,
+    namespace: &Token,
+    request_id: RequestId,
+    verb: &str,
+    digest: &str,
+) -> Remembered {
+    match journal.request(namespace, request_id, now_ms()) {
+        Ok(RequestLookup::Unknown) => Remembered::Nothing,
+        Ok(RequestLookup::TooOld) => Remembered::Refused(too_old(request_id)),
+        Ok(RequestLookup::Bound(row)) if row.verb != verb || row.body_sha256 != digest => {
+            Remembered::Refused(other_body(request_id))
+        }
+        Ok(RequestLookup::Bound(row)) => match row.state {
+            RequestState::Done { outcome, .. } => Remembered::Done(Box::new(outcome_result(outcome))),
+            RequestState::InFlight { .. } => Remembered::InFlight,
+        },
+        Err(error) => Remembered::Refused(error.to_body()),
     }
 }
 
