@@ -13,6 +13,8 @@
 #                at too if CLOUD_HYPERVISOR names it
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
+#   nested       the end-to-end suites with the real Cloud Hypervisor that CLOUD_HYPERVISOR names, on a throw-away
+#                Debian host with KVM, systemd and cgroup v2 in QEMU's software emulation (half an hour)
 #   fuzz         random bytes at everything that reads bytes, for --budget seconds each
 #   bench        the rows of `drover bench`, as ratios to the same work done by hand; a release build (minutes)
 set -uo pipefail
@@ -26,8 +28,8 @@ while [ $# -gt 0 ]; do
     case $1 in
         --budget) BUDGET=${2:?--budget takes seconds}; shift 2 ;;
         --seed) SEED=${2:?--seed takes a number}; shift 2 ;;
-        -h | --help) sed -n '2,19p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
-        unit | wire | e2e | faults | death | soak | conformance | fuzz | bench) SUITES+=("$1"); shift ;;
+        -h | --help) sed -n '2,21p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+        unit | wire | e2e | faults | death | soak | conformance | nested | fuzz | bench) SUITES+=("$1"); shift ;;
         *) die "unknown suite $1; see --help" ;;
     esac
 done
@@ -120,7 +122,7 @@ if wants wire; then
     step wire "golden bytes in Python" python3 tests/python/test_golden.py
 fi
 
-if wants e2e || wants faults || wants death || wants soak; then
+if wants e2e || wants faults || wants death || wants soak || wants nested; then
     need_debian qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio zstd=zstd depmod=kmod mke2fs=e2fsprogs openssl=openssl
     need_vhost
     step e2e build build
@@ -140,6 +142,7 @@ if wants e2e; then
     step e2e "traces, metrics, health and logs" real telemetry 2
     step e2e "a hundred VMs at once" real scale 1
     step e2e "real kernels" real real_guest 1
+    step e2e "the console" real console 1
     step e2e "the host from Python" python3 -W ignore tests/python/test_host.py
 fi
 
@@ -158,6 +161,7 @@ if wants death; then
     step death "what a VMM can reach" real confinement 2
     step death "VMs that no row tells of" real orphans 2
     step death "full disks, few descriptors" real full 2
+    step death "a service of systemd" real systemd 1
     step death "a short soak" soaked 15 nothing_is_lost_or_doubled_by_kills
 fi
 
@@ -165,6 +169,26 @@ if wants soak; then
     step soak "guests of processes" soaked "$BUDGET" nothing_is_lost_or_doubled_by_kills
     step soak "guests with kernels" soaked "$BUDGET" nothing_is_lost_or_doubled_with_real_kernels
     grep -h Tally "$LOGS"/soak-*.log
+fi
+
+# nested SUITE… : programs of tests on a host made for them; see tests/nested/run.sh.
+nested() {
+    local programs=() built suite
+    built=$(cargo test --locked -p drover-tests --no-run 2>&1) || return 1
+    for suite in "$@"; do
+        programs+=("$suite=$(sed -n "s|.*tests/$suite.rs (\(.*\))|\1|p" <<< "$built")")
+    done
+    tests/nested/run.sh --vmm "$CLOUD_HYPERVISOR" --bins "$BIN" --images "$DROVER_IMAGES" --work "$CACHE/nested" "${programs[@]}"
+}
+NESTED_SUITES=(systemd confinement lifecycle console real_guest idempotency told causes faults full orphans)
+if [ ! -x "${CLOUD_HYPERVISOR:-}" ]; then
+    if wants nested || wants death; then
+        skip nested "the real hypervisor" "CLOUD_HYPERVISOR names none; needs: CLOUD_HYPERVISOR=path tests/run.sh nested"
+    fi
+elif wants nested; then
+    need_debian mmdebstrap=mmdebstrap
+    step nested "the real hypervisor" nested "${NESTED_SUITES[@]}"
+    grep -h '^HOST' "$LOGS"/nested-*.log
 fi
 
 # fuzz NAME : one target of tests/fuzz, from the golden bytes on, with libFuzzer and the pinned compiler.

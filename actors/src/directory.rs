@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use drover_schemas::{ErrorBody, RequestId, Token, VmId};
+use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, VmId};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,8 @@ pub struct Slot {
     pub vm_id: VmId,
     /// Its actor; none before it is adopted and while a lost one is replaced.
     actor: RwLock<Option<VmRef>>,
+    /// Ends whoever writes to its console.
+    console: Mutex<Option<CancellationToken>>,
     /// Requests that went to its guest. They outlive an actor that is lost.
     guest_ids: Mutex<GuestIds>,
     /// Ends the VM's subscription.
@@ -54,6 +56,23 @@ impl Slot {
     /// It went to an earlier boot.
     pub fn bind_guest(&self, id: RequestId, boot_id: &str) -> Result<(), ErrorBody> {
         self.guest_ids.lock().unwrap_or_else(PoisonError::into_inner).bind(id, boot_id, Instant::now())
+    }
+
+    /// Takes the console for one writer, who ends when the token is cancelled and cancels it at the end.
+    ///
+    /// # Errors
+    /// `busy`: another writes, and is not to be ended.
+    pub fn take_console(&self, take: bool) -> Result<CancellationToken, ErrorBody> {
+        let mut writer = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = writer.as_ref().filter(|other| !other.is_cancelled()) {
+            if !take {
+                let text = "somebody writes to the console already; `logs` with `follow` reads it as well, `take` \
+                            ends the other";
+                return Err(ErrorBody::new(ErrorCode::Busy, text).with("operation", "console"));
+            }
+            other.cancel();
+        }
+        Ok(writer.insert(CancellationToken::new()).clone())
     }
 
     pub(crate) fn set(&self, actor: Option<VmRef>) {
@@ -109,6 +128,7 @@ impl Directory {
             Arc::new(Slot {
                 vm_id: row.vm_id,
                 actor: RwLock::new(None),
+                console: Mutex::default(),
                 guest_ids: Mutex::default(),
                 gone: CancellationToken::new(),
                 served: AtomicBool::new(false),

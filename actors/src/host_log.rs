@@ -167,7 +167,9 @@ mod tests {
         let host = Token::new("h1").unwrap();
         let subjects = || Subjects::new(Token::new("drover").unwrap());
         for round in 1..=2_u64 {
-            let journal = open(&JournalConfig::new(folder.path())).unwrap();
+            // The task of the last round lets go of the folder meanwhile.
+            let config = JournalConfig::new(folder.path());
+            let journal = tokio::task::spawn_blocking(move || open(&config)).await.unwrap().unwrap();
             let log = HostLog::start(journal.clone(), subjects(), host.clone());
             log.note(HostNote::new(HostEventKind::Started, "again"));
             log.note(HostNote::alarm("stream_replaced", "the stream is new").with("before", 1));

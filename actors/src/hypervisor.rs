@@ -15,6 +15,7 @@ pub mod config;
 pub mod confine;
 pub mod events;
 pub mod landlock;
+pub mod launcher;
 pub mod notify;
 pub mod pidfd;
 pub mod process;

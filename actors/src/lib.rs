@@ -3,6 +3,7 @@
 pub mod adopt;
 pub mod bus;
 mod chain;
+pub mod console;
 pub mod create;
 pub mod directory;
 pub mod guest;

@@ -262,7 +262,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         run_root,
         disks: setup.disks,
         backups: setup.state.join("backups"),
-        cgroups: Cgroups::open(installation),
+        cgroups: Cgroups::open(installation, &setup.programs.launcher),
         programs: setup.programs,
         limits: setup.limits,
         state,

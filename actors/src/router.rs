@@ -8,8 +8,8 @@ use async_nats::{Client, Message};
 use drover_schemas::body::guest::{ExecReply, ExecRequest, GetRequest, GuestShutdownRequest, PutRequest};
 use drover_schemas::body::host::DrainRequest;
 use drover_schemas::body::vm::{
-    ChangeReply, ChangeRequest, ListReply, ListRequest, LogSource, LogsReply, LogsRequest, LookupReply,
-    LookupRequest, ShutdownRequest, StopRequest, ValidateReply, ValidateRequest, Wait,
+    ChangeReply, ChangeRequest, ListReply, ListRequest, LookupReply, LookupRequest, ShutdownRequest,
+    StopRequest, ValidateReply, ValidateRequest, Wait,
 };
 use drover_schemas::state::Verb;
 use drover_schemas::stream::Channel;
@@ -37,6 +37,7 @@ use crate::vm::message::{View, VmMsg};
 use crate::vm::row::status;
 
 mod changes;
+mod console;
 mod events;
 mod guest;
 mod pool;
@@ -232,14 +233,8 @@ impl Router {
                 let view = self.view(ns, name).await?;
                 body_of(request, &status(&self.services.host, &view.row, &view.machine, &view.live, true))
             }
-            "logs" => {
-                let body: LogsRequest = request.decode()?;
-                let vm_id = self.slot(ns, name)?.vm_id;
-                let dir = self.services.run_root.vm(vm_id);
-                let max = usize::try_from(body.tail_bytes.unwrap_or(64 << 10).min(256 << 10)).unwrap_or(0);
-                let logs = tokio::task::spawn_blocking(move || read_log(&dir, body.source, max)).await;
-                body_of(request, &logs.map_err(|_| interrupted())??)
-            }
+            "logs" => self.logs(ns, name, request).await,
+            "console" => self.console(ns, name, request).await,
             "explain" => {
                 let _: Empty = request.decode()?;
                 let view = self.view(ns, name).await?;
@@ -330,25 +325,4 @@ fn unknown_verb(subject: &Subject) -> ErrorBody {
     let hint =
         crate::spec::closest(&verb, &names).map(|c| format!("did you mean {c:?}? ")).unwrap_or_default();
     ErrorBody::new(ErrorCode::Unsupported, format!("there is no verb {verb:?} here; {hint}known: {known}"))
-}
-
-fn read_log(
-    dir: &crate::hypervisor::run_dir::RunDir,
-    source: LogSource,
-    max: usize,
-) -> Result<LogsReply, ErrorBody> {
-    let failed =
-        |e: std::io::Error| ErrorBody::new(ErrorCode::Internal, format!("the log cannot be read: {e}"));
-    match source {
-        LogSource::Console => {
-            match crate::hypervisor::ring::tail(dir, crate::hypervisor::record::file::CONSOLE, max) {
-                Ok(chunk) => Ok(LogsReply { data: chunk.data.into(), offset: chunk.offset }),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    Ok(LogsReply { data: Vec::new().into(), offset: 0 })
-                }
-                Err(e) => Err(failed(e)),
-            }
-        }
-        LogSource::Vmm => Ok(LogsReply { data: dir.stderr_tail(max).into_bytes().into(), offset: 0 }),
-    }
 }

@@ -12,6 +12,7 @@ use crate::bus::egress::Egress;
 use crate::host::HostState;
 use crate::host_log::HostLog;
 use crate::hypervisor::cgroup::{Cgroups, VmCgroup};
+use crate::hypervisor::launcher::Launcher;
 use crate::hypervisor::run_dir::RunRoot;
 use crate::hypervisor::version::VmmVersion;
 use crate::images::Images;
@@ -32,6 +33,8 @@ pub struct Programs {
     pub vmm: PathBuf,
     /// What the VMM says of itself.
     pub version: VmmVersion,
+    /// Who starts holders.
+    pub launcher: Launcher,
     /// Added to the VMM's command line.
     pub extra_args: Vec<String>,
     /// VMMs run confined, each as a user of its own.

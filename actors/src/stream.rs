@@ -1,4 +1,4 @@
-//! The host's end of a stream: between a client on the bus and the agent of a guest.
+//! The host's end of a stream: between a client on the bus and the agent of a guest, or a VM's console.
 //!
 //! Bytes are read from the guest only with room in the client's window, and taken from the client only
 //! with room towards the guest, so a slow end slows the other and memory stays within the windows. All
@@ -27,6 +27,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
+use crate::console::Console;
 use crate::guest::{GuestStream, StreamEvent};
 use crate::services::Services;
 
@@ -40,6 +41,44 @@ pub struct Shape {
     pub down: &'static [Channel],
     /// From the client to the guest.
     pub up: Option<Channel>,
+}
+
+/// Where a stream's bytes come from and go to, beyond this host's end.
+#[derive(Debug)]
+pub enum Far {
+    /// Work of the agent.
+    Guest(GuestStream),
+    /// The serial console.
+    Console(Box<Console>),
+}
+
+impl Far {
+    /// The next event; `None` after the end. Nothing is lost if the future is dropped.
+    async fn recv(&self) -> Option<StreamEvent> {
+        match self {
+            Self::Guest(guest) => guest.recv().await,
+            Self::Console(console) => console.recv().await,
+        }
+    }
+
+    async fn send(&self, channel: Channel, data: Bytes, eof: bool) {
+        match self {
+            Self::Guest(guest) => {
+                if let Err(error) = guest.send(to_proto(channel), data, eof).await {
+                    // The guest's end of the stream, or of the link, comes to the pump.
+                    debug!(%error, "the guest takes no more");
+                }
+            }
+            Self::Console(console) => console.send(&data, eof).await,
+        }
+    }
+
+    /// Lets bytes below `limit` come. A console's are read when they are wanted.
+    fn grant(&self, channel: proto::Channel, limit: u64) {
+        if let Self::Guest(guest) = self {
+            guest.grant(channel, limit);
+        }
+    }
 }
 
 /// Makes the client's result of the agent's.
@@ -84,7 +123,7 @@ pub async fn open(
 struct Pump<'a> {
     services: &'a Services,
     inbox: async_nats::Subject,
-    guest: Arc<GuestStream>,
+    far: Arc<Far>,
     shape: Shape,
     began: Instant,
     down: BTreeMap<u8, Sender>,
@@ -103,17 +142,14 @@ struct Up {
 }
 
 impl Up {
-    fn start(channel: Channel, guest: Arc<GuestStream>, progress: Arc<Notify>) -> Self {
+    fn start(channel: Channel, far: Arc<Far>, progress: Arc<Notify>) -> Self {
         let (queue, mut queued) = mpsc::unbounded_channel::<(Bytes, bool)>();
         let forwarded = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&forwarded);
         tokio::spawn(async move {
             while let Some((data, eof)) = queued.recv().await {
                 let len = data.len() as u64;
-                if let Err(error) = guest.send(to_proto(channel), data, eof).await {
-                    // The guest's end of the stream, or of the link, comes to the pump.
-                    debug!(%error, "the guest takes no more");
-                }
+                far.send(channel, data, eof).await;
                 count.fetch_add(len, Ordering::Relaxed);
                 progress.notify_one();
             }
@@ -159,19 +195,19 @@ const fn from_proto(channel: proto::Channel) -> Channel {
 }
 
 /// Moves bytes until the agent's end was sent and acknowledged, or the client is gone.
-pub async fn run(services: &Services, opening: Opening, guest: GuestStream, shape: Shape, finish: Finish) {
+pub async fn run(services: &Services, opening: Opening, far: Far, shape: Shape, finish: Finish) {
     let now = Instant::now();
     let mut frames = opening.frames;
-    let guest = Arc::new(guest);
+    let far = Arc::new(far);
     let progress = Arc::new(Notify::new());
     let mut pump = Pump {
         services,
         inbox: opening.inbox,
-        guest: Arc::clone(&guest),
+        far: Arc::clone(&far),
         shape,
         began: now,
         down: shape.down.iter().map(|ch| (index(*ch), Sender::new(*ch, WINDOW))).collect(),
-        up: shape.up.map(|ch| Up::start(ch, Arc::clone(&guest), Arc::clone(&progress))),
+        up: shape.up.map(|ch| Up::start(ch, Arc::clone(&far), Arc::clone(&progress))),
         heard: now,
         said: now,
         end: None,
@@ -196,7 +232,7 @@ pub async fn run(services: &Services, opening: Opening, guest: GuestStream, shap
                 }
                 None => return,
             },
-            event = pump.guest.recv(), if may_receive => {
+            event = pump.far.recv(), if may_receive => {
                 pump.on_guest(event, &mut finish);
             }
             () = progress.notified() => {}
@@ -319,7 +355,7 @@ impl Pump<'_> {
                         sender.finish(now);
                     }
                 }
-                self.guest.grant(ch, end + WINDOW);
+                self.far.grant(ch, end + WINDOW);
             }
             Some(StreamEvent::End(end)) => {
                 let end = end.and_then(|bytes| match finish.take() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use drover_actors::bus::assets::AssetsConfig;
 use drover_actors::hypervisor::landlock;
+use drover_actors::hypervisor::launcher::{Launcher, LauncherError};
 use drover_actors::hypervisor::version::{VersionError, check, find};
 use drover_actors::images::{ImageError, Images};
 use drover_actors::root::{HostSetup, RunningHost, StartError, start};
@@ -61,6 +62,13 @@ pub enum AppError {
     Hold {
         /// Where it was looked for.
         path: PathBuf,
+    },
+    /// The launcher that was asked for is not there.
+    #[error("VMs cannot be started as configured")]
+    Launcher {
+        /// Why.
+        #[source]
+        source: LauncherError,
     },
     /// Templates cannot be used.
     #[error("the templates cannot be used")]
@@ -276,9 +284,11 @@ async fn programs(config: &HostConfig) -> Result<Programs, AppError> {
     let landlock = config.vmm.confine
         && !version.is_softvmm()
         && landlock::abi().is_some_and(|abi| abi >= landlock::NEEDED);
+    let launcher = Launcher::choose(config.vmm.launcher, &search);
     Ok(Programs {
         landlock,
         hold,
+        launcher: launcher.map_err(|source| AppError::Launcher { source })?,
         vmm,
         version,
         extra_args: config.vmm.args.clone(),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use drover_actors::bus::connect::BusConfig;
+use drover_actors::hypervisor::launcher::LauncherChoice;
 use drover_actors::network::NetworkDef;
 use drover_schemas::Token;
 use drover_schemas::size::ByteSize;
@@ -77,6 +78,8 @@ pub struct VmmConfig {
     pub path: PathBuf,
     /// The holder; beside the `drover` program if left out.
     pub hold: Option<PathBuf>,
+    /// Who starts the holders of VMs.
+    pub launcher: LauncherChoice,
     /// Added to the VMM's command line.
     pub args: Vec<String>,
     /// Memory of a VMM beside its guest's.
@@ -146,6 +149,7 @@ impl Default for VmmConfig {
         Self {
             path: "cloud-hypervisor".into(),
             hold: None,
+            launcher: LauncherChoice::Auto,
             args: Vec::new(),
             overhead: ByteSize::mib(128),
             ready_timeout_ms: 10_000,

@@ -56,6 +56,17 @@ pub fn cgroups(installation: InstallationId) -> Vec<PathBuf> {
         .collect()
 }
 
+/// The cgroups of a VM's VMMs in the scopes of systemd.
+#[must_use]
+pub fn scopes(installation: InstallationId, vm_id: VmId) -> Vec<PathBuf> {
+    let slice =
+        format!("/sys/fs/cgroup/drover.slice/drover-{}.slice", installation.to_string().to_ascii_lowercase());
+    let unit = format!("drover-vm-{}-", vm_id.to_string().to_ascii_lowercase());
+    let entries = fs::read_dir(slice).into_iter().flatten().flatten();
+    let scopes = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&unit));
+    scopes.map(|entry| entry.path().join("vmm")).filter(|dir| dir.is_dir()).collect()
+}
+
 /// What a VM that is down or deleted still has of a runtime, in words; `vm` is a status of when it ran.
 ///
 /// # Panics
@@ -75,15 +86,11 @@ pub fn runtime(world: &World, vm: &VmStatus) -> Vec<String> {
         vm.nics.iter().filter(|nic| rules.contains(&nic.tap)).map(|nic| format!("rules of {}", nic.tap)),
     );
     let name = vm.vm_id.to_string().to_ascii_lowercase();
-    left.extend(
-        world
-            .installation()
-            .map(cgroups)
-            .unwrap_or_default()
-            .into_iter()
-            .map(|base| base.join(&name))
-            .filter_map(|dir| dir.exists().then(|| format!("cgroup {}", dir.display()))),
-    );
+    let installation = world.installation();
+    let groups = installation.map(cgroups).unwrap_or_default().into_iter().map(|base| base.join(&name));
+    let groups: Vec<PathBuf> =
+        groups.chain(installation.map(|id| scopes(id, vm.vm_id)).unwrap_or_default()).collect();
+    left.extend(groups.iter().filter(|dir| dir.exists()).map(|dir| format!("cgroup {}", dir.display())));
     left
 }
 

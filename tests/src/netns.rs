@@ -1,5 +1,6 @@
 //! A network namespace by name, and the way of one thread into it.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,6 +8,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::sched::{CloneFlags, setns};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+thread_local! {
+    static CURRENT: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// The name of this thread's namespace, if it has entered one.
+#[must_use]
+pub fn current() -> Option<String> {
+    CURRENT.with_borrow(Clone::clone)
+}
 
 /// A namespace that is removed when this is dropped.
 ///
@@ -31,6 +42,7 @@ impl NetNs {
         let file = File::open(format!("/run/netns/{}", this.name)).expect("the namespace was just made");
         setns(&file, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
         ip(&["link", "set", "lo", "up"]);
+        CURRENT.set(Some(this.name.clone()));
         this
     }
 }

@@ -9,6 +9,12 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How much slower than usual this machine is, from `DROVER_PATIENCE`: the emulated host of `tests/nested`.
+#[must_use]
+pub fn patience_factor() -> u32 {
+    std::env::var("DROVER_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 /// Looks until `look` finds something; the only place where a test lets time pass.
 ///
 /// # Panics
@@ -22,6 +28,7 @@ pub async fn until<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
 /// # Panics
 /// Nothing was found in time.
 pub async fn until_within<T>(patience: Duration, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let patience = patience * patience_factor();
     let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = look().await {

@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use crate::client::Bus;
 use crate::leak;
 use crate::netns::NetNs;
-use crate::wait::until;
+use crate::wait::{patience_factor, until};
 
 /// Where the bus of every world is, in its own namespace.
 pub const URL: &str = "nats://127.0.0.1:4222";
@@ -34,11 +34,33 @@ pub struct Options {
     pub budget: Duration,
     /// Start the bus and the daemon, and wait until they are ready.
     pub started: bool,
+    /// The test tells its VMMs to misbehave, which only `softvmm` does.
+    pub misbehaves: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { guest: "process", duplicate_window_ms: None, budget: Duration::from_secs(180), started: true }
+        Self {
+            guest: "process",
+            duplicate_window_ms: None,
+            budget: Duration::from_secs(180),
+            started: true,
+            misbehaves: false,
+        }
+    }
+}
+
+impl Options {
+    /// For a test that starts the bus and the daemon itself.
+    #[must_use]
+    pub fn down() -> Self {
+        Self { started: false, ..Self::default() }
+    }
+
+    /// For a test that calls [`World::misbehave`].
+    #[must_use]
+    pub fn misbehaving() -> Self {
+        Self { misbehaves: true, ..Self::default() }
     }
 }
 
@@ -67,6 +89,8 @@ struct Programs {
     bins: PathBuf,
     agent: PathBuf,
     images: PathBuf,
+    /// A real hypervisor instead of `softvmm`; its guests are always kernels.
+    vmm: Option<PathBuf>,
 }
 
 /// Runs `body` in a world of its own, on a thread in a namespace of its own, and takes the world away.
@@ -77,7 +101,7 @@ pub fn run<F>(test: &str, options: Options, body: F)
 where
     F: AsyncFnOnce(&mut World) + Send + 'static,
 {
-    let programs = match requirements(options.guest) {
+    let programs = match requirements(&options) {
         Ok(programs) => programs,
         Err(reason) => return println!("SKIP {test}: {reason}"),
     };
@@ -97,7 +121,7 @@ where
     F: AsyncFnOnce(&mut World),
 {
     let mut world = World::new(options, programs).await;
-    let budget = world.options.budget;
+    let budget = world.options.budget * patience_factor();
     let lived = AssertUnwindSafe(async {
         if world.options.started {
             world.start_nats().await;
@@ -121,7 +145,7 @@ where
     result
 }
 
-fn requirements(guest: &str) -> Result<Programs, String> {
+fn requirements(options: &Options) -> Result<Programs, String> {
     if !nix::unistd::geteuid().is_root() {
         return Err("needs root for namespaces and TAPs".into());
     }
@@ -134,9 +158,13 @@ fn requirements(guest: &str) -> Result<Programs, String> {
         bins: path("DROVER_BIN_DIR")?,
         agent: path("DROVER_AGENT")?,
         images: path("DROVER_IMAGES")?,
+        vmm: std::env::var_os("DROVER_VMM").map(PathBuf::from),
     };
-    let qemu: &[&str] = match guest {
-        "qemu" => &["qemu-system-x86_64", "vhost-device-vsock"],
+    if programs.vmm.is_some() && options.misbehaves {
+        return Err("needs softvmm, which misbehaves when it is told to".into());
+    }
+    let qemu: &[&str] = match options.guest {
+        "qemu" if programs.vmm.is_none() => &["qemu-system-x86_64", "vhost-device-vsock"],
         _ => &[],
     };
     let paths: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
@@ -182,7 +210,7 @@ impl World {
             "images_dir": self.programs.images,
             "bus": {"urls": [URL]},
             "networks": [{"name": "default", "subnet": "10.78.0.0/20"}],
-            "vmm": {"path": self.bin("softvmm"), "overhead": overhead},
+            "vmm": {"path": self.vmm(), "overhead": overhead},
             "capacity": {"cpu_ratio": 100.0},
         });
         if let Some(ms) = self.options.duplicate_window_ms {
@@ -211,6 +239,18 @@ impl World {
         self.programs.bins.join(name)
     }
 
+    /// The VMM's program.
+    #[must_use]
+    pub fn vmm(&self) -> PathBuf {
+        self.programs.vmm.clone().unwrap_or_else(|| self.bin("softvmm"))
+    }
+
+    /// Guests run in software emulation.
+    #[must_use]
+    pub fn emulated(&self) -> bool {
+        self.programs.vmm.is_none()
+    }
+
     /// Where run directories are.
     #[must_use]
     pub fn run_dir(&self) -> &Path {
@@ -233,6 +273,15 @@ impl World {
     #[must_use]
     pub fn daemon_id(&self) -> Option<u32> {
         self.daemon.as_ref().and_then(Child::id)
+    }
+
+    /// How many descriptors of a kind, such as `inotify`, the daemon has open.
+    #[must_use]
+    pub fn descriptors(&self, kind: &str) -> usize {
+        let Some(pid) = self.daemon_id() else { return 0 };
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let targets = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+        targets.filter(|target| target.to_string_lossy().ends_with(kind)).count()
     }
 
     /// Tells every VMM to misbehave from now on; see `softvmm --help`.
@@ -377,7 +426,7 @@ impl World {
     /// Ids of the VMMs of a VM: there must never be two.
     #[must_use]
     pub fn vmms(&self, vm_id: VmId) -> Vec<i32> {
-        let program = format!("{} ", self.bin("softvmm").display());
+        let program = format!("{} ", self.vmm().display());
         let all = leak::processes(&self.run, vm_id).into_iter();
         all.filter(|(_, command)| command.starts_with(&program) && command.contains("--api-socket"))
             .map(|(pid, _)| pid)

@@ -54,7 +54,7 @@ async fn in_and_out(world: &mut World, right: &Login, wrong: &Login) {
 }
 
 fn world(test: &'static str, logins: fn(&World) -> (Login, Login)) {
-    let options = Options { started: false, ..Options::default() };
+    let options = Options::down();
     run(test, options, async move |world| {
         let (right, wrong) = logins(world);
         in_and_out(world, &right, &wrong).await;

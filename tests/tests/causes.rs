@@ -113,7 +113,7 @@ fn a_guest_whose_kernel_panics() {
 
 #[test]
 fn a_vmm_that_exits_or_is_ended_by_a_signal() {
-    run("a_vmm_that_exits_or_is_ended_by_a_signal", Options::default(), async |world| {
+    run("a_vmm_that_exits_or_is_ended_by_a_signal", Options::misbehaving(), async |world| {
         let bus = world.bus.clone();
         for (name, fault, kind, key, value) in [
             ("exits", "exit:3@t+300", CauseKind::VmmExit, "exit_code", "3"),
@@ -149,7 +149,7 @@ fn a_vmm_that_the_kernel_kills_for_memory() {
 
 #[test]
 fn a_vmm_that_refuses_with_a_reason() {
-    run("a_vmm_that_refuses_with_a_reason", Options::default(), async |world| {
+    run("a_vmm_that_refuses_with_a_reason", Options::misbehaving(), async |world| {
         let bus = world.bus.clone();
         world.misbehave("500@boot");
         let error = coded(bus.create("a", json!({"wait": "running"})).await, "vmm_error");

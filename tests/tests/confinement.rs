@@ -114,7 +114,7 @@ fn the_real_hypervisor_is_confined_and_filters_its_threads() {
     let Some(vmm) = std::env::var_os("CLOUD_HYPERVISOR").map(PathBuf::from) else {
         return println!("SKIP {test}: CLOUD_HYPERVISOR does not name a cloud-hypervisor");
     };
-    run(test, Options { started: false, ..Options::default() }, async move |world| {
+    run(test, Options::down(), async move |world| {
         let mut config = world.config();
         config["vmm"]["path"] = json!(vmm);
         world.configure(&config);

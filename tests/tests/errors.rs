@@ -8,10 +8,6 @@ use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
 use serde_json::json;
 
-fn down() -> Options {
-    Options { started: false, ..Options::default() }
-}
-
 /// What a program that failed said.
 fn failed(done: &Output, code: i32) -> String {
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
@@ -62,7 +58,7 @@ fn a_wrong_request_is_explained_on_the_command_line() {
 
 #[test]
 fn a_bus_that_is_not_there_is_named_with_what_to_do() {
-    run("a_bus_that_is_not_there_is_named_with_what_to_do", down(), async |world| {
+    run("a_bus_that_is_not_there_is_named_with_what_to_do", Options::down(), async |world| {
         says(world, &["vm", "ls"], 5, &["127.0.0.1:4222", "next:"]).await;
         // The host goes on: VMs outlive the bus.
         world.start();
@@ -74,7 +70,7 @@ fn a_bus_that_is_not_there_is_named_with_what_to_do() {
 
 #[test]
 fn a_hypervisor_that_is_missing_is_named() {
-    run("a_hypervisor_that_is_missing_is_named", down(), async |world| {
+    run("a_hypervisor_that_is_missing_is_named", Options::down(), async |world| {
         let mut config = world.config();
         config["vmm"]["path"] = json!("/nonexistent/cloud-hypervisor");
         world.configure(&config);
@@ -84,7 +80,7 @@ fn a_hypervisor_that_is_missing_is_named() {
 
 #[test]
 fn a_hypervisor_that_is_too_old_is_named_with_its_version() {
-    run("a_hypervisor_that_is_too_old_is_named_with_its_version", down(), async |world| {
+    run("a_hypervisor_that_is_too_old_is_named_with_its_version", Options::down(), async |world| {
         let old = world.path("old");
         std::fs::write(&old, "#!/bin/sh\necho cloud-hypervisor v40.0\n").unwrap();
         std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -97,7 +93,7 @@ fn a_hypervisor_that_is_too_old_is_named_with_its_version() {
 
 #[test]
 fn a_broken_configuration_is_named_with_its_line_or_key() {
-    run("a_broken_configuration_is_named_with_its_line_or_key", down(), async |world| {
+    run("a_broken_configuration_is_named_with_its_line_or_key", Options::down(), async |world| {
         std::fs::write(world.path("host.yaml"), "host: h1\nbus: [\n").unwrap();
         host_says(world, &["host.yaml", "line"]).await;
         let mut config = world.config();
@@ -132,7 +128,7 @@ const NO_TUN: &str = "mount -t tmpfs -o nodev none /dev/net && mknod /dev/net/tu
 
 #[test]
 fn tap_devices_that_may_not_be_used_are_named_when_the_host_starts() {
-    run("tap_devices_that_may_not_be_used_are_named_when_the_host_starts", down(), async |world| {
+    run("tap_devices_that_may_not_be_used_are_named_when_the_host_starts", Options::down(), async |world| {
         let script = format!("{NO_TUN} && exec \"$@\"");
         world.launcher =
             PRIVATE.iter().copied().chain(["sh", "-c", &script, "sh"]).map(str::to_owned).collect();
@@ -142,7 +138,7 @@ fn tap_devices_that_may_not_be_used_are_named_when_the_host_starts() {
 
 #[test]
 fn tap_devices_that_may_no_longer_be_used_are_named_by_the_create() {
-    run("tap_devices_that_may_no_longer_be_used_are_named_by_the_create", down(), async |world| {
+    run("tap_devices_that_may_no_longer_be_used_are_named_by_the_create", Options::down(), async |world| {
         world.launcher = PRIVATE.iter().copied().map(str::to_owned).collect();
         world.start_nats().await;
         world.start();
@@ -163,7 +159,7 @@ fn tap_devices_that_may_no_longer_be_used_are_named_by_the_create() {
 
 #[test]
 fn a_doctor_says_what_a_machine_lacks_and_what_to_do() {
-    run("a_doctor_says_what_a_machine_lacks_and_what_to_do", down(), async |world| {
+    run("a_doctor_says_what_a_machine_lacks_and_what_to_do", Options::down(), async |world| {
         let file = world.path("host.yaml");
         let doctor = ["doctor", "--output", "json", "--config", file.to_str().unwrap()];
         let findings = async |code: i32| {

@@ -64,7 +64,7 @@ fn a_vmm_that_fails_at_any_step_of_a_create_leaves_a_cause_and_nothing_else() {
         "garbage@boot",
     ];
     let test = "a_vmm_that_fails_at_any_step_of_a_create_leaves_a_cause_and_nothing_else";
-    run(test, Options::default(), async |world| {
+    run(test, Options::misbehaving(), async |world| {
         let bus = world.bus.clone();
         for (number, step) in STEPS.iter().enumerate() {
             world.misbehave(step);
@@ -100,7 +100,7 @@ fn a_vmm_that_fails_at_any_step_of_a_create_leaves_a_cause_and_nothing_else() {
 #[test]
 fn a_vmm_that_dies_after_its_boot_was_done_is_not_reported_as_running() {
     let test = "a_vmm_that_dies_after_its_boot_was_done_is_not_reported_as_running";
-    run(test, Options::default(), async |world| {
+    run(test, Options::misbehaving(), async |world| {
         let bus = world.bus.clone();
         world.misbehave("die@boot.after");
         // Whether the create itself still succeeds is a race that both may win.
@@ -115,7 +115,7 @@ fn a_vmm_that_dies_after_its_boot_was_done_is_not_reported_as_running() {
 #[test]
 fn a_vmm_that_hangs_in_a_create_is_given_up_with_a_reason() {
     let budget = Duration::from_secs(240);
-    let options = Options { budget, ..Options::default() };
+    let options = Options { budget, ..Options::misbehaving() };
     run("a_vmm_that_hangs_in_a_create_is_given_up_with_a_reason", options, async |world| {
         let bus = world.bus.clone();
         for (number, step) in ["hang@api", "hang@create.before", "hang@boot.before"].iter().enumerate() {
@@ -162,7 +162,7 @@ fn a_killed_vmm_is_told_with_its_signal_and_the_policy_acts() {
 
 #[test]
 fn a_crash_loop_ends_in_failed_with_its_history() {
-    run("a_crash_loop_ends_in_failed_with_its_history", Options::default(), async |world| {
+    run("a_crash_loop_ends_in_failed_with_its_history", Options::misbehaving(), async |world| {
         let bus = world.bus.clone();
         let restart = json!({"policy": "always", "limit": 2, "backoff_ms": 10, "backoff_max_ms": 20});
         let vm = bus.create("loop", json!({"wait": "agent", "spec": {"restart": restart}})).await.unwrap().vm;
@@ -364,7 +364,7 @@ fn a_daemon_killed_in_the_middle_of_deletes_finishes_each() {
 #[test]
 fn a_vmm_that_answers_nothing_and_ignores_signals_is_deleted_all_the_same() {
     let test = "a_vmm_that_answers_nothing_and_ignores_signals_is_deleted_all_the_same";
-    run(test, Options::default(), async |world| {
+    run(test, Options::misbehaving(), async |world| {
         let bus = world.bus.clone();
         let vm = bus.up("deaf").await;
         world.misbehave(
@@ -383,7 +383,7 @@ fn a_vmm_that_answers_nothing_and_ignores_signals_is_deleted_all_the_same() {
 
 #[test]
 fn lost_and_countless_events_of_a_vmm_are_survived() {
-    run("lost_and_countless_events_of_a_vmm_are_survived", Options::default(), async |world| {
+    run("lost_and_countless_events_of_a_vmm_are_survived", Options::misbehaving(), async |world| {
         let bus = world.bus.clone();
         world.misbehave("lose-events");
         let silent = bus.up("silent").await;

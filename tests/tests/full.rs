@@ -15,10 +15,6 @@ use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
 use serde_json::json;
 
-fn down() -> Options {
-    Options { started: false, ..Options::default() }
-}
-
 /// The daemon sees a file system of its own at `path`, and nobody else does.
 async fn start_over(world: &mut World, path: &Path, options: &str) {
     let (path, script) = (path.display(), "exec \"$@\"");
@@ -65,7 +61,7 @@ async fn works(world: &World, name: &str, vm: &VmStatus) {
 #[test]
 fn a_full_disk_under_the_journal_refuses_what_is_new_and_ends_what_must_end() {
     let test = "a_full_disk_under_the_journal_refuses_what_is_new_and_ends_what_must_end";
-    run(test, down(), async |world| {
+    run(test, Options::down(), async |world| {
         let state = world.state_dir().to_owned();
         start_over(world, &state, "size=48m").await;
         let bus = world.bus.clone();
@@ -100,7 +96,7 @@ fn a_full_disk_under_the_journal_refuses_what_is_new_and_ends_what_must_end() {
 
 #[test]
 fn a_full_run_folder_fails_a_start_with_its_cause_and_harms_nobody() {
-    run("a_full_run_folder_fails_a_start_with_its_cause_and_harms_nobody", down(), async |world| {
+    run("a_full_run_folder_fails_a_start_with_its_cause_and_harms_nobody", Options::down(), async |world| {
         let run_dir = world.run_dir().to_owned();
         // The hypervisor's own files go elsewhere; records, rings and sockets of a few VMs fit.
         start_over(world, &run_dir, "size=8m").await;
@@ -121,30 +117,38 @@ fn a_full_run_folder_fails_a_start_with_its_cause_and_harms_nobody() {
 
 #[test]
 fn a_daemon_that_may_open_few_files_promises_no_more_than_it_can_keep() {
-    run("a_daemon_that_may_open_few_files_promises_no_more_than_it_can_keep", down(), async |world| {
-        world.launcher = ["prlimit", "--nofile=96"].map(str::to_owned).to_vec();
-        world.start_nats().await;
-        world.start();
-        world.ready().await;
-        let bus = world.bus.clone();
-        let first = bus.up("first").await;
-        let mut refusal = None;
-        for n in 0..40 {
-            match bus.create(&format!("n{n}"), json!({"wait": "agent"})).await {
-                Ok(_) => {}
-                failed => {
-                    refusal = Some(refused(failed));
-                    break;
+    run(
+        "a_daemon_that_may_open_few_files_promises_no_more_than_it_can_keep",
+        Options::down(),
+        async |world| {
+            world.launcher = ["prlimit", "--nofile=96"].map(str::to_owned).to_vec();
+            world.start_nats().await;
+            world.start();
+            world.ready().await;
+            let bus = world.bus.clone();
+            let first = bus.up("first").await;
+            let mut refusal = None;
+            for n in 0..40 {
+                match bus.create(&format!("n{n}"), json!({"wait": "agent"})).await {
+                    Ok(_) => {}
+                    failed => {
+                        refusal = Some(refused(failed));
+                        break;
+                    }
                 }
             }
-        }
-        let error = refusal.expect("descriptors are counted");
-        let resource = error.details.get("resource").map(String::as_str);
-        assert_eq!((error.code, resource), (ErrorCode::ResourceExhausted, Some("descriptors")), "{error:?}");
-        works(world, "first", &first).await;
-        // One VM less, one VM more.
-        bus.change("n0", "delete").await.unwrap();
-        bus.up("another").await;
-        assert!(!world.told().contains("Too many open files"));
-    });
+            let error = refusal.expect("descriptors are counted");
+            let resource = error.details.get("resource").map(String::as_str);
+            assert_eq!(
+                (error.code, resource),
+                (ErrorCode::ResourceExhausted, Some("descriptors")),
+                "{error:?}"
+            );
+            works(world, "first", &first).await;
+            // One VM less, one VM more.
+            bus.change("n0", "delete").await.unwrap();
+            bus.up("another").await;
+            assert!(!world.told().contains("Too many open files"));
+        },
+    );
 }

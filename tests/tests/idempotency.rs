@@ -145,7 +145,7 @@ fn a_condition_that_does_not_hold_refuses_the_verb() {
 #[test]
 fn a_delete_pre_empts_a_boot_that_hangs_and_its_caller_is_told() {
     let test = "a_delete_pre_empts_a_boot_that_hangs_and_its_caller_is_told";
-    run(test, Options::default(), async |world| {
+    run(test, Options::misbehaving(), async |world| {
         let bus = world.bus.clone();
         world.misbehave("hang@boot.before");
         let creator = bus.clone();

@@ -14,10 +14,6 @@ use tokio::net::TcpStream;
 const COLLECTOR: &str = "127.0.0.1:4318";
 const ADMIN: &str = "127.0.0.1:9464";
 
-fn down() -> Options {
-    Options { started: false, ..Options::default() }
-}
-
 async fn up(world: &mut World, change: impl FnOnce(&mut Value)) {
     let mut config = world.config();
     change(&mut config);
@@ -38,7 +34,7 @@ async fn trace(collector: &Collector, trace_id: &str, names: &[&str]) -> Vec<Spa
 
 #[test]
 fn a_trace_goes_from_the_callers_request_to_every_effect() {
-    run("a_trace_goes_from_the_callers_request_to_every_effect", down(), async |world| {
+    run("a_trace_goes_from_the_callers_request_to_every_effect", Options::down(), async |world| {
         let collector = Collector::start(COLLECTOR).await;
         up(world, |config| config["log"] = json!({"otlp_endpoint": format!("http://{COLLECTOR}")})).await;
         let bus = world.bus.clone();
@@ -102,7 +98,7 @@ async fn page(path: &str) -> (u16, String) {
 
 #[test]
 fn metrics_and_health_tell_how_the_host_is() {
-    run("metrics_and_health_tell_how_the_host_is", down(), async |world| {
+    run("metrics_and_health_tell_how_the_host_is", Options::down(), async |world| {
         up(world, |config| config["admin"] = json!({"listen": ADMIN})).await;
         world.bus.up("a").await;
         assert_eq!(page("/healthz").await.0, 200);
@@ -130,7 +126,7 @@ fn metrics_and_health_tell_how_the_host_is() {
 
 #[test]
 fn logs_are_lines_of_json_in_a_file_that_is_rotated() {
-    run("logs_are_lines_of_json_in_a_file_that_is_rotated", down(), async |world| {
+    run("logs_are_lines_of_json_in_a_file_that_is_rotated", Options::down(), async |world| {
         let dir = world.path("logs");
         let file = json!({"dir": dir, "rotation": "hourly", "keep": 2});
         up(world, |config| config["log"] = json!({"format": "json", "file": file})).await;

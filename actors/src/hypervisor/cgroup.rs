@@ -2,8 +2,8 @@
 //!
 //! Works with cgroup v2, with the v1 hierarchies `memory`, `pids`, `cpu` and `blkio`, or without any: then VMs run
 //! without limits and [`Cgroups::problem`] says why. Everything lives below `drover-<installation>` in the
-//! daemon's own cgroup, so limits on the daemon's surroundings hold for its VMs as well. The directories of a
-//! VM are kept in its launch record, so a daemon that is started elsewhere still finds them.
+//! daemon's own cgroup, so limits on the daemon's surroundings hold for its VMs as well; or, where systemd
+//! launches, in a scope for each VM, in which the holder makes the cgroups. The directories of a VM are kept in its launch record, so a daemon that is started elsewhere still finds them.
 
 use std::fs;
 use std::io;
@@ -13,6 +13,9 @@ use std::time::Duration;
 use drover_schemas::id::{InstallationId, VmId};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+
+use super::launcher::{Launcher, Scope};
+use super::record::{SCOPE_HOLDER, SCOPE_VMM};
 
 /// Where the kernel shows cgroups.
 pub const ROOT: &str = "/sys/fs/cgroup";
@@ -74,6 +77,9 @@ pub struct VmCgroup {
     /// The directories that the holder joins.
     #[serde(default)]
     pub holder_dirs: Vec<PathBuf>,
+    /// The scope of systemd in which the holder makes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,12 +95,18 @@ pub struct Cgroups {
     /// One per hierarchy.
     bases: Vec<PathBuf>,
     problem: Option<String>,
+    /// Who makes the cgroups, if it is not us.
+    scopes: Option<(PathBuf, InstallationId)>,
 }
 
 impl Cgroups {
     /// Finds out what this host offers and makes the installation's own part of it.
     #[must_use]
-    pub fn open(installation: InstallationId) -> Self {
+    pub fn open(installation: InstallationId, launcher: &Launcher) -> Self {
+        if let Launcher::Systemd { run } = launcher {
+            let scopes = Some((run.clone(), installation));
+            return Self { version: Version::V2, bases: Vec::new(), problem: None, scopes };
+        }
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         Self::open_at(Path::new(ROOT), &own, installation)
     }
@@ -102,7 +114,7 @@ impl Cgroups {
     fn open_at(root: &Path, own: &str, installation: InstallationId) -> Self {
         let name = format!("drover-{}", installation.to_string().to_ascii_lowercase());
         let (version, parents) = parents(root, own);
-        let mut this = Self { version, bases: Vec::new(), problem: None };
+        let mut this = Self { version, bases: Vec::new(), problem: None, scopes: None };
         if parents.is_empty() {
             this.problem = Some(format!("there are no cgroups below {}", root.display()));
         }
@@ -131,7 +143,7 @@ impl Cgroups {
     pub fn around(group: &VmCgroup) -> Self {
         let v2 = group.dirs.iter().any(|dir| dir.join("cgroup.controllers").exists());
         let bases = group.dirs.iter().filter_map(|dir| dir.parent()).map(Path::to_path_buf).collect();
-        Self { version: if v2 { Version::V2 } else { Version::V1 }, bases, problem: None }
+        Self { version: if v2 { Version::V2 } else { Version::V1 }, bases, problem: None, scopes: None }
     }
 
     /// Why VMs run without some or all limits.
@@ -140,21 +152,39 @@ impl Cgroups {
         self.problem.as_deref()
     }
 
-    /// Where the cgroup of `vm_id` is or would be.
+    /// Where the cgroup of `vm_id` is or would be; nowhere yet if systemd is to make it.
     #[must_use]
     pub fn of(&self, vm_id: VmId) -> VmCgroup {
         let name = vm_id.to_string().to_ascii_lowercase();
         VmCgroup {
             dirs: self.bases.iter().map(|base| base.join(&name)).collect(),
             holder_dirs: self.bases.iter().map(|base| base.join(HOLDERS)).collect(),
+            scope: None,
         }
     }
 
-    /// Makes the cgroup of `vm_id`, or sets the limits of the one that is there.
+    /// Makes the cgroup of a process of `vm_id`, or sets the limits of the one that is there. One in a scope is
+    /// made by the holder.
     ///
     /// # Errors
     /// A directory or a limit is refused. Without cgroups this does nothing.
-    pub fn create(&self, vm_id: VmId, limits: &CgroupLimits) -> Result<VmCgroup, CgroupError> {
+    pub fn create(
+        &self,
+        vm_id: VmId,
+        incarnation: u64,
+        limits: &CgroupLimits,
+    ) -> Result<VmCgroup, CgroupError> {
+        if let Some((run, installation)) = &self.scopes {
+            let mut scope = Scope::new(run.clone(), *installation, vm_id, incarnation);
+            let settings = self.settings(limits).into_iter();
+            scope.settings = settings.map(|(file, value)| (file.to_owned(), value.to_string())).collect();
+            let dir = scope.dir();
+            return Ok(VmCgroup {
+                dirs: vec![dir.join(SCOPE_VMM)],
+                holder_dirs: vec![dir.join(SCOPE_HOLDER)],
+                scope: Some(scope),
+            });
+        }
         let group = self.of(vm_id);
         for dir in &group.dirs {
             fs::create_dir_all(dir).map_err(|source| CgroupError::Create { path: dir.clone(), source })?;
@@ -192,21 +222,6 @@ impl Cgroups {
                 ("io.bfq.weight", (100 * limits.cpus).clamp(1, 1_000)),
             ],
         }
-    }
-
-    /// The VMs that have a cgroup of this installation, known or not.
-    #[must_use]
-    pub fn list(&self) -> Vec<VmId> {
-        let mut ids: Vec<VmId> = self
-            .bases
-            .iter()
-            .filter_map(|base| fs::read_dir(base).ok())
-            .flatten()
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids
     }
 
     /// Removes the installation's own directories, when no VM is left.

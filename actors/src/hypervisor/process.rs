@@ -347,7 +347,13 @@ async fn start_holder(
     env: Vec<(OsString, OsString)>,
     deadline: Instant,
 ) -> Result<(), LaunchError> {
-    let mut command = tokio::process::Command::new(&spec.hold_bin);
+    let mut command = match &spec.record.cgroup.scope {
+        Some(scope) => {
+            let LaunchRecord { namespace, name, .. } = &spec.record;
+            scope.command(&spec.hold_bin, &format!("VM {namespace}/{name} of drover"))
+        }
+        None => tokio::process::Command::new(&spec.hold_bin),
+    };
     command.arg("--run-dir").arg(spec.run_dir.path()).arg("--record").arg(file::RECORD);
     for dir in &spec.record.cgroup.dirs {
         command.arg("--cgroup").arg(dir);

@@ -45,6 +45,11 @@ pub mod file {
     pub const NOTIFY_SOCKET: &str = "notify";
 }
 
+/// The cgroup of the holder within a scope of systemd.
+pub const SCOPE_HOLDER: &str = "holder";
+/// The cgroup of the VMM within a scope of systemd.
+pub const SCOPE_VMM: &str = "vmm";
+
 /// Bytes that one file of a ring holds after its header; a ring has two files.
 pub const RING_HALF: u64 = 512 * 1024;
 /// Bytes that one file of the ring of late stderr holds.

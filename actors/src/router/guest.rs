@@ -7,8 +7,8 @@ use super::{
     GuestShutdownRequest, Instant, PutRequest, Reply, Request, Router, Shape, Token, body_of, codec,
     guest_calls, stream,
 };
-use crate::guest::{GuestStream, Link};
-use crate::stream::{Finish, WINDOW};
+use crate::guest::Link;
+use crate::stream::{Far, Finish, WINDOW};
 
 impl Router {
     pub(super) async fn guest(&self, ns: &Token, name: &Token, verb: &str, request: &Request) -> Answer {
@@ -85,7 +85,7 @@ impl Router {
             encoded(&result)
         });
         let shape = Shape { down: &[Channel::Stdout, Channel::Stderr], up: Some(Channel::Stdin) };
-        self.stream(ns, request, guest, shape, finish, |opened| {
+        self.stream(ns, request, Far::Guest(guest), shape, finish, |opened| {
             codec::encode_as(request.format, &ExecReply::Stream(opened))
         })
         .await
@@ -97,8 +97,10 @@ impl Router {
         let guest = link.open(guest_calls::put_open(&body, request.request_id)?).map_err(ErrorBody::from)?;
         let finish: Finish = Box::new(move |bytes| encoded(&guest_calls::put_result(bytes, &body)?));
         let shape = Shape { down: &[], up: Some(Channel::Data) };
-        self.stream(ns, request, guest, shape, finish, |opened| codec::encode_as(request.format, &opened))
-            .await
+        self.stream(ns, request, Far::Guest(guest), shape, finish, |opened| {
+            codec::encode_as(request.format, &opened)
+        })
+        .await
     }
 
     async fn get(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
@@ -107,15 +109,17 @@ impl Router {
         let guest = link.open(guest_calls::get_open(&body, WINDOW)?).map_err(ErrorBody::from)?;
         let finish: Finish = Box::new(|bytes| encoded(&guest_calls::get_result(bytes)?));
         let shape = Shape { down: &[Channel::Data], up: None };
-        self.stream(ns, request, guest, shape, finish, |opened| codec::encode_as(request.format, &opened))
-            .await
+        self.stream(ns, request, Far::Guest(guest), shape, finish, |opened| {
+            codec::encode_as(request.format, &opened)
+        })
+        .await
     }
 
-    async fn stream(
+    pub(super) async fn stream(
         &self,
         ns: &Token,
         request: &Request,
-        guest: GuestStream,
+        far: Far,
         shape: Shape,
         finish: Finish,
         reply: impl FnOnce(drover_schemas::stream::StreamOpened) -> Result<Vec<u8>, codec::EncodeError>,
@@ -125,7 +129,7 @@ impl Router {
             ErrorBody::new(ErrorCode::Internal, format!("the reply could not be encoded: {e}"))
         })?;
         let services = self.services.clone();
-        let pump = async move { stream::run(&services, opening, guest, shape, finish).await };
+        let pump = async move { stream::run(&services, opening, far, shape, finish).await };
         Ok(Reply::Stream(body, Box::pin(pump)))
     }
 }

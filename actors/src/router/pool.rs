@@ -238,7 +238,13 @@ fn confinement(services: &Services) -> BTreeMap<String, String> {
         (true, false) => landlock::describe(landlock::abi()),
         (false, _) => "off, with vmm.confine".to_owned(),
     };
-    [("cgroups", cgroups.to_owned()), ("user", user.to_owned()), ("landlock", landlock)]
-        .map(|(key, words)| (key.to_owned(), words))
-        .into()
+    let launcher = programs.launcher.describe();
+    [
+        ("cgroups", cgroups.to_owned()),
+        ("user", user.to_owned()),
+        ("landlock", landlock),
+        ("launcher", launcher),
+    ]
+    .map(|(key, words)| (key.to_owned(), words))
+    .into()
 }

@@ -155,7 +155,10 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
         pids: pids(row),
         cpus: u64::from(row.spec.cpus),
     };
-    let cgroup = services.cgroups.create(row.vm_id, &limits).map_err(|e| host_resource("cgroup", &e))?;
+    let cgroup = services
+        .cgroups
+        .create(row.vm_id, row.incarnation, &limits)
+        .map_err(|e| host_resource("cgroup", &e))?;
     laps.note("cgroup");
     let launched = launch(&LaunchSpec {
         hold_bin: services.programs.hold.clone(),

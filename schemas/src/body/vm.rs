@@ -7,6 +7,7 @@ use super::spec::{ResolvedSpec, VmSpec};
 use super::status::VmStatus;
 use crate::error::ErrorBody;
 use crate::id::{RequestId, VmId};
+use crate::stream::StreamOpened;
 use crate::token::Token;
 
 /// How long a reply waits.
@@ -193,6 +194,10 @@ pub struct LogsRequest {
     /// At most this many bytes from the end; 64 KiB if left out, 256 KiB at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tail_bytes: Option<u64>,
+    /// Goes on with what comes, as a stream with the channel `stdout`, until the VM is deleted. Of the console
+    /// only. The request needs a reply subject of its own for the frames.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follow: bool,
 }
 
 /// A log of a VM.
@@ -209,10 +214,43 @@ pub enum LogSource {
 /// Reply of `logs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LogsReply {
-    /// The bytes.
+    /// The bytes; none if they come in the stream.
     pub data: crate::blob::Blob,
-    /// Offset of the first byte in everything that was ever written.
+    /// Offset of the first byte, here or in the stream, in everything that was ever written.
     pub offset: u64,
+    /// The stream, if the log is followed. Its result is a `ConsoleResult`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamOpened>,
+}
+
+/// Request of `console`: the serial console as a stream with the channels `stdin` and `stdout`, for one writer at
+/// a time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConsoleRequest {
+    /// Begins with this many of the last bytes; 4 KiB if left out, 256 KiB at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail_bytes: Option<u64>,
+    /// Takes the console from whoever writes to it; else that is `busy`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub take: bool,
+}
+
+/// Reply of `console`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConsoleReply {
+    /// Offset of the stream's first byte in everything that the console ever wrote.
+    pub offset: u64,
+    /// The stream. Its result is a `ConsoleResult`.
+    pub stream: StreamOpened,
+}
+
+/// How a stream of the console ended: `stdin` was closed, or the VM was deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConsoleResult {
+    /// Offset behind the last byte that was sent.
+    pub offset: u64,
+    /// Bytes that were overwritten before this reader came to them; a line in the stream says where.
+    pub lost_bytes: u64,
 }
 
 /// Reply of `explain`: why a VM is as it is.

@@ -7,7 +7,7 @@ use crate::record::file;
 
 /// Shown with an error.
 pub const USAGE: &str = "usage: drover-hold --run-dir DIR [--record FILE] [--cgroup DIR]… \
-     [--holder-cgroup DIR]… -- VMM ARG…";
+     [--holder-cgroup DIR]… [--scope DIR [--limit FILE=VALUE]…] -- VMM ARG…";
 
 /// What the holder is told.
 #[derive(Debug)]
@@ -20,6 +20,10 @@ pub struct Args {
     pub cgroups: Vec<PathBuf>,
     /// Cgroups for the holder.
     pub holder_cgroups: Vec<PathBuf>,
+    /// The cgroup of systemd's scope around this process, in which others are to be made.
+    pub scope: Option<PathBuf>,
+    /// Limits of the VMM within the scope.
+    pub limits: Vec<(String, String)>,
     /// The VMM's program and arguments.
     pub command: Vec<OsString>,
 }
@@ -32,6 +36,8 @@ impl Args {
             record: file::RECORD.to_owned(),
             cgroups: Vec::new(),
             holder_cgroups: Vec::new(),
+            scope: None,
+            limits: Vec::new(),
             command: Vec::new(),
         };
         while let Some(word) = words.next() {
@@ -48,6 +54,8 @@ impl Args {
                 }
                 "--cgroup" => args.cgroups.push(value.into()),
                 "--holder-cgroup" => args.holder_cgroups.push(value.into()),
+                "--scope" => args.scope = Some(value.into()),
+                "--limit" => args.limits.push(limit(&value.to_string_lossy())?),
                 _ => return Err(format!("unknown option {name}")),
             }
         }
@@ -61,5 +69,12 @@ impl Args {
             return Err("no VMM after --".to_owned());
         }
         Ok(args)
+    }
+}
+
+fn limit(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((file, value)) if !file.contains('/') => Ok((file.to_owned(), value.to_owned())),
+        _ => Err(format!("--limit {text} is not FILE=VALUE")),
     }
 }

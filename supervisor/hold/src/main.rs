@@ -1,6 +1,6 @@
 //! The holder: the parent of one VMM, which outlives the daemon so that evidence does too.
 //!
-//! `drover-hold --run-dir DIR [--record FILE] [--cgroup DIR]… [--holder-cgroup DIR]… -- VMM ARG…`
+//! `drover-hold --run-dir DIR [--record FILE] [--cgroup DIR]… [--holder-cgroup DIR]… [--scope DIR] -- VMM ARG…`
 //!
 //! What the daemon starts forks and waits until the set-up has ended: status 0 means that the VMM runs and
 //! `vmm.pid` says where; otherwise stderr holds the failed step as JSON. The fork is the holder proper: one
@@ -21,6 +21,7 @@ mod pump;
 #[allow(dead_code)] // some of it is for the daemon
 mod record;
 mod ring;
+mod scope;
 mod serial;
 mod setup;
 mod spawn;
@@ -48,6 +49,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    // Before the fork: both processes must leave the scope's own cgroup.
+    if let Some(scope) = &args.scope
+        && let Err(error) = scope::enter(scope, &args.limits)
+    {
+        return detach::complain(&error);
+    }
     match detach::detach() {
         Ok(Side::Launcher(wait)) => wait.run(),
         Ok(Side::Holder(report)) => hold(&args, report),

@@ -174,7 +174,7 @@ impl ByHand {
             pids: PIDS_BASE + 2 * u64::from(machine.spec.cpus),
             cpus: u64::from(machine.spec.cpus),
         };
-        machine.cgroups.create(plan.vm_id, &limits)?;
+        machine.cgroups.create(plan.vm_id, 1, &limits)?;
         let child = self.spawn(plan).map_err(HandError::Spawn)?;
         let api = ApiClient::new(plan.dir.api_socket());
         while let Err(error) = api.ping().await {

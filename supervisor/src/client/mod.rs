@@ -23,6 +23,7 @@ pub use connect::{Auth, Target, Tls};
 pub use error::ClientError;
 pub use events::{EventFeed, Since};
 pub use request::CallOptions;
+pub use session::Opening;
 pub use session_io::{Input, Output};
 
 use drover_schemas::Token;

@@ -11,7 +11,7 @@ use super::Finding;
 const KERNEL: (u32, u32) = (5, 14);
 
 pub(super) fn look() -> Vec<Finding> {
-    vec![user(), kernel(), hardware(), tun(), namespaces(), cgroups(), landlock_of(), service()]
+    vec![user(), kernel(), hardware(), tun(), namespaces(), cgroups(), landlock_of()]
 }
 
 fn user() -> Finding {
@@ -122,18 +122,6 @@ fn landlock_of() -> Finding {
         Some(abi) if abi >= landlock::NEEDED => Finding::good("Landlock", found),
         _ => Finding::weak("Landlock", found, "use Linux 6.2 or newer with landlock in its `lsm=` list"),
     }
-}
-
-/// A service manager that ends everything below the daemon would end its VMs.
-fn service() -> Finding {
-    let check = "launcher";
-    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    if own.lines().any(|line| line.trim_end().ends_with(".service")) {
-        let advice = "its unit needs KillMode=process and Delegate=yes, as in deploy/drover.service: else a stop \
-                      of the service is the end of its VMs";
-        return Finding::weak(check, "direct, in a service of systemd", advice);
-    }
-    Finding::good(check, "direct: each VMM is the child of a holder that outlives the daemon")
 }
 
 #[cfg(test)]

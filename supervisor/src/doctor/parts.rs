@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use drover_actors::chain;
+use drover_actors::hypervisor::launcher::Launcher;
 use drover_actors::hypervisor::version::{check as version_of, find};
 use drover_actors::images::Images;
 use tokio::net::TcpStream;
@@ -21,6 +22,7 @@ pub(super) async fn look(config: &HostConfig) -> Vec<Finding> {
     vec![
         hypervisor(config).await,
         holder(config),
+        launcher(config),
         nft().await,
         folder("state folder", &config.state_dir),
         folder("run folder", &config.run_dir),
@@ -52,6 +54,26 @@ fn holder(config: &HostConfig) -> Finding {
             let advice = "install drover-hold beside drover, or set vmm.hold";
             Finding::bad("holder", format!("{} is not there", path.display()), advice)
         }
+    }
+}
+
+/// A service manager that ends everything below the daemon would end its VMs.
+fn launcher(config: &HostConfig) -> Finding {
+    let check = "launcher";
+    let search = std::env::var("PATH").unwrap_or_default();
+    let chosen = match Launcher::choose(config.vmm.launcher, &search) {
+        Ok(chosen) => chosen,
+        Err(error) => return Finding::bad(check, error.reason, "set vmm.launcher to auto or direct"),
+    };
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let in_service = own.lines().any(|line| line.trim_end().ends_with(".service"));
+    match chosen {
+        Launcher::Direct { .. } if in_service => {
+            let advice = "its unit needs KillMode=process and Delegate=yes, as in deploy/drover.service: else a \
+                          stop of the service is the end of its VMs";
+            Finding::weak(check, format!("{}, in a service of systemd", chosen.describe()), advice)
+        }
+        _ => Finding::good(check, chosen.describe()),
     }
 }
 

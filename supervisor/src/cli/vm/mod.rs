@@ -1,6 +1,7 @@
 //! `drover vm`.
 
 mod change;
+mod console;
 mod copy;
 mod create;
 mod exec;
@@ -62,7 +63,12 @@ pub enum VmCommand {
         /// At most this much, as 4KiB; 64KiB if left out, 256KiB at most.
         #[arg(long, value_name = "SIZE")]
         tail: Option<ByteSize>,
+        /// Go on with what the console writes, until the VM is deleted or Ctrl-C.
+        #[arg(long, short)]
+        follow: bool,
     },
+    /// Use the serial console; Ctrl-] leaves it.
+    Console(console::ConsoleArgs),
     /// Say why a VM is as it is.
     Explain {
         /// The VM.
@@ -94,6 +100,7 @@ impl VmCommand {
             Self::Shutdown(args) => args.name(),
             Self::Stop(args) => args.name(),
             Self::Exec(args) => args.name(),
+            Self::Console(args) => args.name(),
             Self::Cp(args) => return args.name(),
         };
         Some(name.to_string())
@@ -122,12 +129,21 @@ pub(super) async fn run(command: &VmCommand, global: &Global) -> Result<u8, CliE
         VmCommand::Rm(args) => change::plain("delete", args, &client, global).await?,
         VmCommand::Exec(args) => return exec::run(args, &client, global).await,
         VmCommand::Cp(args) => copy::run(args, &client, global).await?,
-        VmCommand::Logs { name, source, tail } => {
+        VmCommand::Console(args) => return console::run(args, &client, global).await,
+        VmCommand::Logs { name, source: Source::Console, tail, follow: true } => {
+            let request =
+                LogsRequest { source: LogSource::Console, tail_bytes: tail.map(|size| size.0), follow: true };
+            return console::follow(name, &request, &client, read.deadline).await;
+        }
+        VmCommand::Logs { source: Source::Vmm, follow: true, .. } => {
+            return Err(CliError::Usage("only the console can be followed; leave --follow out".into()));
+        }
+        VmCommand::Logs { name, source, tail, .. } => {
             let source = match source {
                 Source::Console => LogSource::Console,
                 Source::Vmm => LogSource::Vmm,
             };
-            let request = LogsRequest { source, tail_bytes: tail.map(|size| size.0) };
+            let request = LogsRequest { source, tail_bytes: tail.map(|size| size.0), follow: false };
             let logs: LogsReply = client.vm(name, "logs", &request, read).await?;
             print_log(&logs, global).await?;
         }
