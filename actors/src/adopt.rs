@@ -32,8 +32,9 @@ pub enum Found {
     Unclear,
 }
 
-/// Finds out how a VM of the journal is.
-pub async fn adopt(services: &Services, row: VmRow) -> Found {
+/// Finds out how a VM of the journal is. `rebooted`: the host was, since a daemon last looked; the run directory
+/// may be gone with it.
+pub async fn adopt(services: &Services, row: VmRow, rebooted: bool) -> Found {
     if row.released {
         let op: Option<MachineOp> = machine_of(&row).op;
         return Found::Known(VmMsg::Begin { machine: None, effects: vec![Effect::Gone { op }], trace: None });
@@ -41,10 +42,10 @@ pub async fn adopt(services: &Services, row: VmRow) -> Found {
     if !row.owned && !confirm(services, &row).await {
         return Found::Undone;
     }
-    look(services, row).await.map_or(Found::Unclear, Found::Known)
+    look(services, row, rebooted).await.map_or(Found::Unclear, Found::Known)
 }
 
-async fn look(services: &Services, row: VmRow) -> Option<VmMsg> {
+async fn look(services: &Services, row: VmRow, rebooted: bool) -> Option<VmMsg> {
     let dir = services.run_root.vm(row.vm_id);
     let cgroup = services.cgroup(row.vm_id);
     let half_booted = matches!(row.state, VmState::Creating | VmState::Starting);
@@ -74,6 +75,7 @@ async fn look(services: &Services, row: VmRow) -> Option<VmMsg> {
                 }
             }
         }
+        Err(AdoptError::NothingThere { exit: None, .. }) if rebooted => Some(host_rebooted()),
         Err(AdoptError::NothingThere { exit, .. }) => Some(gone(
             false,
             exit.map_or_else(
@@ -82,9 +84,7 @@ async fn look(services: &Services, row: VmRow) -> Option<VmMsg> {
             ),
         )),
         Err(AdoptError::Ended { exit }) => Some(gone(false, cause_of_exit(services, &row, &exit))),
-        Err(AdoptError::OtherBoot) => {
-            Some(gone(true, Cause::new(CauseKind::HostReboot, "the host was rebooted")))
-        }
+        Err(AdoptError::OtherBoot) => Some(host_rebooted()),
         Err(failure @ AdoptError::NotOurs { .. }) => {
             // The number was given to another process: ours has ended.
             Some(gone(false, Cause::new(CauseKind::VmmExit, chain(&failure).to_string())))
@@ -104,6 +104,10 @@ async fn look(services: &Services, row: VmRow) -> Option<VmMsg> {
             None
         }
     }
+}
+
+fn host_rebooted() -> VmMsg {
+    gone(true, Cause::new(CauseKind::HostReboot, "the host was rebooted"))
 }
 
 const fn gone(host_rebooted: bool, cause: Cause) -> VmMsg {

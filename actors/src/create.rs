@@ -195,7 +195,7 @@ impl Creator {
         let placed = self
             .allowed(&wanted.spec)
             .and_then(|()| state.reserve(vm_id, &wanted.spec))
-            .and_then(|()| state.lease(vm_id, &wanted.spec.nics).inspect_err(|_| state.unreserve(vm_id)));
+            .and_then(|()| state.lease(vm_id, &wanted.spec).inspect_err(|_| state.unreserve(vm_id)));
         let leases = match placed {
             Ok(leases) => leases,
             Err(error) => {

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use drover_schemas::body::host::Capacity;
-use drover_schemas::body::spec::{NicSpec, ResolvedSpec};
+use drover_schemas::body::spec::ResolvedSpec;
 use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token, VmId};
 use ipnet::Ipv4Net;
 
@@ -30,6 +30,8 @@ pub struct Totals {
     pub uids: u32,
     /// Files that the daemon may have open.
     pub descriptors: u64,
+    /// Room for the disks of VMs, in bytes: what there is times the overcommit ratio.
+    pub disk_bytes: u64,
 }
 
 /// Files that the daemon has open for itself: journal, bus, firewall, and what starts and stops take.
@@ -52,12 +54,16 @@ struct Inner {
     pools: BTreeMap<Token, Pool>,
     uids: BTreeMap<u32, Option<Duration>>,
     runtime: HashMap<VmId, (u64, u64)>,
+    /// Bytes of the disks of each VM, whatever its state.
+    disks: HashMap<VmId, u64>,
     vms: u64,
 }
 
 /// Resources of one VM: held by the row from the moment that it is durable.
 #[derive(Debug, Clone)]
 pub struct Leases {
+    /// The VM.
+    pub vm_id: VmId,
     /// The Unix user.
     pub uid: u32,
     /// Interfaces with their addresses.
@@ -107,6 +113,7 @@ impl HostState {
             inner.uids.insert(*uid, None);
         }
         inner.vms = snapshot.vms.len() as u64;
+        inner.disks = snapshot.vms.iter().map(|row| (row.vm_id, disk_bytes(&row.spec))).collect();
         Ok(Self {
             totals,
             installation,
@@ -142,17 +149,6 @@ impl HostState {
         }
         let want = (u64::from(spec.cpus), spec.memory_bytes + self.totals.overhead_bytes);
         let used = inner.used();
-        let exhausted = |what: &str, left: u64, want: u64| {
-            ErrorBody::new(
-                ErrorCode::ResourceExhausted,
-                format!(
-                    "the host has {left} {what} left and the VM needs {want}; stop a VM or use another host"
-                ),
-            )
-            .with("resource", what)
-            .with("left", left)
-            .with("needed", want)
-        };
         if used.0 + want.0 > self.totals.cpus {
             return Err(exhausted("virtual CPUs", self.totals.cpus.saturating_sub(used.0), want.0));
         }
@@ -163,7 +159,7 @@ impl HostState {
                 want.1,
             ));
         }
-        let most = self.totals.descriptors.saturating_sub(OWN_DESCRIPTORS) / VM_DESCRIPTORS;
+        let most = self.most_running();
         if inner.runtime.len() as u64 >= most {
             let error = ErrorBody::new(
                 ErrorCode::ResourceExhausted,
@@ -190,16 +186,20 @@ impl HostState {
         self.lock().runtime.remove(&vm_id);
     }
 
-    /// Leases a user and addresses for a new VM. They count once they are in the journal; give them back
-    /// with [`HostState::give_back`] if they never get there.
+    /// Leases a user, addresses and room for the disks of a new VM. They count once they are in the journal; give
+    /// them back with [`HostState::give_back`] if they never get there.
     ///
     /// # Errors
     /// `resource_exhausted`, or `invalid_argument` for a network that is not there.
-    pub fn lease(&self, vm_id: VmId, nics: &[NicSpec]) -> Result<Leases, ErrorBody> {
+    pub fn lease(&self, vm_id: VmId, spec: &ResolvedSpec) -> Result<Leases, ErrorBody> {
         let now = self.began.elapsed();
         let mut inner = self.lock();
+        let (wanted, left) = (disk_bytes(spec), self.totals.disk_bytes.saturating_sub(inner.disk_bytes()));
+        if wanted > left {
+            return Err(exhausted("bytes of disk", left, wanted));
+        }
         let mut leased = Vec::new();
-        for (index, nic) in nics.iter().enumerate() {
+        for (index, nic) in spec.nics.iter().enumerate() {
             match inner.address(&nic.network, now) {
                 Ok((subnet, ipv4)) => {
                     let network = nic.network.clone();
@@ -223,7 +223,8 @@ impl HostState {
             .with("resource", "uids"));
         };
         inner.vms += 1;
-        Ok(Leases { uid, nics: leased })
+        inner.disks.insert(vm_id, wanted);
+        Ok(Leases { vm_id, uid, nics: leased })
     }
 
     /// Takes back leases that were never durable.
@@ -232,6 +233,7 @@ impl HostState {
         let mut inner = self.lock();
         inner.free_addresses(&leases.nics, now, Duration::ZERO);
         inner.uids.remove(&leases.uid);
+        inner.disks.remove(&leases.vm_id);
         inner.vms = inner.vms.saturating_sub(1);
     }
 
@@ -240,15 +242,21 @@ impl HostState {
         let now = self.began.elapsed();
         let mut inner = self.lock();
         inner.runtime.remove(&row.vm_id);
+        inner.disks.remove(&row.vm_id);
         inner.free_addresses(&row.nics, now, quarantine);
         inner.uids.insert(row.uid, Some(now + quarantine));
         inner.vms = inner.vms.saturating_sub(1);
     }
 
-    /// Whether a TAP address is leased, for the leak check.
+    /// How many VMs may run before the daemon runs out of files.
+    const fn most_running(&self) -> u64 {
+        self.totals.descriptors.saturating_sub(OWN_DESCRIPTORS) / VM_DESCRIPTORS
+    }
+
+    /// What there is and what is promised.
     #[must_use]
     pub fn capacity(&self) -> Capacity {
-        let inner = self.lock();
+        let (now, inner) = (self.began.elapsed(), self.lock());
         let (cpus_used, memory_used_bytes) = inner.used();
         Capacity {
             cpus: self.totals.cpus,
@@ -258,11 +266,39 @@ impl HostState {
             addresses: inner.pools.values().map(|p| p.capacity() as u64).sum(),
             addresses_used: inner.pools.values().map(|p| p.leased() as u64).sum(),
             vms: inner.vms,
+            disk_bytes: self.totals.disk_bytes,
+            disk_used_bytes: inner.disk_bytes(),
+            users: self.totals.uids.into(),
+            users_used: inner.uids.values().filter(|until| until.is_none_or(|until| until > now)).count()
+                as u64,
+            running_limit: self.most_running(),
+            running: inner.runtime.len() as u64,
         }
     }
 }
 
+fn exhausted(what: &str, left: u64, wanted: u64) -> ErrorBody {
+    let text = format!(
+        "the host has {left} {what} left and the VM needs {wanted}; {}",
+        match what {
+            "bytes of disk" => "delete a VM or use another host",
+            _ => "stop a VM or use another host",
+        }
+    );
+    let error = ErrorBody::new(ErrorCode::ResourceExhausted, text);
+    error.with("resource", what).with("left", left).with("needed", wanted)
+}
+
+/// What a VM may write: its own copies, grown to their full length.
+fn disk_bytes(spec: &ResolvedSpec) -> u64 {
+    spec.disks.iter().filter(|disk| !disk.readonly).map(|disk| disk.image.size_bytes).sum()
+}
+
 impl Inner {
+    fn disk_bytes(&self) -> u64 {
+        self.disks.values().sum()
+    }
+
     fn used(&self) -> (u64, u64) {
         self.runtime.values().fold((0, 0), |sum, used| (sum.0 + used.0, sum.1 + used.1))
     }

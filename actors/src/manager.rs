@@ -82,6 +82,8 @@ pub struct ManagerArgs {
     pub services: Shared,
     /// Names, shared with the router.
     pub directory: Arc<Directory>,
+    /// The host was rebooted since a daemon last looked at every VM.
+    pub rebooted: bool,
 }
 
 #[derive(Debug)]
@@ -131,7 +133,7 @@ impl Actor for Manager {
             }
             ManagerMsg::Adopt(row) => {
                 state.adopting += 1;
-                state.adopt(&myself, *row).await;
+                state.adopt(&myself, *row, state.args.rebooted).await;
             }
             ManagerMsg::Adopted { vm_id } => {
                 info!(%vm_id, "adopted");
@@ -140,7 +142,7 @@ impl Actor for Manager {
             }
             ManagerMsg::Respawn { vm_id } => {
                 if let Some(row) = state.vms.get(&vm_id).map(|e| e.row.clone()) {
-                    state.adopt(&myself, state.newest(row)).await;
+                    state.adopt(&myself, state.newest(row), false).await;
                 }
             }
             ManagerMsg::Gone { vm_id } => {
@@ -228,7 +230,7 @@ impl ManagerState {
         }
     }
 
-    async fn adopt(&mut self, myself: &ActorRef<ManagerMsg>, row: VmRow) {
+    async fn adopt(&mut self, myself: &ActorRef<ManagerMsg>, row: VmRow, rebooted: bool) {
         // The slot shows the actor only when it knows what it found.
         let Some(actor) = self.spawn(myself, row.clone()).await else { return };
         let Some(slot) = self.vms.get(&row.vm_id).map(|e| Arc::clone(&e.slot)) else { return };
@@ -236,7 +238,7 @@ impl ManagerState {
         let (services, manager) = (self.args.services.clone(), myself.clone());
         tokio::spawn(async move {
             let vm_id = row.vm_id;
-            match adopt(&services, row).await {
+            match adopt(&services, row, rebooted).await {
                 Found::Known(message) => {
                     let _ = actor.cast(message);
                     slot.set(Some(actor));

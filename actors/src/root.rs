@@ -15,6 +15,7 @@ use drover_schemas::subject::{Family, PoolVerb, Subjects};
 use drover_schemas::{InstallationId, Token};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::bus::assets::AssetsConfig;
@@ -27,10 +28,11 @@ use crate::host::{HostState, SubnetError, Totals};
 use crate::host_log::{HostLog, HostNote};
 use crate::hypervisor::cgroup::Cgroups;
 use crate::hypervisor::notify::NotifySocket;
+use crate::hypervisor::pidfd;
 use crate::hypervisor::run_dir::{RunRoot, RunRootError};
 use crate::images::Images;
 use crate::ingress::request::ReplyPolicy;
-use crate::journal::{self, JournalConfig, JournalHandle, OpenError, Snapshot};
+use crate::journal::{self, Batch, JournalConfig, JournalHandle, Op, OpenError, Snapshot};
 use crate::manager::{Manager, ManagerArgs, ManagerMsg};
 use crate::metrics::Metrics;
 use crate::network::{NetworkConfig, NetworkDef, NetworkError, NetworkHandle};
@@ -39,6 +41,7 @@ use crate::router::{HostPhase, Router};
 use crate::service::ServiceMsg;
 use crate::services::{Limits, Programs, Services, Shared};
 use crate::spec::Templates;
+use crate::vm::message::VmMsg;
 
 /// What this version offers, for peers of other versions.
 pub const FEATURES: &[&str] = &["vm.v1", "guest.v1", "events.v1", "streams.v1"];
@@ -129,6 +132,13 @@ pub enum StartError {
         #[source]
         source: Box<NetworkError>,
     },
+    /// The kernel does not say which boot of the host this is.
+    #[error("read the kernel's boot id")]
+    Boot {
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A subnet has no room.
     #[error("use the configured subnets")]
     Subnet {
@@ -206,6 +216,7 @@ pub struct RunningHost {
     manager: ActorRef<ManagerMsg>,
     network: ActorRef<crate::network::NetworkMsg>,
     parts: Vec<ActorRef<ServiceMsg>>,
+    directory: Arc<Directory>,
     failed: oneshot::Receiver<String>,
 }
 
@@ -230,11 +241,10 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let notify = NotifySocket::bind(&run_root).map_err(|source| StartError::Notify { source })?;
     let state = HostState::new(installation, setup.totals, &setup.networks, &snapshot)
         .map_err(|source| StartError::Subnet { source })?;
-    let draining = journal.draining();
-    state.set_draining(draining.map_err(|source| {
-        let path = setup.state.clone();
-        StartError::Load { path, source: Box::new(source) }
-    })?);
+    let path = setup.state.clone();
+    let load_error =
+        |source: journal::JournalError| StartError::Load { path: path.clone(), source: Box::new(source) };
+    state.set_draining(journal.draining().map_err(load_error)?);
     let (failed_tx, failed) = oneshot::channel();
     let (root, _) = Actor::spawn(Some("root".into()), Root, failed_tx).await.map_err(actor("root"))?;
     let network_config = NetworkConfig { installation, networks: setup.networks, nft: setup.nft };
@@ -273,7 +283,10 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     for row in &snapshot.vms {
         directory.insert(row);
     }
-    let args = ManagerArgs { services: services.clone(), directory: Arc::clone(&directory) };
+    let boot = pidfd::boot_id().map_err(|source| StartError::Boot { source })?;
+    let last_boot = services.journal.last_boot().map_err(load_error)?;
+    let rebooted = last_boot.is_some_and(|last| last != boot);
+    let args = ManagerArgs { services: services.clone(), directory: Arc::clone(&directory), rebooted };
     services.log.note(
         HostNote::new(HostEventKind::Started, "the daemon has started")
             .with("version", env!("CARGO_PKG_VERSION"))
@@ -305,6 +318,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         Ok(_) => {}
         Err(failure) => warn!(error = %chain(&failure), "leftovers could not be looked for"),
     }
+    let shown = Arc::clone(&directory);
     let parts = background::Parts {
         services: services.clone(),
         directory,
@@ -321,9 +335,13 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     }
     let (done, when_adopted) = oneshot::channel();
     let _ = manager.cast(ManagerMsg::WhenAdopted(done));
-    let log = services.log.clone();
+    let (log, journal) = (services.log.clone(), services.journal.clone());
     tokio::spawn(async move {
         let _ = when_adopted.await;
+        // Only now: a daemon that is killed before this tells the next one of the reboot as well.
+        if let Err(failure) = journal.commit(Batch::new().essential().with(Op::PutBoot(boot))).await {
+            warn!(error = %chain(&failure), "this boot of the host could not be noted");
+        }
         info!(vms = adopted, "ready");
         let note = HostNote::new(HostEventKind::Ready, "every VM was looked at and requests are taken");
         log.note(note.with("vms", adopted));
@@ -331,7 +349,17 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         // The phase lives as long as somebody listens.
         phase_tx.closed().await;
     });
-    Ok(RunningHost { services, bus, phase, root, manager, network: network.actor().clone(), parts, failed })
+    Ok(RunningHost {
+        services,
+        bus,
+        phase,
+        root,
+        manager,
+        network: network.actor().clone(),
+        parts,
+        directory: shown,
+        failed,
+    })
 }
 
 fn actor(actor: &'static str) -> impl Fn(ractor::SpawnErr) -> StartError {
@@ -378,6 +406,11 @@ async fn find_orphans(
     found.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
+/// What is kept of the time for stopping VMs to force those that do not go by themselves.
+const FORCE_TAKES: Duration = Duration::from_secs(10);
+/// Pause between two looks at the VMs that are being stopped.
+const STOP_LOOK: Duration = Duration::from_millis(100);
+
 impl RunningHost {
     /// Waits until a part of the host is lost for good; answers which.
     pub async fn failed(&mut self) -> String {
@@ -393,7 +426,35 @@ impl RunningHost {
         let _ = phase.wait_for(|p| *p != HostPhase::Adopting).await;
     }
 
-    /// Stops the daemon's parts in order within `deadline`. VMs live on.
+    /// Stops every VM that is up, and takes no new ones. Each has until shortly before `deadline` to go by itself
+    /// and is forced then. Answers how many are still up when it is over.
+    pub async fn stop_vms(&self, deadline: Duration) -> usize {
+        // Not in the journal: it holds for this daemon only.
+        self.services.state.set_draining(true);
+        let note = HostNote::new(HostEventKind::Stopping, "the daemon stops its VMs");
+        self.services.log.note_soon(note).await;
+        let until = Instant::now() + deadline;
+        loop {
+            let grace_ms = until.duration_since(Instant::now()).saturating_sub(FORCE_TAKES).as_millis();
+            let grace_ms = u64::try_from(grace_ms).unwrap_or(u64::MAX);
+            let mut up = 0;
+            for actor in self.directory.all().iter().filter_map(|slot| slot.actor()) {
+                let (reply, status) = oneshot::channel();
+                let _ = actor.cast(VmMsg::Status(reply));
+                if status.await.is_ok_and(|vm| vm.state.holds_runtime()) {
+                    up += 1;
+                    // Once more changes nothing, unless somebody has started it meanwhile.
+                    let _ = actor.cast(VmMsg::HostStopping { grace_ms });
+                }
+            }
+            if up == 0 || Instant::now() >= until {
+                return up;
+            }
+            tokio::time::sleep(STOP_LOOK).await;
+        }
+    }
+
+    /// Stops the daemon's parts in order within `deadline`. VMs that are up live on.
     pub async fn shutdown(self, deadline: Duration) {
         for part in &self.parts {
             part.stop(None);

@@ -171,6 +171,8 @@ pub enum Happening {
     DaemonStartGone,
     /// The daemon started after the host was rebooted.
     HostRebooted,
+    /// The daemon ends and was told to stop its VMs.
+    HostStopping,
 }
 
 /// One column of the table.
@@ -184,7 +186,7 @@ pub enum Input {
 
 impl Input {
     /// Every column, verbs first.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Verb(Verb::Start),
         Self::Verb(Verb::Shutdown),
         Self::Verb(Verb::Stop),
@@ -209,6 +211,7 @@ impl Input {
         Self::Happened(Happening::DaemonStartAlive),
         Self::Happened(Happening::DaemonStartGone),
         Self::Happened(Happening::HostRebooted),
+        Self::Happened(Happening::HostStopping),
     ];
 
     /// The column's heading.
@@ -242,6 +245,7 @@ impl Input {
                 Happening::DaemonStartAlive => "daemon start, VMM alive",
                 Happening::DaemonStartGone => "daemon start, VMM gone",
                 Happening::HostRebooted => "host rebooted",
+                Happening::HostStopping => "host stops its VMs",
             },
         }
     }

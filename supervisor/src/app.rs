@@ -1,5 +1,6 @@
 //! Composition of the daemon: from a checked configuration to a running host and back.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::admin;
-use crate::config::{ConfigError, HostConfig};
+use crate::config::{AtShutdown, ConfigError, HostConfig};
 
 /// How long the daemon's parts have to stop.
 const SHUTDOWN: Duration = Duration::from_secs(10);
@@ -148,6 +149,7 @@ pub async fn run(path: Option<&Path>) -> Result<(), AppError> {
 /// As [`run`].
 pub async fn run_with(config: HostConfig, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
     let admin_config = config.admin.clone();
+    let at_shutdown = config.shutdown.clone();
     let setup = setup(config).await?;
     info!(
         host = %setup.host,
@@ -176,6 +178,13 @@ pub async fn run_with(config: HostConfig, shutdown: impl Future<Output = ()>) ->
     if let Some(reason) = &lost {
         error!(reason, "a part of the host was lost");
     }
+    if lost.is_none() && at_shutdown.vms == AtShutdown::Stop {
+        info!(timeout_s = at_shutdown.timeout_s, "stopping the VMs");
+        let left = running.stop_vms(Duration::from_secs(at_shutdown.timeout_s)).await;
+        if left > 0 {
+            warn!(vms = left, "not every VM could be stopped in time; these live on");
+        }
+    }
     stop(running, admin).await;
     match lost {
         Some(reason) => Err(AppError::Lost { reason }),
@@ -184,7 +193,7 @@ pub async fn run_with(config: HostConfig, shutdown: impl Future<Output = ()>) ->
 }
 
 async fn stop(running: RunningHost, admin: Option<tokio::task::JoinHandle<()>>) {
-    info!("stopping; VMs live on");
+    info!("stopping; VMs that are up live on");
     if let Some(admin) = admin {
         admin.abort();
     }
@@ -210,6 +219,9 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
         crate::doctor::open(&path).map_err(|source| AppError::Tun { path, source })?;
     }
     let quarantine = config.quarantine();
+    let (state, ratio) = (config.state_dir.clone(), config.capacity.disk_ratio);
+    let disk_bytes =
+        blocking(move || Ok::<_, std::convert::Infallible>(disk(&state, ratio))).await.unwrap_or(0);
     let overhead_bytes = config.vmm.overhead.0;
     let mut assets = AssetsConfig::new(config.root.clone());
     assets.events_max_age = Duration::from_secs(config.events.max_age_hours * 3600);
@@ -247,6 +259,7 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
             first_uid: config.capacity.first_uid,
             uids: config.capacity.uids,
             descriptors: raise_descriptors(),
+            disk_bytes,
         },
         reply_prefixes: config.reply_prefixes,
     })
@@ -322,6 +335,19 @@ fn cpus(ratio: f64) -> u64 {
     let physical = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // Checked to be between 0.1 and 1000.
     ((physical as f64) * ratio).floor().max(1.0) as u64
+}
+
+/// What the file system has for disks: what is free and what disks have taken of it already, times the ratio.
+fn disk(state: &Path, ratio: f64) -> u64 {
+    let taken = |dir: std::fs::ReadDir| -> u64 {
+        let files = dir.flatten().filter_map(|vm| std::fs::read_dir(vm.path()).ok()).flatten().flatten();
+        files.filter_map(|file| Some(file.metadata().ok()?.blocks() * 512)).sum()
+    };
+    let taken = std::fs::read_dir(state.join("disks")).map_or(0, taken);
+    // It is made when it is first needed: its parent tells as well.
+    let free = state.ancestors().find_map(|dir| nix::sys::statvfs::statvfs(dir).ok());
+    let free = free.map_or(0, |found| found.blocks_available() * found.fragment_size());
+    (((free + taken) as f64) * ratio) as u64
 }
 
 fn memory() -> u64 {

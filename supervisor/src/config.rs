@@ -47,6 +47,8 @@ pub struct HostConfig {
     pub vmm: VmmConfig,
     /// What may be promised.
     pub capacity: CapacityConfig,
+    /// What becomes of VMs when the daemon is stopped in order.
+    pub shutdown: ShutdownConfig,
     /// The local port for metrics and health; none if left out.
     pub admin: Option<AdminConfig>,
     /// Logs and traces.
@@ -99,6 +101,9 @@ pub struct VmmConfig {
 pub struct CapacityConfig {
     /// Virtual CPUs for each physical one.
     pub cpu_ratio: f64,
+    /// Room that is promised for disks, for each byte that there is: above 1 where disks share most of their
+    /// blocks or stay emptier than they are long.
+    pub disk_ratio: f64,
     /// Memory that is not promised.
     pub memory_reserve: ByteSize,
     /// First Unix user of the range for VMs.
@@ -107,6 +112,32 @@ pub struct CapacityConfig {
     pub uids: u32,
     /// How long addresses and users rest after use, in seconds.
     pub quarantine_s: u64,
+}
+
+/// What becomes of VMs when the daemon is stopped in order.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShutdownConfig {
+    /// What becomes of them.
+    pub vms: AtShutdown,
+    /// How long stopping all of them may take, in seconds; give the service manager as long.
+    pub timeout_s: u64,
+}
+
+/// What becomes of VMs when the daemon is stopped in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AtShutdown {
+    /// They run on, and the next daemon adopts them.
+    Keep,
+    /// They are stopped, and start again with the next daemon.
+    Stop,
+}
+
+impl Default for ShutdownConfig {
+    fn default() -> Self {
+        Self { vms: AtShutdown::Keep, timeout_s: 90 }
+    }
 }
 
 /// The local port.
@@ -131,6 +162,7 @@ impl Default for HostConfig {
             networks: Vec::new(),
             vmm: VmmConfig::default(),
             capacity: CapacityConfig::default(),
+            shutdown: ShutdownConfig::default(),
             admin: None,
             log: LogConfig::default(),
             reply_prefixes: Vec::new(),
@@ -163,6 +195,7 @@ impl Default for CapacityConfig {
     fn default() -> Self {
         Self {
             cpu_ratio: 4.0,
+            disk_ratio: 1.0,
             memory_reserve: ByteSize(1 << 30),
             first_uid: 200_000,
             uids: 10_000,
@@ -288,6 +321,14 @@ impl HostConfig {
             let reason = format!("{} is not possible; use 0.1 to 1000", self.capacity.cpu_ratio);
             return Err(ConfigError::Range { key: "capacity.cpu_ratio", reason });
         }
+        if !(self.capacity.disk_ratio >= 0.1 && self.capacity.disk_ratio <= 1_000.0) {
+            let reason = format!("{} is not possible; use 0.1 to 1000", self.capacity.disk_ratio);
+            return Err(ConfigError::Range { key: "capacity.disk_ratio", reason });
+        }
+        if self.shutdown.timeout_s < 15 {
+            let reason = "VMs that do not go by themselves need 10 s to be forced; use 15 or more".to_owned();
+            return Err(ConfigError::Range { key: "shutdown.timeout_s", reason });
+        }
         if self.capacity.first_uid < 1_000 {
             let reason = "users below 1000 belong to the system; use 1000 or more".to_owned();
             return Err(ConfigError::Range { key: "capacity.first_uid", reason });
@@ -344,6 +385,8 @@ mod tests {
         assert_eq!(shipped.state_dir, default.state_dir);
         assert_eq!(shipped.capacity.cpu_ratio, default.capacity.cpu_ratio);
         assert_eq!(shipped.vmm.overhead, default.vmm.overhead);
+        assert_eq!(shipped.shutdown.vms, default.shutdown.vms);
+        assert_eq!(shipped.shutdown.timeout_s, default.shutdown.timeout_s);
     }
 
     #[test]

@@ -12,10 +12,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::wait::until;
+use crate::wait::{patience_factor, until};
 
 /// What a request says about its deadline, if the test does not.
 const DEADLINE: Duration = Duration::from_secs(40);
+/// The longest that a host waits, and its way.
+const LONGEST: Duration = Duration::from_secs(95);
 /// How much later than the deadline a reply may come.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -90,7 +92,7 @@ impl Bus {
             false => format!("drover.v1.cmd.default.{tail}"),
         };
         let (nats, body, headers) = (self.nats.clone(), body.into(), HeaderMap::new());
-        Ask { nats, subject, body, headers, deadline: DEADLINE }
+        Ask { nats, subject, body, headers, deadline: (DEADLINE * patience_factor()).min(LONGEST) }
     }
 
     /// Creates a VM with an id of the request.

@@ -394,6 +394,14 @@ impl World {
         assert!(status.success(), "{status}");
     }
 
+    /// Asks the daemon to stop, and does not wait for it.
+    ///
+    /// # Panics
+    /// It does not run.
+    pub fn signal_host(&self) {
+        signal(self.daemon_id(), Signal::SIGTERM);
+    }
+
     /// Waits until the host answers everything.
     ///
     /// # Panics

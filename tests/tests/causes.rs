@@ -10,7 +10,7 @@ use drover_schemas::event::VmEventKind;
 use drover_schemas::state::VmState;
 use drover_tests::client::{Bus, Failure};
 use drover_tests::events;
-use drover_tests::wait::until_within;
+use drover_tests::wait::{until, until_within};
 use drover_tests::world::{Options, World, run};
 use serde_json::{Value, json};
 
@@ -235,6 +235,91 @@ fn a_user_who_stops_and_deletes() {
         let logs = events::log(&bus).await;
         let last = logs[&vm.vm_id].last().unwrap();
         assert_eq!((last.last, last.cause.as_ref().unwrap().kind), (true, CauseKind::UserDelete));
+    });
+}
+
+/// The kernel's boot id as the daemon and what it starts see it.
+fn boot_as(world: &mut World, id: &str) {
+    let file = world.path(id);
+    std::fs::write(&file, format!("{id}\n")).unwrap();
+    let script = format!("mount --bind {} /proc/sys/kernel/random/boot_id; exec \"$@\"", file.display());
+    world.launcher = ["unshare", "--mount", "sh", "-c", &script, "sh"].map(str::to_owned).to_vec();
+}
+
+#[test]
+fn a_host_that_was_rebooted_and_lost_its_run_directory() {
+    let test = "a_host_that_was_rebooted_and_lost_its_run_directory";
+    run(test, Options::down(), async |world| {
+        boot_as(world, "00000000-0000-0000-0000-000000000001");
+        world.start_nats().await;
+        world.start();
+        world.ready().await;
+        let bus = world.bus.clone();
+        let (on, off) = (bus.up("on").await, bus.up("off").await);
+        bus.change("off", "stop").await.unwrap();
+        // A daemon that finds nothing in the same boot lets the policy decide.
+        let lost = bus.up("lost").await;
+        world.kill().await;
+        world.kill_vmm(lost.vm_id);
+        until("the VMM is gone", async || world.vmms(lost.vm_id).is_empty().then_some(())).await;
+        std::fs::remove_dir_all(world.run_dir().join(lost.vm_id.to_string().to_ascii_lowercase())).unwrap();
+        world.start();
+        world.ready().await;
+        bus.until("lost", "failed", |vm| vm.state == VmState::Failed).await;
+        world.kill().await;
+        // /run does not outlive a boot.
+        world.kill_vmm(on.vm_id);
+        until("the VMM is gone", async || world.vmms(on.vm_id).is_empty().then_some(())).await;
+        std::fs::remove_dir_all(world.run_dir()).unwrap();
+        boot_as(world, "00000000-0000-0000-0000-000000000002");
+        world.start();
+        world.ready().await;
+        let again = bus.until("on", "running", |vm| vm.state == VmState::Running).await;
+        assert_eq!((again.vm_id, again.incarnation), (on.vm_id, on.incarnation + 1));
+        bus.until_ping("on").await;
+        assert_eq!(bus.status("off").await.unwrap().vm_id, off.vm_id);
+        assert_eq!(bus.status("off").await.unwrap().state, VmState::Stopped);
+        assert_eq!(bus.status("lost").await.unwrap().state, VmState::Failed);
+        let log = events::log(&bus).await;
+        let kinds = log[&on.vm_id].iter().filter_map(|event| event.cause.as_ref().map(|c| c.kind));
+        assert!(kinds.collect::<Vec<_>>().contains(&CauseKind::HostReboot));
+    });
+}
+
+#[test]
+fn a_host_that_stops_its_vms() {
+    run("a_host_that_stops_its_vms", Options::down(), async |world| {
+        let mut config = world.config();
+        config["shutdown"] = json!({"vms": "stop", "timeout_s": 20});
+        up(world, &config).await;
+        let bus = world.bus.clone();
+        let (on, off, paused) = (bus.up("on").await, bus.up("off").await, bus.up("paused").await);
+        bus.change("off", "stop").await.unwrap();
+        bus.change("paused", "pause").await.unwrap();
+        world.stop_host().await;
+        for vm in [&on, &off, &paused] {
+            assert_eq!(drover_tests::leak::runtime(world, vm), Vec::<String>::new());
+        }
+        world.start();
+        world.ready().await;
+        for vm in [&on, &paused] {
+            let again = bus.until(vm.name.as_str(), "up", |vm| vm.state.holds_runtime()).await;
+            assert_eq!((again.vm_id, again.incarnation), (vm.vm_id, vm.incarnation + 1));
+            bus.until_ping(vm.name.as_str()).await;
+        }
+        assert_eq!(bus.status("off").await.unwrap().state, VmState::Stopped);
+        let log = events::log(&bus).await;
+        let stopped = log[&on.vm_id].iter().find(|event| event.state == VmState::Stopped).unwrap();
+        assert_eq!(stopped.cause.as_ref().unwrap().kind, CauseKind::HostShutdown);
+        // Killed in the middle of it, the stop is ended and the VM starts again as well.
+        world.signal_host();
+        until("stopping", async || bus.status("on").await.ok().filter(|vm| vm.state != VmState::Running))
+            .await;
+        world.kill().await;
+        world.start();
+        world.ready().await;
+        bus.until("on", "running", |vm| vm.state == VmState::Running).await;
+        bus.until_ping("on").await;
     });
 }
 

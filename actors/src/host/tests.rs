@@ -1,5 +1,7 @@
 use super::*;
-use drover_schemas::body::spec::{AgentSpec, Os, PlacementSpec, ResolvedBoot, RestartSpec};
+use drover_schemas::body::spec::{
+    AgentSpec, ImageKind, NicSpec, Os, PlacementSpec, ResolvedBoot, ResolvedDisk, ResolvedImage, RestartSpec,
+};
 use proptest::prelude::*;
 
 fn state(cpus: u64, memory: u64) -> HostState {
@@ -10,6 +12,7 @@ fn state(cpus: u64, memory: u64) -> HostState {
         first_uid: 100,
         uids: 3,
         descriptors: 1_024,
+        disk_bytes: 100,
     };
     let def: NetworkDef =
         serde_json::from_value(serde_json::json!({"name": "default", "subnet": "10.0.0.0/29"})).unwrap();
@@ -32,6 +35,27 @@ fn spec(cpus: u32, memory_bytes: u64) -> ResolvedSpec {
     }
 }
 
+fn with_nics(nics: Vec<NicSpec>) -> ResolvedSpec {
+    ResolvedSpec { nics, ..spec(1, 1) }
+}
+
+fn with_disk(size_bytes: u64, readonly: bool) -> ResolvedSpec {
+    let image = ResolvedImage { name: "d".into(), sha256: String::new(), kind: ImageKind::Disk, size_bytes };
+    ResolvedSpec { disks: vec![ResolvedDisk { image, readonly }], ..spec(1, 1) }
+}
+
+#[test]
+fn room_for_disks_is_promised_once_and_given_back() {
+    let host = state(4, 100);
+    let first = host.lease(VmId::from_u128(1), &with_disk(60, false)).unwrap();
+    let error = host.lease(VmId::from_u128(2), &with_disk(41, false)).unwrap_err();
+    assert_eq!((error.details["resource"].as_str(), error.details["left"].as_str()), ("bytes of disk", "40"));
+    host.lease(VmId::from_u128(3), &with_disk(1_000, true)).unwrap();
+    assert_eq!(host.capacity().disk_used_bytes, 60, "what is only read is shared");
+    host.give_back(&first);
+    host.lease(VmId::from_u128(2), &with_disk(100, false)).unwrap();
+}
+
 fn nic(network: &str) -> NicSpec {
     NicSpec { network: Token::new(network).unwrap() }
 }
@@ -39,7 +63,7 @@ fn nic(network: &str) -> NicSpec {
 #[test]
 fn a_lease_that_fails_half_way_keeps_nothing() {
     let host = state(4, 100);
-    let error = host.lease(VmId::from_u128(1), &[nic("default"), nic("other")]).unwrap_err();
+    let error = host.lease(VmId::from_u128(1), &with_nics(vec![nic("default"), nic("other")])).unwrap_err();
     assert!(error.message.contains("no network \"other\"; known: default"), "{error}");
     assert_eq!(host.capacity().addresses_used, 0);
 }
@@ -47,11 +71,11 @@ fn a_lease_that_fails_half_way_keeps_nothing() {
 #[test]
 fn users_are_leased_once_and_rest_after_use() {
     let host = state(4, 100);
-    let leases: Vec<Leases> = (0..3).map(|i| host.lease(VmId::from_u128(i), &[]).unwrap()).collect();
+    let leases: Vec<Leases> = (0..3).map(|i| host.lease(VmId::from_u128(i), &spec(1, 1)).unwrap()).collect();
     assert_eq!(leases.iter().map(|l| l.uid).collect::<Vec<_>>(), [100, 101, 102]);
-    assert_eq!(host.lease(VmId::from_u128(9), &[]).unwrap_err().code, ErrorCode::ResourceExhausted);
+    assert_eq!(host.lease(VmId::from_u128(9), &spec(1, 1)).unwrap_err().code, ErrorCode::ResourceExhausted);
     host.give_back(&leases[1]);
-    assert_eq!(host.lease(VmId::from_u128(9), &[]).unwrap().uid, 101);
+    assert_eq!(host.lease(VmId::from_u128(9), &spec(1, 1)).unwrap().uid, 101);
 }
 
 proptest! {

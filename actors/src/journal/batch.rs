@@ -82,6 +82,8 @@ pub enum Op {
     PutStreamIdentity(String),
     /// Whether the host takes new VMs.
     PutDraining(bool),
+    /// Notes the boot of the host in which every VM was looked at.
+    PutBoot(String),
 }
 
 /// The operations of one commit.
@@ -174,6 +176,7 @@ pub(super) enum EncodedOp {
     ReleaseUid { uid: u32, quarantine_until_unix_ms: Option<u64> },
     PutStreamIdentity(String),
     PutDraining(bool),
+    PutBoot(String),
 }
 
 fn encode_op(op: Op) -> Result<EncodedOp, JournalError> {
@@ -213,5 +216,6 @@ fn encode_op(op: Op) -> Result<EncodedOp, JournalError> {
         }
         Op::PutStreamIdentity(identity) => EncodedOp::PutStreamIdentity(identity),
         Op::PutDraining(on) => EncodedOp::PutDraining(on),
+        Op::PutBoot(boot) => EncodedOp::PutBoot(boot),
     })
 }

@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 use super::error::JournalError;
 use super::rows::{LeaseRow, OutboxRow, Position, RequestRow, UidRow, VmRow, decode_row};
 use super::store::{
-    Bytes, IN_FLIGHT, LEASES, META, META_DRAINING, META_STREAM, OUTBOX_AGENT, OUTBOX_STATE, POSITIONS,
-    REQUEST_COUNTS, REQUESTS, ReadFailure, UIDS, VMS,
+    Bytes, IN_FLIGHT, LEASES, META, META_BOOT, META_DRAINING, META_STREAM, OUTBOX_AGENT, OUTBOX_STATE,
+    POSITIONS, REQUEST_COUNTS, REQUESTS, ReadFailure, UIDS, VMS,
 };
 use super::{JournalHandle, REQUEST_WINDOW_MS};
 
@@ -169,6 +169,16 @@ impl JournalHandle {
         self.0
             .store
             .read("meta", |txn| Ok(txn.open_table(META)?.get(META_STREAM)?.map(|v| v.value().to_owned())))
+    }
+
+    /// The boot of the host in which a daemon last looked at every VM.
+    ///
+    /// # Errors
+    /// [`JournalError::Read`] if the file fails.
+    pub fn last_boot(&self) -> Result<Option<String>, JournalError> {
+        self.0
+            .store
+            .read("meta", |txn| Ok(txn.open_table(META)?.get(META_BOOT)?.map(|v| v.value().to_owned())))
     }
 
     /// Whether an operator told the host to take no new VMs.

@@ -48,6 +48,7 @@ pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new
 
 pub(super) const META_INSTALLATION: &str = "installation";
 pub(super) const META_STREAM: &str = "stream";
+pub(super) const META_BOOT: &str = "boot";
 pub(super) const META_DRAINING: &str = "draining";
 const COUNTER_COMMITS: &str = "commits";
 

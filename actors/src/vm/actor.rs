@@ -208,6 +208,9 @@ impl VmActorState {
                     self.happened(myself, Input::BackoffElapsed).await;
                 }
             }
+            VmMsg::HostStopping { grace_ms } => {
+                self.happened(myself, Input::HostStopping { grace_ms }).await;
+            }
             VmMsg::Retry(input) => self.happened(myself, input).await,
             VmMsg::Finalised => self.on_finalised(myself).await,
         }

@@ -71,6 +71,9 @@ pub struct Machine {
     /// The VMM ended while a task was under way, or is being released.
     #[serde(skip)]
     pub exited: Option<(End, Cause)>,
+    /// A stop that an earlier daemon began for the host is carried out, after which the VM starts again.
+    #[serde(skip)]
+    pub again: bool,
 }
 
 const fn absent() -> AgentState {
@@ -95,6 +98,7 @@ impl Machine {
             task: Some(Task::Boot),
             queued: None,
             exited: None,
+            again: false,
         };
         let mut effects = vec![Effect::Event {
             kind: VmEventKind::State,
@@ -177,6 +181,7 @@ impl Machine {
                     next.boot(&mut out);
                 }
             }
+            Input::HostStopping { grace_ms } => next.on_host_stopping(grace_ms, &mut out),
             Input::FoundAlive { paused } => next.on_found_alive(paused, &mut out),
             Input::FoundGone { host_rebooted, cause } => {
                 next.on_found_gone(host_rebooted, cause, context, &mut out);
@@ -310,6 +315,20 @@ impl Machine {
                 self.run(Task::Reboot, out);
             }
         }
+    }
+
+    fn on_host_stopping(&mut self, grace_ms: u64, out: &mut Vec<Effect>) {
+        let Cell::Enter(state) = self.on(Happening::HostStopping) else { return };
+        self.finish(Ending::Superseded, out);
+        let cause = Cause::new(CauseKind::HostShutdown, "the daemon ends and stops its VMs");
+        self.enter(state, Some(cause), None, out);
+        self.run(Task::Stop { grace_ms }, out);
+    }
+
+    /// The host stopped it, and it shall run.
+    fn waits_for_host(&self) -> bool {
+        matches!(self.desired, Desired::Running | Desired::Paused)
+            && self.cause.as_ref().is_some_and(|cause| cause.kind == CauseKind::HostShutdown)
     }
 
     fn on_end(&mut self, end: End, cause: Cause, context: &Context<'_>, out: &mut Vec<Effect>) {

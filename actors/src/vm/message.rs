@@ -128,6 +128,11 @@ pub enum VmMsg {
         /// Why.
         cause: Cause,
     },
+    /// The daemon ends and was told to stop its VMs.
+    HostStopping {
+        /// How long the guest may take to go by itself.
+        grace_ms: u64,
+    },
     /// A timer ended.
     BackoffElapsed {
         /// Which.

@@ -34,6 +34,7 @@ pub fn machine_of(row: &VmRow) -> Machine {
         task: None,
         queued: None,
         exited: None,
+        again: false,
     }
 }
 

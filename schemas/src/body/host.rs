@@ -36,6 +36,24 @@ pub struct Capacity {
     pub addresses_used: u64,
     /// VMs of any state.
     pub vms: u64,
+    /// Room for the disks of VMs: what there is times `capacity.disk_ratio`.
+    #[serde(default)]
+    pub disk_bytes: u64,
+    /// Of this, promised: disks that VMs may write to, at their full length.
+    #[serde(default)]
+    pub disk_used_bytes: u64,
+    /// Unix users for VMs.
+    #[serde(default)]
+    pub users: u64,
+    /// Of these, leased or in quarantine.
+    #[serde(default)]
+    pub users_used: u64,
+    /// VMs that may run at once before the daemon runs out of descriptors.
+    #[serde(default)]
+    pub running_limit: u64,
+    /// VMs that run or have been promised to.
+    #[serde(default)]
+    pub running: u64,
 }
 
 /// Reply of `host.<host>.info`.

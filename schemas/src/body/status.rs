@@ -58,6 +58,8 @@ pub enum CauseKind {
     AgentLost,
     /// The host was rebooted.
     HostReboot,
+    /// The daemon ended and was told to stop its VMs; they start again with it.
+    HostShutdown,
     /// The daemon started and found it so.
     Adopted,
     /// The restart policy acted.

@@ -91,14 +91,18 @@ const fn on_happening(state: VmState, happening: H) -> Cell {
             S::Running | S::Paused | S::Unknown => Policy,
             S::Stopping => Enter(S::Stopped),
             S::Deleting => Enter(S::Deleting),
-            S::Stopped | S::Backoff | S::Hibernated | S::Failed | S::Unrecognized => Ignore,
+            // If the host itself had stopped it.
+            S::Stopped => ByDesired,
+            S::Backoff | S::Hibernated | S::Failed | S::Unrecognized => Ignore,
         },
         (_, H::HostRebooted) => match state {
             S::Creating | S::Starting | S::Running | S::Paused | S::Backoff | S::Unknown => ByDesired,
             S::Stopping => Enter(S::Stopped),
             S::Deleting => Enter(S::Deleting),
-            S::Stopped | S::Hibernated | S::Failed | S::Unrecognized => Ignore,
+            S::Stopped => ByDesired,
+            S::Hibernated | S::Failed | S::Unrecognized => Ignore,
         },
+        (S::Creating | S::Starting | S::Running | S::Paused, H::HostStopping) => Enter(S::Stopping),
         _ => Ignore,
     }
 }

@@ -100,6 +100,11 @@ pub enum Input {
     AgentLost(Cause),
     /// The pause before a restart is over.
     BackoffElapsed,
+    /// The daemon ends and was told to stop its VMs. What the VM shall be stays as it is.
+    HostStopping {
+        /// How long the guest may take to go by itself.
+        grace_ms: u64,
+    },
     /// The daemon started and found the VMM alive, paused or not.
     FoundAlive {
         /// It was found paused.

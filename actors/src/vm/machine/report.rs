@@ -85,6 +85,9 @@ impl Machine {
                     out,
                 );
                 self.finish(Ending::Ok, out);
+                if std::mem::take(&mut self.again) {
+                    self.start_with_host(out);
+                }
             }
             VmState::Running | VmState::Paused | VmState::Creating | VmState::Starting | VmState::Unknown => {
                 let (end, cause) = self.exited.take().unwrap_or_else(|| {
@@ -152,6 +155,7 @@ impl Machine {
         match self.on(Happening::DaemonStartAlive) {
             Cell::Enter(VmState::Deleting) => self.run(Task::Delete, out),
             Cell::Enter(VmState::Stopping) => {
+                self.again = self.waits_for_host();
                 let time_ms = self.op.as_ref().map_or(0, |op| op.time_ms);
                 // A shutdown asks and never forces, also the second time.
                 let task = match &self.op {
@@ -185,6 +189,12 @@ impl Machine {
         }
     }
 
+    fn start_with_host(&mut self, out: &mut Vec<Effect>) {
+        let again = Cause::new(CauseKind::Adopted, "the daemon started and starts what the host had stopped");
+        self.enter(VmState::Starting, Some(again), None, out);
+        self.boot(out);
+    }
+
     pub(super) fn on_found_gone(
         &mut self,
         host_rebooted: bool,
@@ -196,6 +206,7 @@ impl Machine {
         match self.on(happening) {
             Cell::Enter(VmState::Deleting) => self.run(Task::Delete, out),
             Cell::Enter(VmState::Stopped) => {
+                self.again = self.waits_for_host();
                 // What may be left (TAP, cgroup) is released before the state says so.
                 self.run(Task::Stop { grace_ms: 0 }, out);
             }
@@ -209,6 +220,11 @@ impl Machine {
                 let end = if cause.kind == CauseKind::GuestPowerOff { End::Clean } else { End::Failure };
                 self.exited = Some((end, cause));
                 self.run(Task::Release, out);
+            }
+            Cell::ByDesired if self.state == VmState::Stopped => {
+                if self.waits_for_host() {
+                    self.start_with_host(out);
+                }
             }
             Cell::ByDesired => {
                 let reboot = Cause::new(CauseKind::HostReboot, "the host was rebooted");

@@ -104,6 +104,7 @@ fn happenings_follow_the_table_cell_by_cell() {
         Happening::DaemonStartAlive => Some(Input::FoundAlive { paused: state == VmState::Paused }),
         Happening::DaemonStartGone => Some(Input::FoundGone { host_rebooted: false, cause: cause() }),
         Happening::HostRebooted => Some(Input::FoundGone { host_rebooted: true, cause: cause() }),
+        Happening::HostStopping => Some(Input::HostStopping { grace_ms: 5 }),
         // Reports of tasks that the state implies; covered by the tests of those verbs.
         Happening::Paused
         | Happening::Resumed
@@ -142,7 +143,7 @@ fn happenings_follow_the_table_cell_by_cell() {
                 effects.extend(more);
             }
             match cell(state, column) {
-                Cell::Enter(VmState::Stopping) => {
+                Cell::Enter(VmState::Stopping) if on_start => {
                     assert_eq!(next.state, VmState::Stopped, "{state} {happening:?}")
                 }
                 Cell::Enter(to) => assert_eq!(next.state, to, "{state} {happening:?}"),
@@ -151,6 +152,8 @@ fn happenings_follow_the_table_cell_by_cell() {
                     let want = if clean { VmState::Stopped } else { VmState::Failed };
                     assert_eq!(next.state, want, "{state} {happening:?}");
                 }
+                // It was a user who stopped it.
+                Cell::ByDesired if state == VmState::Stopped => assert_eq!(next.state, state),
                 Cell::ByDesired => assert_eq!(next.state, VmState::Starting, "{state} {happening:?}"),
                 Cell::Note | Cell::Ignore => assert_eq!(next.state, state, "{state} {happening:?}"),
                 other => panic!("{state} {happening:?} {other:?}"),
@@ -209,6 +212,50 @@ fn a_users_stop_never_restarts() {
     let (machine, effects) = machine.apply(Input::Report(Report::Stopped), &context(&restart));
     assert_eq!(machine.state, VmState::Stopped);
     assert!(!effects.iter().any(|e| matches!(e, Effect::Backoff { .. })));
+}
+
+/// Stopped by the host, as far as `reports` go.
+fn host_stopped(state: VmState, reports: &[Report]) -> Machine {
+    let (mut machine, effects) = at(state).apply(Input::HostStopping { grace_ms: 5 }, &context(&RESTART));
+    assert_eq!(states_of(&effects), [VmState::Stopping]);
+    for report in reports {
+        machine = machine.apply(Input::Report(report.clone()), &context(&RESTART)).0;
+    }
+    machine
+}
+
+#[test]
+fn what_the_host_has_stopped_starts_again_with_it() {
+    let gone = |host_rebooted| Input::FoundGone { host_rebooted, cause: Cause::new(CauseKind::VmmExit, "x") };
+    let cut = Report::BootFailed(Cause::new(CauseKind::Superseded, "cancelled"));
+    let lives = [
+        (VmState::Running, vec![Report::Stopped]),
+        (VmState::Paused, vec![Report::Stopped]),
+        // The boot under way is cut first.
+        (VmState::Creating, vec![cut, Report::Stopped]),
+    ];
+    for ((state, reports), rebooted) in lives.iter().flat_map(|life| [(life, true), (life, false)]) {
+        let machine = host_stopped(*state, reports);
+        assert_eq!(machine.state, VmState::Stopped, "{state}");
+        let (machine, effects) = restarted(&machine).apply(gone(rebooted), &context(&RESTART));
+        assert_eq!((machine.state, effects.last()), (VmState::Starting, Some(&Effect::Run(Task::Boot))));
+    }
+    // The daemon was killed in the middle: the stop is ended first.
+    for found in [Input::FoundAlive { paused: false }, gone(false), gone(true)] {
+        let (machine, _) = restarted(&host_stopped(VmState::Running, &[])).apply(found, &context(&RESTART));
+        assert_eq!((machine.state, machine.task.is_some()), (VmState::Stopping, true));
+        let (machine, effects) = machine.apply(Input::Report(Report::Stopped), &context(&RESTART));
+        assert_eq!(states_of(&effects), [VmState::Stopped, VmState::Starting]);
+        assert_eq!(machine.task, Some(Task::Boot));
+    }
+    // A user who stops it in between has the last word.
+    let machine = host_stopped(VmState::Running, &[Report::Stopped]);
+    let (machine, _) = machine.apply(command(Verb::Start), &context(&RESTART));
+    let (machine, _) = machine.apply(Input::Report(Report::Booted), &context(&RESTART));
+    let (machine, _) = machine.apply(command(Verb::Stop), &context(&RESTART));
+    let (machine, _) = machine.apply(Input::Report(Report::Stopped), &context(&RESTART));
+    let (machine, _) = restarted(&machine).apply(gone(true), &context(&RESTART));
+    assert_eq!(machine.state, VmState::Stopped);
 }
 
 #[test]
@@ -293,6 +340,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         1 => Just(Input::AgentLost(Cause::new(CauseKind::AgentTimeout, "x"))),
         2 => Just(Input::BackoffElapsed),
         1 => any::<bool>().prop_map(|paused| Input::FoundAlive { paused }),
+        1 => Just(Input::HostStopping { grace_ms: 5 }),
         1 => any::<bool>().prop_map(move |r| Input::FoundGone { host_rebooted: r, cause: cause() }),
     ]
 }
