@@ -161,6 +161,7 @@ if wants death; then
     step death "what a VMM can reach" real confinement 2
     step death "VMs that no row tells of" real orphans 2
     step death "full disks, few descriptors" real full 2
+    step death "one is stuck, fifty work" real wedged 1
     step death "a service of systemd" real systemd 1
     step death "a short soak" soaked 15 nothing_is_lost_or_doubled_by_kills
 fi

@@ -152,3 +152,31 @@ fn a_daemon_that_may_open_few_files_promises_no_more_than_it_can_keep() {
         },
     );
 }
+
+#[test]
+fn a_full_disk_under_the_disks_fails_a_boot_with_its_cause_and_harms_nobody() {
+    let test = "a_full_disk_under_the_disks_fails_a_boot_with_its_cause_and_harms_nobody";
+    run(test, Options::down(), async |world| {
+        let disks = world.state_dir().join("disks");
+        start_over(world, &disks, "size=100m").await;
+        let bus = world.bus.clone();
+        let body = json!({"wait": "agent", "spec": {"disks": [{"image": "drover-rootfs"}]}});
+        let a = bus.create("a", body.clone()).await.unwrap().vm;
+        let full = fill(&inside(world, &disks));
+        let error = refused(bus.create("b", body).await);
+        assert_eq!(error.details["cause"], "disk_refused", "{error:?}");
+        let b = bus.until("b", "failed", |vm| vm.state == VmState::Failed).await;
+        assert!(b.cause.clone().unwrap().message.contains("No space left"), "{:?}", b.cause);
+        assert_eq!(leak::runtime(world, &b), Vec::<String>::new());
+        works(world, "a", &a).await;
+        // Nobody is given room that is promised already, whatever is free just now.
+        let host = bus.host().await.unwrap().capacity;
+        assert!(host.disk_used_bytes > 0 && host.disk_used_bytes <= host.disk_bytes, "{host:?}");
+        // With room the same VM starts.
+        std::fs::remove_file(full).unwrap();
+        bus.change("a", "delete").await.unwrap();
+        bus.change_with("b", "start", json!({"wait": "agent"})).await.unwrap();
+        let b = bus.status("b").await.unwrap();
+        works(world, "b", &b).await;
+    });
+}

@@ -181,6 +181,7 @@ impl Machine {
                     next.boot(&mut out);
                 }
             }
+            Input::Seen { paused } => next.on_seen(paused, &mut out),
             Input::HostStopping { grace_ms } => next.on_host_stopping(grace_ms, &mut out),
             Input::FoundAlive { paused } => next.on_found_alive(paused, &mut out),
             Input::FoundGone { host_rebooted, cause } => {
@@ -314,6 +315,15 @@ impl Machine {
                 self.op = op("reboot", due);
                 self.run(Task::Reboot, out);
             }
+        }
+    }
+
+    fn on_seen(&mut self, paused: bool, out: &mut Vec<Effect>) {
+        // A task under way reports by itself.
+        match (self.task.is_some(), self.state, paused) {
+            (false, VmState::Running, true) => self.run(Task::Resume, out),
+            (false, VmState::Paused, false) => self.run(Task::Pause, out),
+            _ => {}
         }
     }
 

@@ -19,6 +19,7 @@ use super::message::VmMsg;
 use super::tasks::Run;
 use crate::chain;
 use crate::guest::{HelloInfo, connect_when_ready};
+use crate::hypervisor::api::VmmState;
 use crate::hypervisor::events::{EventKind, EventTail};
 use crate::hypervisor::run_dir::RunDir;
 
@@ -87,7 +88,7 @@ async fn observe(vm: VmRef, incarnation: u64, run: Run, look: Arc<Notify>) {
                                     .with("console_tail", dir.console_tail(CONSOLE_TAIL));
                             inputs.push(Input::GuestPanic(cause));
                         }
-                        EventKind::Shutdown => ask = true,
+                        EventKind::Shutdown | EventKind::Paused | EventKind::Resumed => ask = true,
                         EventKind::Booted => off = false,
                         _ => {}
                     }
@@ -95,9 +96,19 @@ async fn observe(vm: VmRef, incarnation: u64, run: Run, look: Arc<Notify>) {
             }
             Err(error) => debug!(%error, "the event file cannot be read"),
         }
-        if ask && !off && run.api.info().await.is_ok_and(|info| info.state.is_off()) {
-            off = true;
-            inputs.push(Input::GuestPowerOff);
+        if ask
+            && !off
+            && let Ok(info) = run.api.info().await
+        {
+            match info.state {
+                VmmState::Paused => inputs.push(Input::Seen { paused: true }),
+                VmmState::Running => inputs.push(Input::Seen { paused: false }),
+                state if state.is_off() => {
+                    off = true;
+                    inputs.push(Input::GuestPowerOff);
+                }
+                _ => {}
+            }
         }
         if !inputs.is_empty() && vm.cast(VmMsg::Observed { incarnation, inputs }).is_err() {
             return;

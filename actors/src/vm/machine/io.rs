@@ -100,6 +100,11 @@ pub enum Input {
     AgentLost(Cause),
     /// The pause before a restart is over.
     BackoffElapsed,
+    /// What the VMM says of itself: a pause or resume that was given up may have been carried out all the same.
+    Seen {
+        /// The guest is frozen.
+        paused: bool,
+    },
     /// The daemon ends and was told to stop its VMs. What the VM shall be stays as it is.
     HostStopping {
         /// How long the guest may take to go by itself.

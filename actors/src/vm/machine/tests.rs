@@ -214,6 +214,19 @@ fn a_users_stop_never_restarts() {
     assert!(!effects.iter().any(|e| matches!(e, Effect::Backoff { .. })));
 }
 
+#[test]
+fn a_pause_that_was_given_up_and_came_after_all_is_taken_back() {
+    let (machine, _) = at(VmState::Running).apply(command(Verb::Pause), &context(&RESTART));
+    let late = Cause::new(CauseKind::VmmTimeout, "no answer");
+    let (machine, effects) = machine.apply(Input::Report(Report::Failed(late)), &context(&RESTART));
+    assert!(matches!(finishes(&effects)[..], [("pause", Ending::Failed(_))]));
+    let (machine, effects) = machine.apply(Input::Seen { paused: true }, &context(&RESTART));
+    assert_eq!(effects, [Effect::Run(Task::Resume)]);
+    let (machine, effects) = machine.apply(Input::Report(Report::Resumed), &context(&RESTART));
+    assert_eq!((machine.state, effects), (VmState::Running, vec![]));
+    assert_eq!(machine.apply(Input::Seen { paused: false }, &context(&RESTART)).1, []);
+}
+
 /// Stopped by the host, as far as `reports` go.
 fn host_stopped(state: VmState, reports: &[Report]) -> Machine {
     let (mut machine, effects) = at(state).apply(Input::HostStopping { grace_ms: 5 }, &context(&RESTART));
@@ -341,6 +354,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         2 => Just(Input::BackoffElapsed),
         1 => any::<bool>().prop_map(|paused| Input::FoundAlive { paused }),
         1 => Just(Input::HostStopping { grace_ms: 5 }),
+        1 => any::<bool>().prop_map(|paused| Input::Seen { paused }),
         1 => any::<bool>().prop_map(move |r| Input::FoundGone { host_rebooted: r, cause: cause() }),
     ]
 }
