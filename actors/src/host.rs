@@ -181,6 +181,21 @@ impl HostState {
         self.lock().runtime.insert(vm_id, want);
     }
 
+    /// Counts a VM that was imported; what it holds was set aside when the daemon started.
+    pub fn imported(&self, vm_id: VmId, spec: &ResolvedSpec) {
+        let mut inner = self.lock();
+        inner.vms += 1;
+        inner.disks.insert(vm_id, disk_bytes(spec));
+    }
+
+    /// Gives back what was set aside for a VM without a row.
+    pub fn unhold(&self, uid: u32, nics: &[NicLease], quarantine: Duration) {
+        let now = self.began.elapsed();
+        let mut inner = self.lock();
+        inner.free_addresses(nics, now, quarantine);
+        inner.uids.insert(uid, Some(now + quarantine));
+    }
+
     /// Takes memory and CPUs back.
     pub fn unreserve(&self, vm_id: VmId) {
         self.lock().runtime.remove(&vm_id);

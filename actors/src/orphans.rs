@@ -1,5 +1,12 @@
 //! VMMs that run here and are in no row of the journal: after a restore from a backup, or of another
-//! installation. None is touched. What ours hold (user, addresses) is given to nobody else.
+//! installation. None is touched. What ours hold (user, addresses) is given to nobody else; those whose claim
+//! on the bus still holds are imported ([`import`]), the others stay until an operator removes them ([`remove`]).
+
+mod import;
+mod remove;
+
+pub use import::{NotImported, import};
+pub use remove::remove;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -35,6 +42,7 @@ pub fn find(root: &RunRoot, installation: InstallationId, known: &HashSet<VmId>)
             name: record.as_ref().map(|r| r.name.clone()),
             pids,
             run_dir: record.map(|_| root.vm(vm_id).path().display().to_string()),
+            reason: None,
         }
     };
     found.into_iter().map(orphan).collect()

@@ -36,7 +36,7 @@ use crate::journal::{self, Batch, JournalConfig, JournalHandle, Op, OpenError, S
 use crate::manager::{Manager, ManagerArgs, ManagerMsg};
 use crate::metrics::Metrics;
 use crate::network::{NetworkConfig, NetworkDef, NetworkError, NetworkHandle};
-use crate::orphans;
+use crate::orphans::{self, NotImported};
 use crate::router::{HostPhase, Router};
 use crate::service::ServiceMsg;
 use crate::services::{Limits, Programs, Services, Shared};
@@ -272,6 +272,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         run_root,
         disks: setup.disks,
         backups: setup.state.join("backups"),
+        not_imported: std::sync::Mutex::default(),
         cgroups: Cgroups::open(installation, &setup.programs.launcher),
         programs: setup.programs,
         limits: setup.limits,
@@ -292,12 +293,6 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
             .with("version", env!("CARGO_PKG_VERSION"))
             .with("vms", snapshot.vms.len()),
     );
-    for orphan in orphans.iter().filter(|orphan| orphan.ours) {
-        let label = orphans::label(orphan);
-        warn!(orphan = label, "a VM of this installation runs without a row; it is left alone");
-        let text = "a VM of this installation runs and is not in the journal; see host.orphans";
-        services.log.note(HostNote::alarm("orphan", text).with("vm", label));
-    }
     let (manager, _) = Actor::spawn_linked(Some("manager".into()), Manager, args, root.get_cell())
         .await
         .map_err(actor("manager"))?;
@@ -349,6 +344,10 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         // The phase lives as long as somebody listens.
         phase_tx.closed().await;
     });
+    for orphan in orphans.into_iter().filter(|orphan| orphan.ours) {
+        warn!(orphan = orphans::label(&orphan), "a VM of this installation runs without a row");
+        tokio::spawn(bring_back(services.clone(), Arc::clone(&shown), manager.clone(), orphan));
+    }
     Ok(RunningHost {
         services,
         bus,
@@ -391,6 +390,39 @@ async fn open_journal(setup: &HostSetup) -> Result<(JournalHandle, Snapshot), St
     Ok((journal, snapshot))
 }
 
+/// Takes an orphan back into the journal as soon as the bus tells that it may be; else it is left alone.
+async fn bring_back(
+    services: Shared,
+    directory: Arc<Directory>,
+    manager: ActorRef<ManagerMsg>,
+    orphan: Orphan,
+) {
+    services.egress.ready().await;
+    let reason = loop {
+        match orphans::import(&services, &directory, &orphan).await {
+            Ok(row) => {
+                directory.insert(&row);
+                directory.serve(&services, &row.namespace, &row.name).await;
+                let text = "a VM that ran without a row in the journal was imported";
+                services.log.note(HostNote::alarm("imported", text).with("vm", orphans::label(&orphan)));
+                let _ = manager.cast(ManagerMsg::Adopt(Box::new(row)));
+                return;
+            }
+            Err(failure @ NotImported::NotYet { .. }) => {
+                warn!(orphan = orphans::label(&orphan), %failure, "trying again");
+                tokio::time::sleep(IMPORT_RETRY).await;
+            }
+            Err(NotImported::Never { reason }) => break reason,
+        }
+    };
+    let label = orphans::label(&orphan);
+    warn!(orphan = label, reason, "a VM of this installation runs without a row; it is left alone");
+    let text = "a VM of this installation runs and is not in the journal; see host.orphans";
+    services.log.note(HostNote::alarm("orphan", text).with("vm", label).with("reason", &reason));
+    let mut reasons = services.not_imported.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    reasons.insert(orphan.vm_id, reason);
+}
+
 /// Every process of the machine is looked at, which takes a while.
 async fn find_orphans(
     run_root: RunRoot,
@@ -406,6 +438,8 @@ async fn find_orphans(
     found.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
+/// Pause before the bus is asked again about an orphan.
+const IMPORT_RETRY: Duration = Duration::from_secs(2);
 /// What is kept of the time for stopping VMs to force those that do not go by themselves.
 const FORCE_TAKES: Duration = Duration::from_secs(10);
 /// Pause between two looks at the VMs that are being stopped.

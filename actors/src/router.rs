@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::{Client, Message};
 use drover_schemas::body::guest::{ExecReply, ExecRequest, GetRequest, GuestShutdownRequest, PutRequest};
-use drover_schemas::body::host::DrainRequest;
+use drover_schemas::body::host::{DrainRequest, OrphanRemoveRequest};
 use drover_schemas::body::vm::{
     ChangeReply, ChangeRequest, ListReply, ListRequest, LookupReply, LookupRequest, ShutdownRequest,
     StopRequest, ValidateReply, ValidateRequest, Wait,
@@ -182,7 +182,7 @@ impl Router {
         match answer {
             Ok(Reply::Body(body)) => request.responder.ok_bytes(body.into()).await,
             Ok(Reply::Stream(body, pump)) => {
-                request.responder.ok_bytes(body.into()).await;
+                request.responder.over(self.services.bulk.clone()).ok_bytes(body.into()).await;
                 pump.await;
             }
             Err(error) => request.responder.error(error).await,
@@ -265,6 +265,10 @@ impl Router {
             "orphans" => {
                 let _: Empty = request.decode()?;
                 body_of(request, &pool::orphans(self).await?)
+            }
+            "orphans.remove" => {
+                let body: OrphanRemoveRequest = request.decode()?;
+                body_of(request, &pool::remove_orphan(self, body).await?)
             }
             "create" => {
                 let namespace = header(&request.headers, headers::NAMESPACE).ok_or_else(|| {

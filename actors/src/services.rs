@@ -1,7 +1,8 @@
 //! What every actor of a host shares: handles, names and limits. Made once, when the host starts.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use drover_schemas::subject::Subjects;
@@ -99,6 +100,8 @@ pub struct Services {
     pub programs: Programs,
     /// Limits.
     pub limits: Limits,
+    /// Why orphans of this installation were not imported.
+    pub not_imported: Mutex<BTreeMap<VmId, String>>,
     /// Promises and leases.
     pub state: HostState,
     /// Counters.

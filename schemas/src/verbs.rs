@@ -295,6 +295,15 @@ pub const VERBS: &[VerbRow] = &[
     ),
     row(
         Plane::Host,
+        "orphans.remove",
+        Class::Setting,
+        Role::Admin,
+        "OrphanRemoveRequest",
+        "OrphansReply",
+        "Ends one of the installation's own and removes everything of it; answers what is left.",
+    ),
+    row(
+        Plane::Host,
         "backup",
         Class::Read,
         Role::Admin,

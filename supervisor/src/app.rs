@@ -254,7 +254,11 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
         },
         totals: Totals {
             cpus: cpus(config.capacity.cpu_ratio),
-            memory_bytes: memory().saturating_sub(config.capacity.memory_reserve.0),
+            memory_bytes: config
+                .capacity
+                .memory
+                .map_or_else(memory, |size| size.0)
+                .saturating_sub(config.capacity.memory_reserve.0),
             overhead_bytes,
             first_uid: config.capacity.first_uid,
             uids: config.capacity.uids,

@@ -104,6 +104,8 @@ pub struct CapacityConfig {
     /// Room that is promised for disks, for each byte that there is: above 1 where disks share most of their
     /// blocks or stay emptier than they are long.
     pub disk_ratio: f64,
+    /// Memory that there is, where it is another than the machine's: with swap behind it, or guests that share it.
+    pub memory: Option<ByteSize>,
     /// Memory that is not promised.
     pub memory_reserve: ByteSize,
     /// First Unix user of the range for VMs.
@@ -196,6 +198,7 @@ impl Default for CapacityConfig {
         Self {
             cpu_ratio: 4.0,
             disk_ratio: 1.0,
+            memory: None,
             memory_reserve: ByteSize(1 << 30),
             first_uid: 200_000,
             uids: 10_000,

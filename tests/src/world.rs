@@ -202,7 +202,7 @@ impl World {
     /// The configuration of the host, to be changed and given to [`World::configure`].
     #[must_use]
     pub fn config(&self) -> Value {
-        let overhead = if self.options.guest == "qemu" { "400MiB" } else { "64MiB" };
+        let overhead = if self.options.guest == "qemu" && self.emulated() { "400MiB" } else { "64MiB" };
         let mut config = json!({
             "host": "h1",
             "state_dir": self.state,

@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use drover_schemas::body::host::{BackupReply, Orphan, OrphansReply};
+use drover_schemas::body::status::VmStatus;
+use drover_schemas::state::VmState;
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
+use drover_tests::{events, leak};
 use serde_json::json;
 
 async fn orphans(world: &World) -> Vec<Orphan> {
@@ -13,33 +16,83 @@ async fn orphans(world: &World) -> Vec<Orphan> {
     reply.orphans.into_iter().filter(ours).collect()
 }
 
+/// A VM `old` that a backup of the journal knows, and a VM `lost` that it does not, with that journal restored.
+/// `meanwhile` happens while no daemon runs.
+async fn lose_a_row(world: &mut World, meanwhile: impl AsyncFnOnce(&World)) -> (VmStatus, VmStatus) {
+    let bus = world.bus.clone();
+    let old = bus.up("old").await;
+    // The backup is older than the second VM.
+    let said = world.drover(&["host", "backup", "h1", "--output", "json"]).await;
+    let reply: BackupReply = serde_json::from_slice(&said.stdout).unwrap();
+    assert_eq!(reply.vms, 1);
+    let shown = world.drover(&["journal", "show", &reply.path]).await;
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["vms"][0]["name"], "old");
+    let lost = bus.up("lost").await;
+    assert_eq!(orphans(world).await, []);
+    let state = world.state_dir().display().to_string();
+    let restore = ["journal", "restore", reply.path.as_str(), "--state", &state];
+    let refused = world.drover(&restore).await;
+    let refused = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.contains("in use by process"), "{refused}");
+    world.stop_host().await;
+    meanwhile(world).await;
+    let restored = world.drover(&restore).await;
+    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+    world.start();
+    world.ready().await;
+    (old, lost)
+}
+
 #[test]
-fn a_vm_whose_row_was_lost_lives_on_is_listed_and_its_address_is_nobody_elses() {
-    let test = "a_vm_whose_row_was_lost_lives_on_is_listed_and_its_address_is_nobody_elses";
-    run(test, Options::default(), async |world| {
+fn a_vm_whose_row_was_lost_comes_back_as_it_was() {
+    run("a_vm_whose_row_was_lost_comes_back_as_it_was", Options::default(), async |world| {
+        let (old, lost) = lose_a_row(world, async |_| {}).await;
         let bus = world.bus.clone();
-        let old = bus.up("old").await;
-        // The backup is older than the second VM.
-        let said = world.drover(&["host", "backup", "h1", "--output", "json"]).await;
-        let reply: BackupReply = serde_json::from_slice(&said.stdout).unwrap();
-        assert_eq!(reply.vms, 1);
-        let shown = world.drover(&["journal", "show", &reply.path]).await;
-        let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
-        assert_eq!(shown["vms"][0]["name"], "old");
-        let lost = bus.up("lost").await;
+        let back = bus.until("lost", "running", |vm| vm.state == VmState::Running).await;
+        assert_eq!(
+            (back.vm_id, back.vmm_pid, back.incarnation),
+            (lost.vm_id, lost.vmm_pid, lost.incarnation)
+        );
+        assert_eq!(back.nics, lost.nics);
+        bus.until_ping("lost").await;
+        assert_eq!(bus.status("old").await.unwrap().vmm_pid, old.vmm_pid);
         assert_eq!(orphans(world).await, []);
-        let alive = world.vmms(lost.vm_id);
-        let state = world.state_dir().display().to_string();
-        let restore = ["journal", "restore", reply.path.as_str(), "--state", &state];
-        let refused = world.drover(&restore).await;
-        let refused = String::from_utf8(refused.stderr).unwrap();
-        assert!(refused.contains("in use by process"), "{refused}");
-        world.stop_host().await;
-        let restored = world.drover(&restore).await;
-        assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+        let next = bus.up("next").await;
+        assert_ne!(next.nics[0].ipv4, lost.nics[0].ipv4);
+        // Its events go on where they were, and tell of it.
+        let log = events::log(&bus).await;
+        let states: Vec<VmState> = log[&lost.vm_id].iter().map(|event| event.state).collect();
+        assert!(states.windows(2).any(|pair| pair == [VmState::Unknown, VmState::Running]), "{states:?}");
+        // It is a VM like any other, over another death of the daemon too.
+        world.kill().await;
         world.start();
         world.ready().await;
+        bus.change_with("lost", "stop", json!({"force": true})).await.unwrap();
+        bus.change_with("lost", "start", json!({"wait": "agent"})).await.unwrap();
+        bus.change("lost", "delete").await.unwrap();
+        assert_eq!(leak::anything(world, &lost), Vec::<String>::new());
+        events::log(&bus).await;
+    });
+}
 
+#[test]
+fn a_vm_whose_name_is_no_longer_its_own_is_left_to_the_operator() {
+    let test = "a_vm_whose_name_is_no_longer_its_own_is_left_to_the_operator";
+    run(test, Options::default(), async |world| {
+        // As if it had been deleted, or created elsewhere, while no daemon ran.
+        let forget = async |world: &World| {
+            let js = async_nats::jetstream::new(world.bus.nats.clone());
+            let claims = js.get_key_value("DROVER_VMS").await.unwrap();
+            claims.purge("default.lost").await.unwrap();
+        };
+        let (old, lost) = lose_a_row(world, forget).await;
+        let bus = world.bus.clone();
+        let alive = world.vmms(lost.vm_id);
+        let reason =
+            until("a reason", async || orphans(world).await.into_iter().find_map(|orphan| orphan.reason))
+                .await;
+        assert!(reason.contains("nobody has claimed its name"), "{reason}");
         let found = orphans(world).await;
         let [orphan] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!((orphan.vm_id, orphan.ours), (lost.vm_id, true));
@@ -47,8 +100,9 @@ fn a_vm_whose_row_was_lost_lives_on_is_listed_and_its_address_is_nobody_elses() 
         assert!(alive.iter().all(|pid| orphan.pids.contains(&pid.cast_unsigned())), "{orphan:?}");
         assert_eq!(world.vmms(lost.vm_id), alive, "it is left alone");
         assert_eq!(bus.status("old").await.unwrap().vm_id, old.vm_id);
-        // Whoever comes next has neither its address nor its user.
-        let next = bus.up("next").await;
+        // Whoever comes next has neither its address nor its user, nor, with its name, anything else of it.
+        let next = bus.up("lost").await;
+        assert_ne!(next.vm_id, lost.vm_id);
         assert_ne!(next.nics[0].ipv4, lost.nics[0].ipv4);
         assert_ne!(next.nics[0].mac, lost.nics[0].mac);
         let uid = |pid: i32| {
@@ -56,11 +110,16 @@ fn a_vm_whose_row_was_lost_lives_on_is_listed_and_its_address_is_nobody_elses() 
             std::fs::metadata(format!("/proc/{pid}")).unwrap().uid()
         };
         assert_ne!(uid(world.vmms(next.vm_id)[0]), uid(alive[0]));
-        let text = world.drover(&["host", "orphans", "h1"]).await;
-        let text = String::from_utf8(text.stdout).unwrap();
-        assert!(text.contains(&lost.vm_id.to_string()) && text.contains("lost"), "{text}");
         until("an alarm in the log", async || world.told().contains("runs without a row").then_some(()))
             .await;
+        // Only an operator ends it, and nobody else's.
+        let refused = world.drover(&["host", "orphans", "h1", "--remove", &next.vm_id.to_string()]).await;
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("not_found"), "{refused:?}");
+        let text = world.drover(&["host", "orphans", "h1", "--remove", &lost.vm_id.to_string()]).await;
+        let text = String::from_utf8(text.stdout).unwrap();
+        assert!(!text.contains(&lost.vm_id.to_string()), "{text}");
+        assert_eq!(leak::anything(world, &lost), Vec::<String>::new());
+        bus.until_ping("lost").await;
     });
 }
 

@@ -200,6 +200,14 @@ pub fn decode_error(error: &DecodeError) -> ErrorBody {
 }
 
 impl Responder {
+    /// Answers over another connection: that of the frames that are to follow the reply, so that none of them
+    /// comes before it.
+    #[must_use]
+    pub fn over(mut self, client: Client) -> Self {
+        self.client = client;
+        self
+    }
+
     /// Answers with a result.
     pub async fn ok<T: Serialize + Sync>(self, value: &T) {
         match codec::encode_as(self.format, value) {

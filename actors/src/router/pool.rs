@@ -1,8 +1,11 @@
 //! Verbs that any host answers, and `host.info`.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
-use drover_schemas::body::host::{BackupReply, DrainReply, DrainRequest, HostInfo, OrphansReply, VmmInfo};
+use drover_schemas::body::host::{
+    BackupReply, DrainReply, DrainRequest, HostInfo, OrphanRemoveRequest, OrphansReply, VmmInfo,
+};
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::state::VmState;
 
@@ -222,7 +225,25 @@ pub(super) async fn orphans(router: &Router) -> Result<OrphansReply, ErrorBody> 
     let (root, installation) = (router.services.run_root.clone(), router.services.installation);
     let known = router.directory.all().iter().map(|slot| slot.vm_id).collect();
     let found = tokio::task::spawn_blocking(move || crate::orphans::find(&root, installation, &known)).await;
-    Ok(OrphansReply { orphans: found.map_err(|_| interrupted())? })
+    let mut orphans = found.map_err(|_| interrupted())?;
+    let reasons = router.services.not_imported.lock().unwrap_or_else(PoisonError::into_inner);
+    for orphan in &mut orphans {
+        orphan.reason = reasons.get(&orphan.vm_id).cloned();
+    }
+    Ok(OrphansReply { orphans })
+}
+
+pub(super) async fn remove_orphan(
+    router: &Router,
+    request: OrphanRemoveRequest,
+) -> Result<OrphansReply, ErrorBody> {
+    let found = orphans(router).await?.orphans;
+    let orphan = found.iter().find(|orphan| orphan.vm_id == request.vm_id).ok_or_else(|| {
+        let text = format!("VM {} is no orphan of this machine; see host.orphans", request.vm_id);
+        ErrorBody::new(ErrorCode::NotFound, text)
+    })?;
+    crate::orphans::remove(&router.services, orphan).await?;
+    orphans(router).await
 }
 
 /// How VMs are confined and limited here, in words.

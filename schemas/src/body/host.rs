@@ -112,6 +112,16 @@ pub struct Orphan {
     /// Where its console and other evidence are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_dir: Option<String>,
+    /// Why one of this installation was not taken back into the journal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Request of `host.<host>.orphans.remove`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OrphanRemoveRequest {
+    /// The VM.
+    pub vm_id: VmId,
 }
 
 /// Reply of `host.<host>.orphans`.

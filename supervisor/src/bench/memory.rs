@@ -14,6 +14,8 @@ use crate::client::ClientError;
 
 /// Memory of a guest that only idles.
 pub const GUEST: ByteSize = ByteSize::mib(64);
+/// How long its CPU time is watched: two heartbeats and a look at every VMM.
+const WINDOW: Duration = Duration::from_secs(60);
 /// How long the daemon may settle before it is looked at.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -72,19 +74,39 @@ pub fn resident_kib(pid: u32) -> Result<u64, MemoryError> {
     kib(&format!("/proc/{pid}/status"), "VmRSS:")
 }
 
+/// What the daemon takes of a core.
+async fn cpu_percent(pid: u32) -> Result<f64, MemoryError> {
+    let path = PathBuf::from(format!("/proc/{pid}/stat"));
+    let ticks = || -> Result<u64, MemoryError> {
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| MemoryError::Read { path: path.clone(), source })?;
+        // Behind the name, which may hold anything: user and system time are the 12th and 13th.
+        let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let times: Vec<u64> = fields.skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+        let missing = MemoryError::Missing { path: path.clone(), key: "utime and stime" };
+        if times.len() == 2 { Ok(times.iter().sum()) } else { Err(missing) }
+    };
+    let before = ticks()?;
+    tokio::time::sleep(WINDOW).await;
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    Ok((ticks()?.saturating_sub(before)) as f64 / per_second as f64 / WINDOW.as_secs_f64() * 100.0)
+}
+
 /// The rows of `idle` VMs. The daemon's own memory without them is in the first row's name.
-pub async fn rows(vms: &Vms, daemon: Result<u32, MemoryError>, idle: usize) -> Result<[Row; 2], ClientError> {
+pub async fn rows(vms: &Vms, daemon: Result<u32, MemoryError>, idle: usize) -> Result<[Row; 3], ClientError> {
     let what = format!("daemon memory of an idle VM, {idle} of them");
     let row = Row::new(&what, "KiB", Percentiles::default()).goal(Goal::AtMost(64.0));
     let holder =
         Row::new("holder, anonymous memory", "KiB", Percentiles::default()).goal(Goal::AtMost(256.0));
+    let cpu = Row::new(&format!("daemon CPU with {idle} idle VMs"), "% core", Percentiles::default())
+        .goal(Goal::AtMost(2.0));
     let without = |error: &MemoryError| {
         let why = drover_actors::chain(error).to_string();
-        [row.clone().unmeasured(&why), holder.clone().unmeasured(&why)]
+        [row.clone().unmeasured(&why), holder.clone().unmeasured(&why), cpu.clone().unmeasured(&why)]
     };
     if idle == 0 {
         let why = "guests here are whole machines; say how many with --idle";
-        return Ok([row.unmeasured(why), holder.unmeasured(why)]);
+        return Ok([row.unmeasured(why), holder.unmeasured(why), cpu.unmeasured(why)]);
     }
     let pid = match daemon {
         Ok(pid) => pid,
@@ -102,6 +124,12 @@ pub async fn rows(vms: &Vms, daemon: Result<u32, MemoryError>, idle: usize) -> R
         Ok(after) => after,
         Err(error) => return Ok(without(&error)),
     };
+    let used = match cpu_percent(pid).await {
+        Ok(used) => used,
+        Err(error) => return Ok(without(&error)),
+    };
+    let used = Percentiles { p50: used, p99: used, count: 1 };
+    let cpu = Row { drover: Some(used), note: Some(format!("over {} s", WINDOW.as_secs())), ..cpu };
     let each = after.saturating_sub(before) as f64 / idle as f64;
     let value = Percentiles { p50: each, p99: each, count: idle };
     let note = format!("{} MiB before, {} MiB after", before >> 10, after >> 10);
@@ -123,7 +151,7 @@ pub async fn rows(vms: &Vms, daemon: Result<u32, MemoryError>, idle: usize) -> R
         Err(error) => holder.unmeasured(&drover_actors::chain(&error).to_string()),
     };
     vms.delete_many(made.into_iter().map(|vm| vm.name)).await;
-    Ok([row, holder])
+    Ok([row, holder, cpu])
 }
 
 struct Holder {

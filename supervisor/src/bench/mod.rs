@@ -7,6 +7,7 @@
 //! Whatever a run makes, through drover or by hand, is removed at its end, also when it failed or was
 //! interrupted.
 
+mod adoption;
 mod byhand;
 mod creates;
 mod guest;
@@ -61,6 +62,9 @@ pub struct BenchArgs {
     /// How many idle VMs the memory is measured with [default: 200 where guests are processes, else 0].
     #[arg(long, value_name = "N")]
     idle: Option<usize>,
+    /// How many VMs a killed daemon has to find again.
+    #[arg(long, default_value_t = 500, value_name = "N")]
+    adopted: usize,
     /// Size of the file that is copied, in MiB.
     #[arg(long, default_value_t = 64, value_name = "MIB")]
     file: u64,
@@ -88,13 +92,15 @@ enum What {
     Exec,
     /// A file to and from the guest, against a raw copy.
     Files,
-    /// Memory of the daemon and of holders with idle VMs.
+    /// Memory and CPU of the daemon, and memory of holders, with idle VMs.
     Memory,
+    /// The daemon is killed and started again: time until its VMs answer. Only if it is named.
+    Adoption,
 }
 
 impl BenchArgs {
     fn wants(&self, what: What) -> bool {
-        self.rows.is_empty() || self.rows.contains(&what)
+        self.rows.contains(&what) || self.rows.is_empty() && what != What::Adoption
     }
 }
 
@@ -181,6 +187,12 @@ async fn measure(
     }
     if args.wants(What::Exec) || args.wants(What::Files) {
         rows.extend(guest_rows(args, client, &vm.name, hand, progress).await?);
+    }
+    if args.wants(What::Adoption) {
+        let now = client.host_info(host, DEADLINE).await?;
+        let count = room(args.adopted, &info, &now, &vm, Some(memory::GUEST));
+        progress.set_message(format!("{count} VMs to be adopted"));
+        rows.push(adoption::row(client, host, vms, memory::daemon(&info, args.pid), count).await?);
     }
     rows.extend(memory_rows);
     Ok(Report::new(description, rows))

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use drover_schemas::Token;
 use drover_schemas::body::host::{HostInfo, OrphansReply};
 use drover_schemas::size::ByteSize;
+use drover_schemas::{Token, VmId};
 
 use super::Global;
 use super::exit::CliError;
@@ -44,6 +44,9 @@ pub enum HostCommand {
     Orphans {
         /// The host; without it, the one that answers first.
         host: Option<Token>,
+        /// End this one, of the host's own installation, and remove everything of it.
+        #[arg(long, value_name = "VM_ID", requires = "host")]
+        remove: Option<VmId>,
     },
 }
 
@@ -114,9 +117,12 @@ pub(super) async fn run(command: &HostCommand, global: &Global) -> Result<u8, Cl
                 false => format!("{host} takes no new VMs; it still has {}", reply.vms),
             })?;
         }
-        HostCommand::Orphans { host } => {
+        HostCommand::Orphans { host, remove } => {
             let (client, host, deadline) = connect(global, host.as_ref()).await?;
-            let reply = client.host_orphans(&host, deadline).await?;
+            let reply = match remove {
+                Some(vm_id) => client.remove_orphan(&host, *vm_id, deadline).await?,
+                None => client.host_orphans(&host, deadline).await?,
+            };
             global.output.print(&reply, list)?;
         }
     }
@@ -203,14 +209,23 @@ fn list(reply: &OrphansReply) -> String {
     if reply.orphans.is_empty() {
         return "every VM on the machine is known to the host".to_owned();
     }
-    let mut table = output::table(&["VM", "NAMESPACE", "NAME", "INSTALLATION", "PIDS", "FILES"]);
+    let mut table = output::table(&[
+        "VM",
+        "NAMESPACE",
+        "NAME",
+        "INSTALLATION",
+        "PIDS",
+        "FILES",
+        "WHY IT IS NOT IMPORTED",
+    ]);
     let text = |token: &Option<Token>| token.as_ref().map(ToString::to_string).unwrap_or_default();
     for orphan in &reply.orphans {
         let whose = if orphan.ours { "this one".to_owned() } else { orphan.installation.to_string() };
         let pids: Vec<String> = orphan.pids.iter().map(ToString::to_string).collect();
         let files = orphan.run_dir.clone().unwrap_or_default();
+        let why = orphan.reason.clone().unwrap_or_default();
         let (namespace, name) = (text(&orphan.namespace), text(&orphan.name));
-        table.add_row([orphan.vm_id.to_string(), namespace, name, whose, pids.join(" "), files]);
+        table.add_row([orphan.vm_id.to_string(), namespace, name, whose, pids.join(" "), files, why]);
     }
     render(&mut table)
 }

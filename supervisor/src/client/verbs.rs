@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use drover_schemas::body::events::{EventsReadReply, EventsReadRequest};
 use drover_schemas::body::guest::Empty;
-use drover_schemas::body::host::{BackupReply, DrainReply, DrainRequest, HostInfo, OrphansReply};
+use drover_schemas::body::host::{
+    BackupReply, DrainReply, DrainRequest, HostInfo, OrphanRemoveRequest, OrphansReply,
+};
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::{ChangeReply, CreateRequest, ListReply, ListRequest};
 use drover_schemas::subject::{Family, GuestToken, PoolVerb, Subject};
-use drover_schemas::{ErrorBody, ErrorCode, Token};
+use drover_schemas::{ErrorBody, ErrorCode, Token, VmId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -133,6 +135,19 @@ impl Client {
     /// As [`Client::call`].
     pub async fn host_orphans(&self, host: &Token, deadline: Duration) -> Result<OrphansReply, ClientError> {
         self.host(host, "orphans", &Empty {}, deadline).await
+    }
+
+    /// Ends a VM that the host does not know and removes everything of it; answers those that are left.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn remove_orphan(
+        &self,
+        host: &Token,
+        vm_id: VmId,
+        deadline: Duration,
+    ) -> Result<OrphansReply, ClientError> {
+        self.host(host, "orphans.remove", &OrphanRemoveRequest { vm_id }, deadline).await
     }
 
     async fn host<Q, R>(

@@ -1,0 +1,50 @@
+//! The end of an orphan, because an operator says so.
+
+use std::time::Duration;
+
+use drover_schemas::body::host::Orphan;
+use drover_schemas::{ErrorBody, ErrorCode};
+use tracing::info;
+
+use super::{nics, record_of};
+use crate::chain;
+use crate::hypervisor::process::destroy;
+use crate::services::Services;
+
+/// Ends the processes of an orphan of this installation and takes away everything that it has here: network,
+/// disks, run directory, address and user.
+///
+/// # Errors
+/// It is another installation's, or something of it does not go.
+pub async fn remove(services: &Services, orphan: &Orphan) -> Result<(), ErrorBody> {
+    let vm_id = orphan.vm_id;
+    if !orphan.ours {
+        let text = format!("VM {vm_id} belongs to installation {}; ask its own host", orphan.installation);
+        return Err(ErrorBody::new(ErrorCode::PermissionDenied, text));
+    }
+    let record = record_of(&services.run_root, services.installation, vm_id).ok_or_else(|| {
+        let text = format!("VM {vm_id} has no launch record; end its processes by hand: {:?}", orphan.pids);
+        ErrorBody::new(ErrorCode::Unsupported, text)
+    })?;
+    let stays = |what: String| ErrorBody::new(ErrorCode::Unavailable, what).with("vm_id", vm_id);
+    let dir = services.run_root.vm(vm_id);
+    if !destroy(&dir, services.installation, &record.cgroup).await {
+        return Err(stays("a process of it does not end; repeat the request".to_owned()));
+    }
+    let nics = nics(&record);
+    let detached = services.network.detach(vm_id, nics.clone()).await;
+    detached.map_err(|e| stays(format!("its network could not be taken away: {}", chain(&e))))?;
+    let disks = services.disks.join(vm_id.to_string().to_ascii_lowercase());
+    let removed = tokio::task::spawn_blocking(move || {
+        match std::fs::remove_dir_all(&disks) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.to_string()),
+            _ => {}
+        }
+        dir.remove().map_err(|e| chain(&e).to_string())
+    });
+    let removed = removed.await.unwrap_or_else(|panic| Err(panic.to_string()));
+    removed.map_err(|e| stays(format!("its files could not be removed: {e}")))?;
+    services.state.unhold(record.uid, &nics, services.limits.quarantine.max(Duration::from_secs(1)));
+    info!(%vm_id, "an orphan was removed");
+    Ok(())
+}
