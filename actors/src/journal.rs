@@ -19,6 +19,7 @@ mod batch;
 mod error;
 mod folder;
 mod inspect;
+mod migrate;
 mod outbox;
 mod read;
 pub mod restore;

@@ -36,6 +36,19 @@ pub enum OpenError {
         /// The newest version that this drover reads.
         supported: u32,
     },
+    /// The journal of an older drover could not be brought to this version.
+    #[error(
+        "the journal could not be migrated from version {from} to {to}; it is as it was: run the older drover, or restore it from a backup"
+    )]
+    Migrate {
+        /// What it has.
+        from: u32,
+        /// What it was to have.
+        to: u32,
+        /// What redb said.
+        #[source]
+        source: Box<redb::Error>,
+    },
     /// The file with the version cannot be understood, or is missing beside a journal.
     #[error("{} does not hold the version of a state folder ({reason}): restore it from a backup; nothing was changed", path.display())]
     Version {

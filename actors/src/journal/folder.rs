@@ -14,6 +14,7 @@ use drover_schemas::InstallationId;
 
 use super::backend::Faults;
 use super::error::OpenError;
+use super::migrate::{STEPS, migrate};
 
 /// Version of the state folder that this drover writes, and the newest that it reads.
 pub const STATE_VERSION: u32 = 1;
@@ -52,7 +53,11 @@ impl Folder {
             .map_err(file_error("make the state folder", path))?;
         let lock = lock(path)?;
         // Again under the lock: another daemon may have upgraded the folder in between.
-        if check_version(path)?.is_none() {
+        let found = check_version(path)?;
+        if let Some(from) = found.filter(|found| *found < STATE_VERSION) {
+            migrate(path, from, STATE_VERSION, STEPS)?;
+        }
+        if found != Some(STATE_VERSION) {
             write_whole(path, VERSION_FILE, format!("{STATE_VERSION}\n").as_bytes())?;
         }
         Ok(Self { path: path.to_owned(), _lock: lock })
