@@ -28,8 +28,8 @@ pub enum Found {
     Known(VmMsg),
     /// It never was: another host has the name, and nothing had been done for it here.
     Undone,
-    /// It cannot be told. It is left alone and answers `unavailable`.
-    Unclear,
+    /// It cannot be told now, for this reason; its actor says so. Nothing of it is touched, and it is looked at again.
+    Unclear(VmMsg),
 }
 
 /// Finds out how a VM of the journal is. `rebooted`: the host was, since a daemon last looked; the run directory
@@ -42,18 +42,25 @@ pub async fn adopt(services: &Services, row: VmRow, rebooted: bool) -> Found {
     if !row.owned && !confirm(services, &row).await {
         return Found::Undone;
     }
-    look(services, row, rebooted).await.map_or(Found::Unclear, Found::Known)
+    match look(services, row, rebooted).await {
+        Ok(message) => Found::Known(message),
+        Err(failure) => {
+            let text = format!("what runs for it cannot be looked at: {}", chain(&failure));
+            let input = Input::FoundUnclear(Cause::new(CauseKind::HostResource, text));
+            Found::Unclear(VmMsg::Adopt { run: None, input })
+        }
+    }
 }
 
-async fn look(services: &Services, row: VmRow, rebooted: bool) -> Option<VmMsg> {
+async fn look(services: &Services, row: VmRow, rebooted: bool) -> Result<VmMsg, AdoptError> {
     let dir = services.run_root.vm(row.vm_id);
     let cgroup = services.cgroup(row.vm_id);
     let half_booted = matches!(row.state, VmState::Creating | VmState::Starting);
     let undo_boot = async || {
         destroy(&dir, services.installation, &cgroup).await;
-        Some(gone(false, Cause::new(CauseKind::Adopted, "the boot was not finished")))
+        gone(false, Cause::new(CauseKind::Adopted, "the boot was not finished"))
     };
-    match adopt_process(&dir, services.installation).await {
+    let found = match adopt_process(&dir, services.installation).await {
         Ok((process, _)) => {
             let run = Run::new(process);
             let info = run.api.info().await;
@@ -61,13 +68,13 @@ async fn look(services: &Services, row: VmRow, rebooted: bool) -> Option<VmMsg> 
                 Ok(info) if !(half_booted && info.state.is_off()) => {
                     services.state.adopt(row.vm_id, &row.spec);
                     let paused = info.state == VmmState::Paused;
-                    Some(VmMsg::Adopt { run: Some(run), input: Input::FoundAlive { paused } })
+                    VmMsg::Adopt { run: Some(run), input: Input::FoundAlive { paused } }
                 }
                 Err(failure) if !half_booted => {
                     warn!(vm_id = %row.vm_id, error = %chain(&failure), "the VMM lives but does not say how its guest is");
                     services.state.adopt(row.vm_id, &row.spec);
                     let paused = row.state == VmState::Paused;
-                    Some(VmMsg::Adopt { run: Some(run), input: Input::FoundAlive { paused } })
+                    VmMsg::Adopt { run: Some(run), input: Input::FoundAlive { paused } }
                 }
                 _ => {
                     info!(vm_id = %row.vm_id, "a boot was not finished; it is undone and done again");
@@ -75,19 +82,19 @@ async fn look(services: &Services, row: VmRow, rebooted: bool) -> Option<VmMsg> 
                 }
             }
         }
-        Err(AdoptError::NothingThere { exit: None, .. }) if rebooted => Some(host_rebooted()),
-        Err(AdoptError::NothingThere { exit, .. }) => Some(gone(
+        Err(AdoptError::NothingThere { exit: None, .. }) if rebooted => host_rebooted(),
+        Err(AdoptError::NothingThere { exit, .. }) => gone(
             false,
             exit.map_or_else(
                 || Cause::new(CauseKind::VmmExit, "no VMM was found"),
                 |exit| cause_of_exit(services, &row, &exit),
             ),
-        )),
-        Err(AdoptError::Ended { exit }) => Some(gone(false, cause_of_exit(services, &row, &exit))),
-        Err(AdoptError::OtherBoot) => Some(host_rebooted()),
+        ),
+        Err(AdoptError::Ended { exit }) => gone(false, cause_of_exit(services, &row, &exit)),
+        Err(AdoptError::OtherBoot) => host_rebooted(),
         Err(failure @ AdoptError::NotOurs { .. }) => {
             // The number was given to another process: ours has ended.
-            Some(gone(false, Cause::new(CauseKind::VmmExit, chain(&failure).to_string())))
+            gone(false, Cause::new(CauseKind::VmmExit, chain(&failure).to_string()))
         }
         Err(AdoptError::Silent { source, .. }) if half_booted => {
             warn!(vm_id = %row.vm_id, error = %chain(&source), "a boot hangs; it is undone and done again");
@@ -97,13 +104,14 @@ async fn look(services: &Services, row: VmRow, rebooted: bool) -> Option<VmMsg> 
             warn!(vm_id = %row.vm_id, error = %chain(&source), "the VMM lives but does not answer");
             services.state.adopt(row.vm_id, &row.spec);
             let paused = row.state == VmState::Paused;
-            Some(VmMsg::Adopt { run: Some(Run::new(*process)), input: Input::FoundAlive { paused } })
+            VmMsg::Adopt { run: Some(Run::new(*process)), input: Input::FoundAlive { paused } }
         }
         Err(failure) => {
-            error!(vm_id = %row.vm_id, error = %chain(&failure), "the VM cannot be adopted and is left alone");
-            None
+            error!(vm_id = %row.vm_id, error = %chain(&failure), "the VM cannot be adopted now and is left alone");
+            return Err(failure);
         }
-    }
+    };
+    Ok(found)
 }
 
 fn host_rebooted() -> VmMsg {

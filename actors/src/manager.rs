@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use drover_schemas::blob::Blob;
 use drover_schemas::body::vm::ChangeReply;
+use drover_schemas::state::VmState;
 use drover_schemas::{RequestId, VmId, codec};
-use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorProcessingErr, ActorRef, ActorStatus, SupervisionEvent};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
@@ -22,6 +23,8 @@ use crate::vm::actor::{VmActor, VmArgs, VmRef};
 use crate::vm::machine::{Effect, Machine};
 use crate::vm::message::{ChangeSender, VmMsg};
 
+/// Pause before a VM that could not be looked at is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Pause before a lost actor is started again, so that one that is lost at once does not spin.
 const RESPAWN: Duration = Duration::from_millis(500);
 /// Pause between attempts to free a name.
@@ -238,18 +241,36 @@ impl ManagerState {
         let (services, manager) = (self.args.services.clone(), myself.clone());
         tokio::spawn(async move {
             let vm_id = row.vm_id;
-            match adopt(&services, row, rebooted).await {
-                Found::Known(message) => {
-                    let _ = actor.cast(message);
-                    slot.set(Some(actor));
+            let mut looked = false;
+            loop {
+                let found = adopt(&services, row.clone(), rebooted).await;
+                let unclear = matches!(found, Found::Unclear(_));
+                match found {
+                    Found::Known(message) => {
+                        let _ = actor.cast(message);
+                        slot.set(Some(actor.clone()));
+                    }
+                    Found::Undone => {
+                        actor.stop(None);
+                        let _ = manager.cast(ManagerMsg::Gone { vm_id });
+                    }
+                    Found::Unclear(message) => {
+                        // A VM that ran says that it is not known; others wait until it is.
+                        let says = matches!(row.state, VmState::Running | VmState::Paused | VmState::Unknown);
+                        if !looked && says {
+                            let _ = actor.cast(message);
+                            slot.set(Some(actor.clone()));
+                        }
+                    }
                 }
-                Found::Undone => {
-                    actor.stop(None);
-                    let _ = manager.cast(ManagerMsg::Gone { vm_id });
+                if !std::mem::replace(&mut looked, true) {
+                    let _ = manager.cast(ManagerMsg::Adopted { vm_id });
                 }
-                Found::Unclear => {}
+                if !unclear || actor.get_status() >= ActorStatus::Stopping {
+                    return;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
-            let _ = manager.cast(ManagerMsg::Adopted { vm_id });
         });
     }
 

@@ -173,6 +173,8 @@ pub enum Happening {
     HostRebooted,
     /// The daemon ends and was told to stop its VMs.
     HostStopping,
+    /// The daemon started and cannot tell whether the VMM lives.
+    DaemonStartUnclear,
 }
 
 /// One column of the table.
@@ -186,7 +188,7 @@ pub enum Input {
 
 impl Input {
     /// Every column, verbs first.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Verb(Verb::Start),
         Self::Verb(Verb::Shutdown),
         Self::Verb(Verb::Stop),
@@ -212,6 +214,7 @@ impl Input {
         Self::Happened(Happening::DaemonStartGone),
         Self::Happened(Happening::HostRebooted),
         Self::Happened(Happening::HostStopping),
+        Self::Happened(Happening::DaemonStartUnclear),
     ];
 
     /// The column's heading.
@@ -246,6 +249,7 @@ impl Input {
                 Happening::DaemonStartGone => "daemon start, VMM gone",
                 Happening::HostRebooted => "host rebooted",
                 Happening::HostStopping => "host stops its VMs",
+                Happening::DaemonStartUnclear => "daemon start, unclear",
             },
         }
     }

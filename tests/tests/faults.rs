@@ -329,6 +329,38 @@ fn a_host_adopts_without_a_bus_and_is_reached_when_there_is_one() {
 }
 
 #[test]
+fn a_vm_that_cannot_be_looked_at_is_unknown_until_it_can() {
+    run("a_vm_that_cannot_be_looked_at_is_unknown_until_it_can", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let (hidden, seen) = (bus.up("hidden").await, bus.up("seen").await);
+        world.kill().await;
+        // The record of its process cannot be read just now.
+        let dir = world.run_dir().join(hidden.vm_id.to_string().to_ascii_lowercase());
+        std::fs::rename(dir.join("vmm.pid"), dir.join("away")).unwrap();
+        std::fs::create_dir(dir.join("vmm.pid")).unwrap();
+        world.start();
+        world.ready().await;
+        bus.until_ping("seen").await;
+        let vm = bus.until("hidden", "unknown", |vm| vm.state == VmState::Unknown).await;
+        assert!(vm.cause.unwrap().message.contains("cannot be looked at"));
+        let error = refused("stop", ErrorCode::Unavailable, bus.change("hidden", "stop").await);
+        assert!(error.retryable, "{error:?}");
+        assert_eq!(world.vmms(hidden.vm_id).len(), 1, "it is left alone");
+        // It is found without a restart of the daemon when it can be.
+        std::fs::remove_dir(dir.join("vmm.pid")).unwrap();
+        std::fs::rename(dir.join("away"), dir.join("vmm.pid")).unwrap();
+        let back = bus.until("hidden", "running", |vm| vm.state == VmState::Running).await;
+        assert_eq!((back.vmm_pid, back.incarnation), (hidden.vmm_pid, hidden.incarnation));
+        bus.until_ping("hidden").await;
+        for vm in [&hidden, &seen] {
+            bus.change(vm.name.as_str(), "delete").await.unwrap();
+            assert_eq!(leak::anything(world, vm), Vec::<String>::new());
+        }
+        events::log(&bus).await;
+    });
+}
+
+#[test]
 fn a_daemon_killed_in_the_middle_of_deletes_finishes_each() {
     let test = "a_daemon_killed_in_the_middle_of_deletes_finishes_each";
     run(test, Options::default(), async |world| {

@@ -76,6 +76,11 @@ fn vms_outlive_whatever_happens_to_the_service() {
         let info = bus.host().await.unwrap();
         assert!(info.confinement["launcher"].starts_with("systemd"), "{:?}", info.confinement);
 
+        let config = world.path("host.yaml").display().to_string();
+        let doctor = world.drover(&["doctor", "--config", &config]).await;
+        let doctor = String::from_utf8(doctor.stdout).unwrap();
+        assert!(doctor.contains("systemd: each VM is a scope"), "{doctor}");
+
         let vm = bus.up("a").await;
         let pid = vm.vmm_pid.unwrap();
         let group = cgroup_of(pid);

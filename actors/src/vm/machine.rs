@@ -183,6 +183,11 @@ impl Machine {
             }
             Input::Seen { paused } => next.on_seen(paused, &mut out),
             Input::HostStopping { grace_ms } => next.on_host_stopping(grace_ms, &mut out),
+            Input::FoundUnclear(cause) => {
+                if let Cell::Enter(state) = next.on(Happening::DaemonStartUnclear) {
+                    next.enter(state, Some(cause), None, &mut out);
+                }
+            }
             Input::FoundAlive { paused } => next.on_found_alive(paused, &mut out),
             Input::FoundGone { host_rebooted, cause } => {
                 next.on_found_gone(host_rebooted, cause, context, &mut out);

@@ -102,6 +102,8 @@ const fn on_happening(state: VmState, happening: H) -> Cell {
             S::Stopped => ByDesired,
             S::Hibernated | S::Failed | S::Unrecognized => Ignore,
         },
+        // What else is under way waits until it is clear.
+        (S::Running | S::Paused, H::DaemonStartUnclear) => Enter(S::Unknown),
         (S::Creating | S::Starting | S::Running | S::Paused, H::HostStopping) => Enter(S::Stopping),
         _ => Ignore,
     }

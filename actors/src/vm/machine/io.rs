@@ -115,6 +115,8 @@ pub enum Input {
         /// It was found paused.
         paused: bool,
     },
+    /// The daemon started and cannot tell.
+    FoundUnclear(Cause),
     /// The daemon started and found no VMM.
     FoundGone {
         /// The host was rebooted since.

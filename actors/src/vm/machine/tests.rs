@@ -104,6 +104,7 @@ fn happenings_follow_the_table_cell_by_cell() {
         Happening::DaemonStartAlive => Some(Input::FoundAlive { paused: state == VmState::Paused }),
         Happening::DaemonStartGone => Some(Input::FoundGone { host_rebooted: false, cause: cause() }),
         Happening::HostRebooted => Some(Input::FoundGone { host_rebooted: true, cause: cause() }),
+        Happening::DaemonStartUnclear => Some(Input::FoundUnclear(cause())),
         Happening::HostStopping => Some(Input::HostStopping { grace_ms: 5 }),
         // Reports of tasks that the state implies; covered by the tests of those verbs.
         Happening::Paused
@@ -354,6 +355,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         2 => Just(Input::BackoffElapsed),
         1 => any::<bool>().prop_map(|paused| Input::FoundAlive { paused }),
         1 => Just(Input::HostStopping { grace_ms: 5 }),
+        1 => Just(Input::FoundUnclear(cause())),
         1 => any::<bool>().prop_map(|paused| Input::Seen { paused }),
         1 => any::<bool>().prop_map(move |r| Input::FoundGone { host_rebooted: r, cause: cause() }),
     ]
