@@ -4,6 +4,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use drover_schemas::body::guest::ExecReply;
 use drover_schemas::body::vm::LogsReply;
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
@@ -22,7 +23,20 @@ struct Session {
 impl Session {
     fn start(world: &World, args: &[&str]) -> Self {
         let mut command = Command::new(world.bin("drover"));
-        command.args(args).env("DROVER_NATS_URL", drover_tests::world::URL);
+        command.args(args);
+        Self::run(command)
+    }
+
+    /// At a terminal of its own.
+    fn at_terminal(world: &World, args: &[&str]) -> Self {
+        let line = format!("{} {}", world.bin("drover").display(), args.join(" "));
+        let mut command = Command::new("script");
+        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+        Self::run(command)
+    }
+
+    fn run(mut command: Command) -> Self {
+        command.env("DROVER_NATS_URL", drover_tests::world::URL);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().unwrap());
@@ -87,6 +101,29 @@ fn the_console_is_kept_followed_and_used() {
         next.sees("me-2").await;
         let (said, code) = writer.end().await;
         assert!(said.contains("taken the console") && code != Some(0), "{said}");
+
+        // At a terminal every key goes to the guest but the one that leaves.
+        let (said, code) = next.end().await;
+        assert_eq!((said.as_str(), code), ("", Some(0)));
+        let mut typed = Session::at_terminal(world, &["vm", "console", "a"]);
+        typed.sees("Ctrl-] leaves it").await;
+        typed.say("cat\r").await;
+        until("the program waits for input", async || {
+            let ask = bus.ask("vm.a.guest.exec", &json!({"argv": ["pidof", "cat"]}));
+            let done: ExecReply = ask.get().await.ok()?;
+            matches!(done, ExecReply::Result(result) if result.exit_code == Some(0)).then_some(())
+        })
+        .await;
+        typed.say("xyz\r").await;
+        // Once by the terminal in the guest, once by the program, which then is interrupted.
+        typed.sees("xyz\r\nxyz\r\n").await;
+        typed.say("\x03").await;
+        typed.sees("# \x1b[6n").await;
+        typed.say("echo tty-$((3 * 3))\r").await;
+        typed.sees("tty-9").await;
+        typed.say("\x1d").await;
+        assert_eq!(typed.end().await.1, Some(0));
+        let next = Session::start(world, &["vm", "console", "a"]);
 
         // The daemon may be killed: who was connected is told, and everything is still there.
         let (said, code) = next.end().await;

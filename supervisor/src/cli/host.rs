@@ -187,6 +187,16 @@ fn describe(info: &HostInfo) -> String {
         "addresses",
         format!("{} of {} free", free(capacity.addresses, capacity.addresses_used), capacity.addresses),
     );
+    row(
+        "disk",
+        format!(
+            "{} of {} MiB free for disks of VMs",
+            free(capacity.disk_bytes, capacity.disk_used_bytes) >> 20,
+            capacity.disk_bytes >> 20
+        ),
+    );
+    row("users", format!("{} of {} free", free(capacity.users, capacity.users_used), capacity.users));
+    row("running", format!("{} of {} that its descriptors allow", capacity.running, capacity.running_limit));
     let states: Vec<String> = info.states.iter().map(|(state, count)| format!("{count} {state}")).collect();
     row("vms", format!("{} ({})", capacity.vms, states.join(", ")));
     row("outbox", format!("{} events wait for the bus", info.outbox));
