@@ -4,8 +4,9 @@
 #
 #   tests/nested/run.sh --vmm CLOUD_HYPERVISOR --bins DIR --images DIR --work DIR [--suites FILE] TEST_PROGRAM…
 #
-# --bins has drover, drover-hold and softvmm; --images the guest image, whose kernel and initramfs start the
-# host too. TEST_PROGRAM is NAME=PATH. FILE has lines NAME [FILTER…]; default: each program without a filter.
+# --bins has drover, drover-hold, softvmm and record-conformance; --images the guest image, whose kernel and
+# initramfs start the host too. TEST_PROGRAM is NAME=PATH. FILE has lines NAME [FILTER…]; default: each program
+# without a filter. The transcripts of tests/conformance are compared with the hypervisor as well.
 # What the tests print comes to stdout. The status is 0 if all passed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -20,7 +21,7 @@ while [ $# -gt 0 ]; do
         --images) images=${2:?}; shift 2 ;;
         --work) work=${2:?}; shift 2 ;;
         --suites) suites=${2:?}; shift 2 ;;
-        -h | --help) sed -n '2,10p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+        -h | --help) sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
         *=*) programs+=("$1"); shift ;;
         *) die "unknown argument $1; see --help" ;;
     esac
@@ -65,6 +66,8 @@ cp "$vmm" "$tree/opt/bin/cloud-hypervisor"
 cp "$(command -v nats-server)" "$tree/opt/bin/nats-server"
 cp "${DROVER_AGENT:?}" "$tree/opt/bin/drover-agent"
 cp "$images"/* "$tree/opt/images/"
+strip -o "$tree/opt/bin/record-conformance" "$bins/record-conformance"
+cp -R "$here/../conformance" "$tree/opt/"
 for program in "${programs[@]}"; do strip -o "$tree/opt/tests/${program%%=*}" "${program#*=}"; done
 if [ -n "$suites" ]; then cp "$suites" "$tree/opt/suites"; else printf '%s\n' "${programs[@]%%=*}" > "$tree/opt/suites"; fi
 cat > "$tree/opt/environment" << END

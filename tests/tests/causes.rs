@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use drover_schemas::RequestId;
 use drover_schemas::body::status::{Cause, CauseKind, VmStatus};
 use drover_schemas::event::VmEventKind;
 use drover_schemas::state::VmState;
@@ -87,7 +88,15 @@ fn a_guest_that_reboots_for_ever() {
         let bus = world.bus.clone();
         // No init is found, the kernel panics, and reboots at once.
         let boot = json!({"cmdline": "console=ttyS0 panic=-1 rdinit=/nothing/here"});
-        let made = bus.create("a", json!({"wait": "agent", "spec": {"boot": boot}})).await;
+        let agent = json!({"enabled": true, "ready_timeout_ms": 300_000});
+        let (id, body) =
+            (RequestId::generate(), json!({"wait": "agent", "spec": {"boot": boot, "agent": agent}}));
+        // Five boots may take longer than a reply may wait.
+        let made = until_within(Duration::from_secs(120), "an outcome", async || {
+            let made = bus.create_as(id, "a", body.clone()).await;
+            Some(made).filter(|made| !matches!(made, Err(error) if error.may_repeat()))
+        })
+        .await;
         let error = coded(made, "reboot_loop");
         assert!(error.details["console_tail"].contains("Kernel panic"), "{error:?}");
         let cause = cause_in(&bus, "a", VmState::Running, CauseKind::RebootLoop).await;

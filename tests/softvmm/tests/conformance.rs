@@ -26,28 +26,18 @@ fn softvmm_answers_as_the_recorded_cloud_hypervisor_did() {
             let env =
                 [("SOFTVMM_GUEST", "process"), ("SOFTVMM_AGENT", env!("CARGO_BIN_EXE_softvmm-stand-in"))];
             let vmm = Path::new(env!("CARGO_BIN_EXE_softvmm"));
-            let played = play(recorded, vmm, &env, dir.path()).expect("plays");
+            // Enough of a kernel for guests that are processes; elsewhere, so that it is not left in the folder.
+            let boot = tempfile::TempDir::new().expect("temp dir");
+            let kernel = boot.path().join("vmlinuz");
+            let mut image = vec![0; 4096];
+            image[0x202..0x206].copy_from_slice(b"HdrS");
+            std::fs::write(&kernel, image).expect("writable");
+            let played = play(recorded, vmm, &kernel, &env, dir.path()).expect("plays");
             played_scenarios += 1;
-            let mut differs = |what: &str, there: &dyn std::fmt::Debug, here: &dyn std::fmt::Debug| {
-                let name = &recorded.name;
-                differences.push(format!("{name}: {what}\n  recorded {there:?}\n  here     {here:?}"));
-            };
-            for (n, (there, here)) in recorded.exchanges.iter().zip(&played.exchanges).enumerate() {
-                if there != here {
-                    let what = format!("exchange {n}, {} {}", there.method, there.path);
-                    differs(&what, &(there.status, &there.answer), &(here.status, &here.answer));
-                }
-            }
-            // The real one writes events from a thread that its end does not wait for: the last ones may
-            // be missing there, never here.
+            differences.extend(softvmm::conformance::differences(recorded, &played));
+            // Of these nothing is missing, ever.
             if !played.events.starts_with(&recorded.events) {
-                differs("events", &recorded.events, &played.events);
-            }
-            if recorded.exit != played.exit {
-                differs("exit", &recorded.exit, &played.exit);
-            }
-            if recorded.left != played.left {
-                differs("left", &recorded.left, &played.left);
+                differences.push(format!("{}: events {:?}", recorded.name, played.events));
             }
         }
     }
