@@ -10,9 +10,9 @@ use drover_schemas::body::status::{Cause, CauseKind, VmStatus};
 use drover_schemas::event::VmEventKind;
 use drover_schemas::state::VmState;
 use drover_tests::client::{Bus, Failure};
-use drover_tests::events;
 use drover_tests::wait::{until, until_within};
 use drover_tests::world::{Options, World, run};
+use drover_tests::{events, leak};
 use serde_json::{Value, json};
 
 fn emulated() -> Options {
@@ -151,6 +151,12 @@ fn a_vmm_that_the_kernel_kills_for_memory() {
         }
         let bus = world.bus.clone();
         bus.create("a", json!({"spec": {"memory": "96MiB"}})).await.unwrap();
+        if !world.emulated() {
+            // A real one is small beside a guest that has not touched all of its memory yet.
+            bus.until_ping("a").await;
+            let greedy = json!({"argv": ["sh", "-c", "tail < /dev/zero"]});
+            let _ = bus.ask("vm.a.guest.exec", &greedy).within(Duration::from_secs(10)).get::<Value>().await;
+        }
         let cause = cause_in(&bus, "a", VmState::Failed, CauseKind::OutOfMemory).await;
         assert!(cause.evidence["oom_kills"].parse::<u64>().unwrap() > 0, "{cause:?}");
     });
@@ -270,7 +276,9 @@ fn a_host_that_was_rebooted_and_lost_its_run_directory() {
         let lost = bus.up("lost").await;
         world.kill().await;
         world.kill_vmm(lost.vm_id);
-        until("the VMM is gone", async || world.vmms(lost.vm_id).is_empty().then_some(())).await;
+        // Its holder as well, which writes down how it ended.
+        let run = world.run_dir();
+        until("it is gone", async || leak::processes(run, lost.vm_id).is_empty().then_some(())).await;
         std::fs::remove_dir_all(world.run_dir().join(lost.vm_id.to_string().to_ascii_lowercase())).unwrap();
         world.start();
         world.ready().await;
@@ -278,7 +286,8 @@ fn a_host_that_was_rebooted_and_lost_its_run_directory() {
         world.kill().await;
         // /run does not outlive a boot.
         world.kill_vmm(on.vm_id);
-        until("the VMM is gone", async || world.vmms(on.vm_id).is_empty().then_some(())).await;
+        let run = world.run_dir();
+        until("it is gone", async || leak::processes(run, on.vm_id).is_empty().then_some(())).await;
         std::fs::remove_dir_all(world.run_dir()).unwrap();
         boot_as(world, "00000000-0000-0000-0000-000000000002");
         world.start();
@@ -307,7 +316,7 @@ fn a_host_that_stops_its_vms() {
         bus.change("paused", "pause").await.unwrap();
         world.stop_host().await;
         for vm in [&on, &off, &paused] {
-            assert_eq!(drover_tests::leak::runtime(world, vm), Vec::<String>::new());
+            assert_eq!(leak::runtime(world, vm), Vec::<String>::new());
         }
         world.start();
         world.ready().await;
