@@ -213,10 +213,27 @@ impl World {
             "vmm": {"path": self.vmm(), "overhead": overhead},
             "capacity": {"cpu_ratio": 100.0},
         });
+        if patience_factor() > 1 {
+            config["templates_dir"] = json!(self.patient_templates());
+        }
         if let Some(ms) = self.options.duplicate_window_ms {
             config["events"] = json!({"duplicate_window_ms": ms});
         }
         config
+    }
+
+    /// The templates as they are shipped, for guests that take their time to boot.
+    fn patient_templates(&self) -> PathBuf {
+        let folder = self.path("templates");
+        fs::create_dir_all(&folder).expect("a folder");
+        for (name, text) in [
+            ("linux-default.yaml", include_str!("../../config/templates/linux-default.yaml")),
+            ("linux-microvm.yaml", include_str!("../../config/templates/linux-microvm.yaml")),
+        ] {
+            let text = text.replace("ready_timeout_ms: 60000", "ready_timeout_ms: 300000");
+            fs::write(folder.join(name), text).expect("write");
+        }
+        folder
     }
 
     /// Writes the configuration; JSON is YAML as well.

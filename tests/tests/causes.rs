@@ -191,7 +191,7 @@ fn a_kernel_that_is_none() {
 fn a_firmware_that_is_none() {
     run("a_firmware_that_is_none", Options { started: false, ..emulated() }, async |world| {
         let mut config = images_with_junk(world, "firmware");
-        let templates = world.path("templates");
+        let templates = world.path("firmware-templates");
         std::fs::create_dir(&templates).unwrap();
         let template = "os: linux\ncpus: 1\nmemory: 256MiB\nboot: {firmware: junk}\n";
         std::fs::write(templates.join("uefi.yaml"), template).unwrap();

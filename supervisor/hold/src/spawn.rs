@@ -190,15 +190,18 @@ fn reset_signals() -> io::Result<()> {
 }
 
 /// No core files, which would hold the guest's memory; as many descriptors and processes as it is meant to
-/// have, never more than the holder may.
+/// have, or, where we may not give it as many, what we have ourselves.
 fn set_limits(confinement: Option<&Confinement>) -> io::Result<()> {
     let set = |resource, wanted: Option<u64>| {
         let allowed = rustix::process::getrlimit(resource).maximum;
-        let value = match (wanted, allowed) {
-            (Some(wanted), Some(allowed)) => Some(wanted.min(allowed)),
-            (wanted, allowed) => wanted.or(allowed),
-        };
-        rustix::process::setrlimit(resource, Rlimit { current: value, maximum: value })
+        let give = |value| rustix::process::setrlimit(resource, Rlimit { current: value, maximum: value });
+        match (wanted, allowed) {
+            (Some(wanted), Some(allowed)) if wanted > allowed => match give(Some(wanted)) {
+                Err(rustix::io::Errno::PERM) => give(Some(allowed)),
+                given => given,
+            },
+            (wanted, allowed) => give(wanted.or(allowed)),
+        }
     };
     set(Resource::Core, Some(0))?;
     set(Resource::Nofile, confinement.map(|limits| limits.files))?;
