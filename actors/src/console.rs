@@ -85,12 +85,13 @@ impl Console {
         let path = || dir.path().to_owned();
         // Before the first look, so that no change is missed.
         let changes = watch(&dir).map_err(|source| ConsoleError::Watch { path: path(), source })?;
-        let end = blocking(&dir, |dir| ring::end(dir, file::CONSOLE)).await;
-        let end = end.map_err(|source| ConsoleError::Read { path: path(), source })?;
-        let wanted = end.saturating_sub(tail as u64);
+        let first = blocking(&dir, move |dir| {
+            let end = ring::end(dir, file::CONSOLE)?;
+            ring::read(dir, file::CONSOLE, end.saturating_sub(tail as u64), 1)
+        });
+        let first = first.await.map_err(|source| ConsoleError::Read { path: path(), source })?;
         // The oldest byte may be younger than what was asked for: that is no loss yet.
-        let first = blocking(&dir, move |dir| ring::read(dir, file::CONSOLE, wanted, 1)).await;
-        let offset = first.map_err(|source| ConsoleError::Read { path: path(), source })?.offset;
+        let offset = first.offset;
         Ok(Self {
             dir,
             offset,

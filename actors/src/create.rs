@@ -24,11 +24,11 @@ use crate::bus::claims::{Claim, ClaimOutcome, NameKey, OwnOutcome};
 use crate::chain;
 use crate::directory::Directory;
 use crate::ingress::request::Request;
-use crate::journal::{Batch, LeaseRow, Op, RequestRow, RequestState, UidRow, VmRow};
+use crate::journal::{Batch, RequestRow, RequestState, VmRow};
 use crate::manager::ManagerMsg;
 use crate::services::{Shared, now_ms};
 use crate::spec::resolve;
-use crate::vm::actor::{Remembered, other_body, outcome_result, remembered};
+use crate::vm::actor::{Remembered, adopting, other_body, outcome_result, remembered};
 use crate::vm::machine::Machine;
 use crate::vm::message::VmMsg;
 use crate::vm::prepare::prepare;
@@ -156,13 +156,7 @@ impl Creator {
                 // Without a VM the create was undone, most likely taken over: the claim tells by whom.
                 let slot = self.directory.get(&key.namespace, &key.name)?;
                 Some(Box::pin(async move {
-                    let actor = slot.actor().ok_or_else(|| {
-                        ErrorBody::new(
-                            ErrorCode::Unavailable,
-                            "the host is finding out how the VM is; repeat the request",
-                        )
-                        .with("phase", "adopting")
-                    })?;
+                    let actor = slot.actor().ok_or_else(adopting)?;
                     let (reply, outcome) = oneshot::channel();
                     let _ = actor.cast(VmMsg::Attach { request_id, reply });
                     outcome.await.unwrap_or_else(|_| Err(interrupted()))
@@ -214,11 +208,7 @@ impl Creator {
         let bind = Some((wanted.request_id, request));
         let prepared = prepare(&self.services, &row, &Live::default(), &machine, &effects, bind);
         let mut batch = prepared.batch;
-        for nic in &row.nics {
-            let (network, ipv4) = (nic.network.clone(), nic.ipv4);
-            batch.push(Op::PutLease(LeaseRow { network, ipv4, vm_id, quarantine_until_unix_ms: None }));
-        }
-        batch.push(Op::PutUid(UidRow { uid: row.uid, vm_id, quarantine_until_unix_ms: None }));
+        batch.push_leases(&row);
         // Nobody may hear of a VM whose name another host has: the first event waits for the claim.
         self.services.journal.hold_events(vm_id);
         if let Err(error) = self.services.journal.commit(batch).await {
@@ -248,14 +238,14 @@ impl Creator {
                 // The row is durable and the claim will be confirmed: adoption takes it from here.
                 warn!(%vm_id, error = %chain(&error), "the name could not be taken yet");
                 // A retry that waits for the guard must find that the row is there.
-                self.list(&row).await;
+                self.directory.list(&self.services, &row).await;
                 let _ = self.manager.cast(ManagerMsg::Adopt(Box::new(row)));
                 return Err(error.to_body());
             }
         }
         info!(%vm_id, name = %row.name, namespace = %row.namespace, "created");
         // Whoever gets the reply may ask at once.
-        self.list(&row).await;
+        self.directory.list(&self.services, &row).await;
         let due_now = prepared.outcomes.into_iter().next().map(|(_, outcome)| outcome);
         let (reply, outcome) = oneshot::channel();
         let waiter = due_now.is_none().then_some((wanted.request_id, reply));
@@ -275,12 +265,6 @@ impl Creator {
             Some(due) => outcome_result(due),
             None => outcome.await.unwrap_or_else(|_| Err(interrupted())),
         }
-    }
-
-    /// From here on requests for the VM are heard.
-    async fn list(&self, row: &VmRow) {
-        self.directory.insert(row);
-        self.directory.serve(&self.services, &row.namespace, &row.name).await;
     }
 
     fn allowed(&self, spec: &ResolvedSpec) -> Result<(), ErrorBody> {

@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use drover_schemas::body::status::VmStatus;
 use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, VmId};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
@@ -22,6 +24,7 @@ use crate::journal::VmRow;
 use crate::router::Router;
 use crate::services::Services;
 use crate::vm::actor::VmRef;
+use crate::vm::message::VmMsg;
 
 /// How long a subscription that ends waits for each message that is on its way.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -73,6 +76,13 @@ impl Slot {
             other.cancel();
         }
         Ok(writer.insert(CancellationToken::new()).clone())
+    }
+
+    /// How the VM is by its actor's account, without its spec.
+    pub async fn status(&self) -> Option<VmStatus> {
+        let (reply, status) = oneshot::channel();
+        let _ = self.actor()?.cast(VmMsg::Status(reply));
+        status.await.ok()
     }
 
     pub(crate) fn set(&self, actor: Option<VmRef>) {
@@ -143,6 +153,12 @@ impl Directory {
             *slot = fresh();
         }
         Arc::clone(slot)
+    }
+
+    /// Makes the slot of a VM and subscribes for it: from here on requests for the VM are heard.
+    pub async fn list(&self, services: &Services, row: &VmRow) {
+        self.insert(row);
+        self.serve(services, &row.namespace, &row.name).await;
     }
 
     /// Names the router; once.

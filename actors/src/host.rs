@@ -150,13 +150,19 @@ impl HostState {
         let want = (u64::from(spec.cpus), spec.memory_bytes + self.totals.overhead_bytes);
         let used = inner.used();
         if used.0 + want.0 > self.totals.cpus {
-            return Err(exhausted("virtual CPUs", self.totals.cpus.saturating_sub(used.0), want.0));
+            return Err(exhausted(
+                "virtual CPUs",
+                self.totals.cpus.saturating_sub(used.0),
+                want.0,
+                "stop a VM",
+            ));
         }
         if used.1 + want.1 > self.totals.memory_bytes {
             return Err(exhausted(
                 "bytes of memory",
                 self.totals.memory_bytes.saturating_sub(used.1),
                 want.1,
+                "stop a VM",
             ));
         }
         let most = self.most_running();
@@ -211,7 +217,7 @@ impl HostState {
         let mut inner = self.lock();
         let (wanted, left) = (disk_bytes(spec), self.totals.disk_bytes.saturating_sub(inner.disk_bytes()));
         if wanted > left {
-            return Err(exhausted("bytes of disk", left, wanted));
+            return Err(exhausted("bytes of disk", left, wanted, "delete a VM"));
         }
         let mut leased = Vec::new();
         for (index, nic) in spec.nics.iter().enumerate() {
@@ -292,14 +298,10 @@ impl HostState {
     }
 }
 
-fn exhausted(what: &str, left: u64, wanted: u64) -> ErrorBody {
-    let text = format!(
-        "the host has {left} {what} left and the VM needs {wanted}; {}",
-        match what {
-            "bytes of disk" => "delete a VM or use another host",
-            _ => "stop a VM or use another host",
-        }
-    );
+/// `advice` says what gives some back.
+fn exhausted(what: &str, left: u64, wanted: u64, advice: &str) -> ErrorBody {
+    let text =
+        format!("the host has {left} {what} left and the VM needs {wanted}; {advice} or use another host");
     let error = ErrorBody::new(ErrorCode::ResourceExhausted, text);
     error.with("resource", what).with("left", left).with("needed", wanted)
 }

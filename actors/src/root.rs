@@ -4,15 +4,15 @@
 //! absent: the host then adopts its VMs, keeps them, and subscribes when the bus is there.
 
 mod background;
+mod orphans;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drover_schemas::body::host::Orphan;
+use drover_schemas::Token;
 use drover_schemas::event::HostEventKind;
 use drover_schemas::subject::{Family, PoolVerb, Subjects};
-use drover_schemas::{InstallationId, Token};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -36,7 +36,7 @@ use crate::journal::{self, Batch, JournalConfig, JournalHandle, Op, OpenError, S
 use crate::manager::{Manager, ManagerArgs, ManagerMsg};
 use crate::metrics::Metrics;
 use crate::network::{NetworkConfig, NetworkDef, NetworkError, NetworkHandle};
-use crate::orphans::{self, NotImported};
+use crate::orphans::label;
 use crate::router::{HostPhase, Router};
 use crate::service::ServiceMsg;
 use crate::services::{Limits, Programs, Services, Shared};
@@ -237,7 +237,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let run_error = |source| StartError::Run { path: setup.run.clone(), source };
     let run_root = RunRoot::new(&setup.run).map_err(run_error)?;
     run_root.create().map_err(run_error)?;
-    let (orphans, snapshot) = find_orphans(run_root.clone(), installation, snapshot).await;
+    let (orphans, snapshot) = orphans::find(run_root.clone(), installation, snapshot).await;
     let notify = NotifySocket::bind(&run_root).map_err(|source| StartError::Notify { source })?;
     let state = HostState::new(installation, setup.totals, &setup.networks, &snapshot)
         .map_err(|source| StartError::Subnet { source })?;
@@ -345,8 +345,8 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         phase_tx.closed().await;
     });
     for orphan in orphans.into_iter().filter(|orphan| orphan.ours) {
-        warn!(orphan = orphans::label(&orphan), "a VM of this installation runs without a row");
-        tokio::spawn(bring_back(services.clone(), Arc::clone(&shown), manager.clone(), orphan));
+        warn!(orphan = label(&orphan), "a VM of this installation runs without a row");
+        tokio::spawn(orphans::bring_back(services.clone(), Arc::clone(&shown), manager.clone(), orphan));
     }
     Ok(RunningHost {
         services,
@@ -390,56 +390,6 @@ async fn open_journal(setup: &HostSetup) -> Result<(JournalHandle, Snapshot), St
     Ok((journal, snapshot))
 }
 
-/// Takes an orphan back into the journal as soon as the bus tells that it may be; else it is left alone.
-async fn bring_back(
-    services: Shared,
-    directory: Arc<Directory>,
-    manager: ActorRef<ManagerMsg>,
-    orphan: Orphan,
-) {
-    services.egress.ready().await;
-    let reason = loop {
-        match orphans::import(&services, &directory, &orphan).await {
-            Ok(row) => {
-                directory.insert(&row);
-                directory.serve(&services, &row.namespace, &row.name).await;
-                let text = "a VM that ran without a row in the journal was imported";
-                services.log.note(HostNote::alarm("imported", text).with("vm", orphans::label(&orphan)));
-                let _ = manager.cast(ManagerMsg::Adopt(Box::new(row)));
-                return;
-            }
-            Err(failure @ NotImported::NotYet { .. }) => {
-                warn!(orphan = orphans::label(&orphan), %failure, "trying again");
-                tokio::time::sleep(IMPORT_RETRY).await;
-            }
-            Err(NotImported::Never { reason }) => break reason,
-        }
-    };
-    let label = orphans::label(&orphan);
-    warn!(orphan = label, reason, "a VM of this installation runs without a row; it is left alone");
-    let text = "a VM of this installation runs and is not in the journal; see host.orphans";
-    services.log.note(HostNote::alarm("orphan", text).with("vm", label).with("reason", &reason));
-    let mut reasons = services.not_imported.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    reasons.insert(orphan.vm_id, reason);
-}
-
-/// Every process of the machine is looked at, which takes a while.
-async fn find_orphans(
-    run_root: RunRoot,
-    installation: InstallationId,
-    mut snapshot: Snapshot,
-) -> (Vec<Orphan>, Snapshot) {
-    let found = tokio::task::spawn_blocking(move || {
-        let known = snapshot.vms.iter().map(|row| row.vm_id).collect();
-        let orphans = orphans::find(&run_root, installation, &known);
-        orphans::hold(&run_root, &orphans, &mut snapshot);
-        (orphans, snapshot)
-    });
-    found.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
-}
-
-/// Pause before the bus is asked again about an orphan.
-const IMPORT_RETRY: Duration = Duration::from_secs(2);
 /// What is kept of the time for stopping VMs to force those that do not go by themselves.
 const FORCE_TAKES: Duration = Duration::from_secs(10);
 /// Pause between two looks at the VMs that are being stopped.
@@ -472,10 +422,9 @@ impl RunningHost {
             let grace_ms = until.duration_since(Instant::now()).saturating_sub(FORCE_TAKES).as_millis();
             let grace_ms = u64::try_from(grace_ms).unwrap_or(u64::MAX);
             let mut up = 0;
-            for actor in self.directory.all().iter().filter_map(|slot| slot.actor()) {
-                let (reply, status) = oneshot::channel();
-                let _ = actor.cast(VmMsg::Status(reply));
-                if status.await.is_ok_and(|vm| vm.state.holds_runtime()) {
+            for slot in self.directory.all() {
+                let Some(actor) = slot.actor() else { continue };
+                if slot.status().await.is_some_and(|vm| vm.state.holds_runtime()) {
                     up += 1;
                     // Once more changes nothing, unless somebody has started it meanwhile.
                     let _ = actor.cast(VmMsg::HostStopping { grace_ms });

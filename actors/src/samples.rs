@@ -10,13 +10,11 @@ use drover_schemas::body::status::VmStatus;
 use drover_schemas::subject::Subject;
 use drover_schemas::{Token, codec};
 use serde::Serialize;
-use tokio::sync::oneshot;
 use tracing::debug;
 
 use crate::bus::connect::Bus;
 use crate::directory::Directory;
 use crate::services::{Services, Shared, now_ms};
-use crate::vm::message::VmMsg;
 
 /// How often samples are taken.
 const EVERY: Duration = Duration::from_secs(15);
@@ -53,10 +51,7 @@ pub async fn publish(services: Shared, directory: Arc<Directory>, bus: Bus) {
 async fn vms(services: &Services, directory: &Directory) -> BTreeMap<Token, Vec<VmSample>> {
     let mut samples: BTreeMap<Token, Vec<VmSample>> = BTreeMap::new();
     for slot in directory.all() {
-        let Some(actor) = slot.actor() else { continue };
-        let (reply, status) = oneshot::channel();
-        let _ = actor.cast(VmMsg::Status(reply));
-        let Ok(VmStatus { namespace, name, vm_id, state, .. }) = status.await else { continue };
+        let Some(VmStatus { namespace, name, vm_id, state, .. }) = slot.status().await else { continue };
         if state.holds_runtime() {
             // Its launch is looked up only where it was made elsewhere.
             let memory_bytes = services.cgroups.of(vm_id).memory_bytes();

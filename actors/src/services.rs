@@ -10,6 +10,7 @@ use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token, VmId};
 
 use crate::bus::claims::Claims;
 use crate::bus::egress::Egress;
+use crate::chain;
 use crate::host::HostState;
 use crate::host_log::HostLog;
 use crate::hypervisor::cgroup::{Cgroups, VmCgroup};
@@ -124,6 +125,28 @@ impl Services {
             }
         }
         group
+    }
+
+    /// Where a VM has its disks.
+    #[must_use]
+    pub fn disk_dir(&self, vm_id: VmId) -> PathBuf {
+        self.disks.join(vm_id.to_string().to_ascii_lowercase())
+    }
+
+    /// Removes the disks and the run directory of a VM of which nothing runs.
+    ///
+    /// # Errors
+    /// In words, why something of them is still there.
+    pub async fn remove_files(&self, vm_id: VmId) -> Result<(), String> {
+        let (disks, dir) = (self.disk_dir(vm_id), self.run_root.vm(vm_id));
+        let removed = tokio::task::spawn_blocking(move || {
+            match std::fs::remove_dir_all(&disks) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.to_string()),
+                _ => {}
+            }
+            dir.remove().map_err(|e| chain(&e).to_string())
+        });
+        removed.await.unwrap_or_else(|panic| Err(panic.to_string()))
     }
 
     /// Waits a little for the stream and the buckets: a host on a new bus makes them first.

@@ -320,13 +320,12 @@ impl HostConfig {
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
-        if !(self.capacity.cpu_ratio >= 0.1 && self.capacity.cpu_ratio <= 1_000.0) {
-            let reason = format!("{} is not possible; use 0.1 to 1000", self.capacity.cpu_ratio);
-            return Err(ConfigError::Range { key: "capacity.cpu_ratio", reason });
-        }
-        if !(self.capacity.disk_ratio >= 0.1 && self.capacity.disk_ratio <= 1_000.0) {
-            let reason = format!("{} is not possible; use 0.1 to 1000", self.capacity.disk_ratio);
-            return Err(ConfigError::Range { key: "capacity.disk_ratio", reason });
+        let CapacityConfig { cpu_ratio, disk_ratio, .. } = self.capacity;
+        for (key, ratio) in [("capacity.cpu_ratio", cpu_ratio), ("capacity.disk_ratio", disk_ratio)] {
+            if !(0.1..=1_000.0).contains(&ratio) {
+                let reason = format!("{ratio} is not possible; use 0.1 to 1000");
+                return Err(ConfigError::Range { key, reason });
+            }
         }
         if self.shutdown.timeout_s < 15 {
             let reason = "VMs that do not go by themselves need 10 s to be forced; use 15 or more".to_owned();

@@ -28,6 +28,7 @@ pub mod events;
 pub mod leak;
 pub mod logins;
 pub mod netns;
+mod programs;
 pub mod soak;
 pub mod wait;
 pub mod world;

@@ -18,6 +18,7 @@ use tokio::process::{Child, Command};
 use crate::client::Bus;
 use crate::leak;
 use crate::netns::NetNs;
+use crate::programs::Programs;
 use crate::wait::{patience_factor, until};
 
 /// Where the bus of every world is, in its own namespace.
@@ -84,15 +85,6 @@ pub struct World {
     folder: TempDir,
 }
 
-#[derive(Debug, Clone)]
-struct Programs {
-    bins: PathBuf,
-    agent: PathBuf,
-    images: PathBuf,
-    /// A real hypervisor instead of `softvmm`; its guests are always kernels.
-    vmm: Option<PathBuf>,
-}
-
 /// Runs `body` in a world of its own, on a thread in a namespace of its own, and takes the world away.
 ///
 /// # Panics
@@ -101,7 +93,7 @@ pub fn run<F>(test: &str, options: Options, body: F)
 where
     F: AsyncFnOnce(&mut World) + Send + 'static,
 {
-    let programs = match requirements(&options) {
+    let programs = match Programs::find(&options) {
         Ok(programs) => programs,
         Err(reason) => return println!("SKIP {test}: {reason}"),
     };
@@ -143,37 +135,6 @@ where
     }
     world.end().await;
     result
-}
-
-fn requirements(options: &Options) -> Result<Programs, String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err("needs root for namespaces and TAPs".into());
-    }
-    let path = |name: &str| match std::env::var_os(name).map(PathBuf::from) {
-        Some(path) if path.exists() => Ok(path),
-        Some(path) => Err(format!("{name} is {}, which is not there", path.display())),
-        None => Err(format!("{name} is not set; tests/run.sh sets it")),
-    };
-    let programs = Programs {
-        bins: path("DROVER_BIN_DIR")?,
-        agent: path("DROVER_AGENT")?,
-        images: path("DROVER_IMAGES")?,
-        vmm: std::env::var_os("DROVER_VMM").map(PathBuf::from),
-    };
-    if programs.vmm.is_some() && options.misbehaves {
-        return Err("needs softvmm, which misbehaves when it is told to".into());
-    }
-    let qemu: &[&str] = match options.guest {
-        "qemu" if programs.vmm.is_none() => &["qemu-system-x86_64", "vhost-device-vsock"],
-        _ => &[],
-    };
-    let paths: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
-    for program in ["nats-server", "ip", "nft"].iter().chain(qemu) {
-        if !paths.iter().any(|dir| dir.join(program).is_file()) {
-            return Err(format!("{program} is not in PATH"));
-        }
-    }
-    Ok(programs)
 }
 
 impl World {
@@ -272,6 +233,12 @@ impl World {
     #[must_use]
     pub fn run_dir(&self) -> &Path {
         &self.run
+    }
+
+    /// The run directory of a VM.
+    #[must_use]
+    pub fn vm_dir(&self, vm_id: VmId) -> PathBuf {
+        self.run.join(vm_id.to_string().to_ascii_lowercase())
     }
 
     /// Where the journal and disks are.

@@ -279,7 +279,7 @@ fn a_host_that_was_rebooted_and_lost_its_run_directory() {
         // Its holder as well, which writes down how it ended.
         let run = world.run_dir();
         until("it is gone", async || leak::processes(run, lost.vm_id).is_empty().then_some(())).await;
-        std::fs::remove_dir_all(world.run_dir().join(lost.vm_id.to_string().to_ascii_lowercase())).unwrap();
+        std::fs::remove_dir_all(world.vm_dir(lost.vm_id)).unwrap();
         world.start();
         world.ready().await;
         bus.until("lost", "failed", |vm| vm.state == VmState::Failed).await;
@@ -350,7 +350,7 @@ fn a_host_that_was_rebooted() {
         world.kill().await;
         // What a boot leaves: no process, and records of a boot that is over.
         world.kill_vmm(on.vm_id);
-        let dir = world.run_dir().join(on.vm_id.to_string().to_ascii_lowercase());
+        let dir = world.vm_dir(on.vm_id);
         let mut record: Value = serde_json::from_slice(&std::fs::read(dir.join("vmm.pid")).unwrap()).unwrap();
         record["boot_id"] = json!("00000000-0000-0000-0000-000000000000");
         std::fs::write(dir.join("vmm.pid"), record.to_string()).unwrap();

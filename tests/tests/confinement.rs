@@ -68,7 +68,7 @@ fn a_vmm_reaches_nothing_but_its_vm() {
         let (of_a, of_b) = (is_confined(world, &a), is_confined(world, &b));
         assert_ne!(of_a, of_b, "each VM has a user of its own");
         // Also by the names that the host uses, another VM's sockets are closed to it.
-        let sockets = world.run_dir().join(b.vm_id.to_string().to_ascii_lowercase()).join("s");
+        let sockets = world.vm_dir(b.vm_id).join("s");
         let refused = tokio::process::Command::new("setpriv")
             .args([&format!("--reuid={of_a}"), &format!("--regid={of_a}"), "--clear-groups", "ls"])
             .arg(&sockets)
@@ -84,8 +84,7 @@ fn a_vmm_reaches_nothing_but_its_vm() {
 fn what_a_vmm_plants_in_its_folder_is_not_followed() {
     run("what_a_vmm_plants_in_its_folder_is_not_followed", Options::default(), async |world| {
         let (a, b) = (world.bus.up("a").await, world.bus.up("b").await);
-        let sockets =
-            |vm: &VmStatus| world.run_dir().join(vm.vm_id.to_string().to_ascii_lowercase()).join("s");
+        let sockets = |vm: &VmStatus| world.vm_dir(vm.vm_id).join("s");
         let precious = world.path("precious");
         std::fs::write(&precious, "kept").unwrap();
         // As a VMM would that has been taken over: its API leads to another VM's, and more lies about.

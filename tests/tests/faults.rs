@@ -335,7 +335,7 @@ fn a_vm_that_cannot_be_looked_at_is_unknown_until_it_can() {
         let (hidden, seen) = (bus.up("hidden").await, bus.up("seen").await);
         world.kill().await;
         // The record of its process cannot be read just now.
-        let dir = world.run_dir().join(hidden.vm_id.to_string().to_ascii_lowercase());
+        let dir = world.vm_dir(hidden.vm_id);
         std::fs::rename(dir.join("vmm.pid"), dir.join("away")).unwrap();
         std::fs::create_dir(dir.join("vmm.pid")).unwrap();
         world.start();

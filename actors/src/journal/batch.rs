@@ -115,6 +115,16 @@ impl Batch {
         Self::new().essential().with(events).with(Op::RemoveVm { vm_id })
     }
 
+    /// Adds the user and the addresses of a VM, which are its own from this commit on.
+    pub fn push_leases(&mut self, row: &VmRow) {
+        let (vm_id, quarantine_until_unix_ms) = (row.vm_id, None);
+        for nic in &row.nics {
+            let (network, ipv4) = (nic.network.clone(), nic.ipv4);
+            self.push(Op::PutLease(LeaseRow { network, ipv4, vm_id, quarantine_until_unix_ms }));
+        }
+        self.push(Op::PutUid(UidRow { uid: row.uid, vm_id, quarantine_until_unix_ms }));
+    }
+
     /// Adds an operation.
     pub fn push(&mut self, op: Op) {
         self.ops.push(op);

@@ -18,7 +18,7 @@ use crate::bus::claims::{Claim, NameKey, Phase};
 use crate::chain;
 use crate::directory::Directory;
 use crate::hypervisor::process::LaunchRecord;
-use crate::journal::{LeaseRow, Op, UidRow, VmRow};
+use crate::journal::VmRow;
 use crate::services::{Services, now_ms};
 use crate::vm::machine::Effect;
 use crate::vm::prepare::prepare;
@@ -80,11 +80,7 @@ pub async fn import(
     };
     let prepared = prepare(services, &row, &Live::default(), &machine, &[told], None);
     let mut batch = prepared.batch.essential();
-    for nic in &row.nics {
-        let (network, ipv4) = (nic.network.clone(), nic.ipv4);
-        batch.push(Op::PutLease(LeaseRow { network, ipv4, vm_id, quarantine_until_unix_ms: None }));
-    }
-    batch.push(Op::PutUid(UidRow { uid: row.uid, vm_id, quarantine_until_unix_ms: None }));
+    batch.push_leases(&row);
     services.journal.commit(batch).await.map_err(|e| not_yet(chain(&e).to_string()))?;
     services.state.imported(vm_id, &row.spec);
     info!(%vm_id, name = %row.name, namespace = %row.namespace, "imported");

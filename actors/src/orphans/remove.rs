@@ -34,15 +34,7 @@ pub async fn remove(services: &Services, orphan: &Orphan) -> Result<(), ErrorBod
     let nics = nics(&record);
     let detached = services.network.detach(vm_id, nics.clone()).await;
     detached.map_err(|e| stays(format!("its network could not be taken away: {}", chain(&e))))?;
-    let disks = services.disks.join(vm_id.to_string().to_ascii_lowercase());
-    let removed = tokio::task::spawn_blocking(move || {
-        match std::fs::remove_dir_all(&disks) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.to_string()),
-            _ => {}
-        }
-        dir.remove().map_err(|e| chain(&e).to_string())
-    });
-    let removed = removed.await.unwrap_or_else(|panic| Err(panic.to_string()));
+    let removed = services.remove_files(vm_id).await;
     removed.map_err(|e| stays(format!("its files could not be removed: {e}")))?;
     services.state.unhold(record.uid, &nics, services.limits.quarantine.max(Duration::from_secs(1)));
     info!(%vm_id, "an orphan was removed");

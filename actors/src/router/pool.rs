@@ -6,14 +6,13 @@ use std::sync::PoisonError;
 use drover_schemas::body::host::{
     BackupReply, DrainReply, DrainRequest, HostInfo, OrphanRemoveRequest, OrphansReply, VmmInfo,
 };
-use drover_schemas::body::status::VmStatus;
 use drover_schemas::state::VmState;
 
 use super::HostPhase;
 use super::{
     Answer, ChangeReply, ErrorBody, ErrorCode, ListReply, ListRequest, LookupReply, LookupRequest, NameKey,
-    Phase, PoolVerb, Request, Router, Slot, Token, ValidateReply, ValidateRequest, VmMsg, body_of, codec,
-    config_text, interrupted, oneshot,
+    Phase, PoolVerb, Request, Router, Token, ValidateReply, ValidateRequest, body_of, codec, config_text,
+    interrupted,
 };
 use crate::chain;
 use crate::hypervisor::landlock;
@@ -57,7 +56,7 @@ impl Router {
             .map_err(|e| ErrorBody::new(ErrorCode::InvalidArgument, format!("cursor: {e}")))?;
         let page = self.directory.page(ns, after.as_ref(), limit + 1);
         let next_cursor = (page.len() > limit).then(|| page[limit - 1].0.to_string());
-        let statuses = page.iter().take(limit).map(|(_, slot)| status_of(slot));
+        let statuses = page.iter().take(limit).map(|(_, slot)| slot.status());
         let vms = futures_util::future::join_all(statuses).await.into_iter().flatten().collect();
         Ok(ListReply { vms, next_cursor })
     }
@@ -136,12 +135,6 @@ impl Router {
     }
 }
 
-async fn status_of(slot: &Slot) -> Option<VmStatus> {
-    let (reply, status) = oneshot::channel();
-    let _ = slot.actor()?.cast(VmMsg::Status(reply));
-    status.await.ok()
-}
-
 /// What the host does; a host that lacks the bus's assets cannot create.
 fn phase(router: &Router) -> &'static str {
     match *router.phase.borrow() {
@@ -155,7 +148,7 @@ pub(super) async fn host_info(router: &Router) -> HostInfo {
     let services = &router.services;
     let mut states: BTreeMap<String, u64> = BTreeMap::new();
     let slots = router.directory.all();
-    for status in futures_util::future::join_all(slots.iter().map(|slot| status_of(slot))).await {
+    for status in futures_util::future::join_all(slots.iter().map(|slot| slot.status())).await {
         let name = status.map_or("adopting", |s| s.state.as_str());
         *states.entry(name.to_owned()).or_default() += 1;
     }

@@ -306,7 +306,7 @@ async fn boot_paths(context: &TaskContext) -> Result<BootPaths, Cause> {
 }
 
 fn disk_dir(context: &TaskContext) -> PathBuf {
-    context.services.disks.join(context.row.vm_id.to_string().to_ascii_lowercase())
+    context.services.disk_dir(context.row.vm_id)
 }
 
 /// Makes the VM's own copy of an image, once: a later boot finds it. It appears under its name only when
@@ -458,23 +458,9 @@ async fn delete(context: &TaskContext) {
         stop_ladder(&run.api, &run.process, &cgroup, StopPlan::force(), async { Ok(()) }).await;
     }
     release(context).await;
-    let disks = disk_dir(context);
-    let dir = run_dir(context);
-    loop {
-        let (disks, dir) = (disks.clone(), dir.clone());
-        let removed = tokio::task::spawn_blocking(move || {
-            match std::fs::remove_dir_all(&disks) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.to_string()),
-                _ => {}
-            }
-            dir.remove().map_err(|e| chain(&e).to_string())
-        })
-        .await;
-        match removed {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => warn!(vm_id = %context.row.vm_id, error, "files not removed, trying again"),
-            Err(error) => warn!(vm_id = %context.row.vm_id, %error, "files not removed, trying again"),
-        }
+    let vm_id = context.row.vm_id;
+    while let Err(error) = context.services.remove_files(vm_id).await {
+        warn!(%vm_id, error, "files not removed, trying again");
         tokio::time::sleep(RELEASE_RETRY).await;
     }
 }

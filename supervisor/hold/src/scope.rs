@@ -2,7 +2,6 @@
 //! limits, for the VMM. A cgroup with children of its own may hold no process, so we leave the scope's first.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 
 use crate::record::{SCOPE_HOLDER, SCOPE_VMM, SpawnError};
@@ -32,6 +31,5 @@ pub fn enter(scope: &Path, limits: &[(String, String)]) -> Result<(), SpawnError
 }
 
 fn write(path: &Path, value: &str) -> Result<(), SpawnError> {
-    let written: io::Result<()> = fs::write(path, value);
-    step(format!("write {value} to {}", path.display()), written)
+    step(format!("write {value} to {}", path.display()), fs::write(path, value))
 }

@@ -93,13 +93,7 @@ impl VmActorState {
                 let message = format!("{operation} is under way; repeat {} when it is over", change.name);
                 return Err(ErrorBody::new(ErrorCode::Busy, message).with("operation", operation));
             }
-            Admission::Adopting => {
-                return Err(ErrorBody::new(
-                    ErrorCode::Unavailable,
-                    "the host is finding out how the VM is; repeat the request",
-                )
-                .with("phase", "adopting"));
-            }
+            Admission::Adopting => return Err(adopting()),
         }
         if self.gone.is_some() {
             return Err(ErrorBody::new(ErrorCode::NotFound, "the VM has just been deleted"));
@@ -184,6 +178,12 @@ pub fn outcome_result(outcome: Outcome) -> Result<ChangeReply, ErrorBody> {
         Outcome::Reply(reply) => Ok(*reply),
         Outcome::Error(error) => Err(error),
     }
+}
+
+/// How the VM is is not known yet.
+pub fn adopting() -> ErrorBody {
+    let text = "the host is finding out how the VM is; repeat the request";
+    ErrorBody::new(ErrorCode::Unavailable, text).with("phase", "adopting")
 }
 
 /// A request id that may have been forgotten is refused, never run.

@@ -130,20 +130,19 @@ pub(super) async fn run(command: &VmCommand, global: &Global) -> Result<u8, CliE
         VmCommand::Exec(args) => return exec::run(args, &client, global).await,
         VmCommand::Cp(args) => copy::run(args, &client, global).await?,
         VmCommand::Console(args) => return console::run(args, &client, global).await,
-        VmCommand::Logs { name, source: Source::Console, tail, follow: true } => {
-            let request =
-                LogsRequest { source: LogSource::Console, tail_bytes: tail.map(|size| size.0), follow: true };
-            return console::follow(name, &request, &client, read.deadline).await;
-        }
-        VmCommand::Logs { source: Source::Vmm, follow: true, .. } => {
-            return Err(CliError::Usage("only the console can be followed; leave --follow out".into()));
-        }
-        VmCommand::Logs { name, source, tail, .. } => {
+        VmCommand::Logs { name, source, tail, follow } => {
             let source = match source {
+                Source::Vmm if *follow => {
+                    let text = "only the console can be followed; leave --follow out";
+                    return Err(CliError::Usage(text.into()));
+                }
                 Source::Console => LogSource::Console,
                 Source::Vmm => LogSource::Vmm,
             };
-            let request = LogsRequest { source, tail_bytes: tail.map(|size| size.0), follow: false };
+            let request = LogsRequest { source, tail_bytes: tail.map(|size| size.0), follow: *follow };
+            if *follow {
+                return console::follow(name, &request, &client, read.deadline).await;
+            }
             let logs: LogsReply = client.vm(name, "logs", &request, read).await?;
             print_log(&logs, global).await?;
         }
