@@ -24,7 +24,7 @@ use crate::config::VmConfig;
 use crate::refusal::Cause;
 use crate::serial;
 use crate::tap::Tap;
-use crate::vsock::{Hybrid, Listener};
+use crate::vsock::{Behind, Hybrid, Listener};
 
 /// How long pid 1 may take to answer a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(5);
@@ -82,7 +82,7 @@ impl ProcessGuest {
             control,
             taps,
             paused,
-            vsock: listener.map(|l| l.serve(guest_root, watch)),
+            vsock: listener.map(|l| l.serve(Behind::Ports(guest_root), watch)),
             watcher: tokio::spawn(watch_end(spawned, pidfd, plan.notifier, config.devices())),
             pump,
         })

@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -25,18 +25,19 @@ use crate::config::{ImageType, VmConfig};
 use crate::refusal::Cause;
 use crate::serial;
 use crate::tap::Tap;
-use crate::vsock::bind_failed;
+use crate::vsock::{Behind, Hybrid, Listener};
 
 /// Memory that QEMU may use for translated code, in MiB. The rest of its overhead is small beside it.
 pub const TB_SIZE_MIB: u32 = 64;
 
 /// How long the vsock device may take to listen.
 const VSOCK_LIMIT: Duration = Duration::from_secs(10);
-/// How long the activation of devices is watched for.
+/// How long the activation of devices is looked for often.
 const ACTIVATION_LIMIT: Duration = Duration::from_secs(120);
 /// What QEMU's ids begin with: an id of ours may start with what one of QEMU's may not.
 const PREFIX: &str = "d.";
 const POLL: Duration = Duration::from_millis(250);
+const SELDOM: Duration = Duration::from_secs(2);
 
 /// A running QEMU.
 pub struct QemuGuest {
@@ -44,7 +45,8 @@ pub struct QemuGuest {
     kill: Option<oneshot::Sender<()>>,
     end: JoinHandle<()>,
     pump: JoinHandle<()>,
-    vsock: Option<PathBuf>,
+    paused: watch::Sender<bool>,
+    _vsock: Option<Hybrid>,
 }
 
 fn broken(what: &'static str, why: impl std::fmt::Display) -> StartError {
@@ -62,25 +64,31 @@ impl QemuGuest {
             // Attached for a moment only: the error is then the real one's, not QEMU's on stderr.
             Tap::attach(net).map_err(|c| StartError::Devices(Lost::Nets, c))?;
         }
-        if config.vsock.as_ref().is_some_and(|v| v.socket.exists()) {
-            let taken = std::io::Error::from_raw_os_error(libc::EADDRINUSE);
-            return Err(StartError::Devices(Lost::Vsock, bind_failed(&taken)));
-        }
-        check_payload(config)?;
-        let device = match &config.vsock {
-            Some(vsock) => Some(VsockDevice::start(&plan.args.vhost_vsock, vsock.cid, &vsock.socket).await?),
-            None => None,
+        let listener = config.vsock.as_ref().map(|v| Listener::bind(&v.socket)).transpose();
+        let listener = listener.map_err(|c| StartError::Devices(Lost::Vsock, c))?;
+        let started = async {
+            check_payload(config)?;
+            let device = match &config.vsock {
+                Some(vsock) => {
+                    Some(VsockDevice::start(&plan.args.vhost_vsock, vsock.cid, &vsock.socket).await?)
+                }
+                None => None,
+            };
+            let launched = launch(&plan, device.as_ref().map(|d| d.meeting.as_path())).await?;
+            Ok((device, launched))
         };
-        let socket = config.vsock.as_ref().map(|v| v.socket.clone());
-        let started = launch(&plan, device.as_ref().map(|d| d.meeting.as_path())).await;
-        let (qemu, qmp, stream, events) = match started {
+        let (device, (qemu, qmp, stream, events)) = match started.await {
             Ok(started) => started,
             Err(error) => {
-                drop(device);
-                let _ = socket.map(std::fs::remove_file);
+                listener.into_iter().for_each(Listener::discard);
                 return Err(error);
             }
         };
+        let (drivers, in_use) = watch::channel(false);
+        let (paused, watched) = watch::channel(false);
+        let vsock = listener
+            .zip(device.as_ref())
+            .map(|(listener, device)| listener.serve(Behind::device(device.socket.clone(), in_use), watched));
         let (input, typed) = mpsc::unbounded_channel();
         if let Err(error) = plan.serial.start(input) {
             plan.serial.output(format!("softvmm: no serial socket: {error}\r\n").as_bytes());
@@ -91,9 +99,13 @@ impl QemuGuest {
         if let Some(device) = &device {
             let _ = std::fs::remove_file(&device.meeting);
         }
-        tokio::spawn(report_activations(qmp.clone(), plan.notifier.clone(), config.devices().len()));
+        let devices = config.devices();
+        let vsock_id = config.vsock.as_ref().and_then(|_| devices.last().cloned());
+        let reports =
+            report_activations(qmp.clone(), plan.notifier.clone(), devices.len(), vsock_id, drivers);
+        tokio::spawn(reports);
         let end = tokio::spawn(watch(qemu, device, killed, plan.notifier));
-        Ok(Self { qmp, kill: Some(kill), end, pump, vsock: socket })
+        Ok(Self { qmp, kill: Some(kill), end, pump, paused, _vsock: vsock })
     }
 
     /// Stops the processors.
@@ -101,7 +113,9 @@ impl QemuGuest {
     /// # Errors
     /// QEMU did not.
     pub async fn pause(&mut self) -> Result<(), String> {
-        self.command("stop").await
+        self.command("stop").await?;
+        let _ = self.paused.send(true);
+        Ok(())
     }
 
     /// Lets them run.
@@ -109,7 +123,9 @@ impl QemuGuest {
     /// # Errors
     /// QEMU did not.
     pub async fn resume(&mut self) -> Result<(), String> {
-        self.command("cont").await
+        self.command("cont").await?;
+        let _ = self.paused.send(false);
+        Ok(())
     }
 
     /// Presses the ACPI power button.
@@ -150,9 +166,6 @@ impl QemuGuest {
         let _ = (&mut self.end).await;
         // Its output has an end now: what was written last is read before the port closes.
         let _ = timeout(Duration::from_secs(1), self.pump).await;
-        if let Some(socket) = self.vsock {
-            let _ = std::fs::remove_file(socket);
-        }
     }
 }
 
@@ -174,37 +187,40 @@ pub fn no_block_counters() -> Value {
 struct VsockDevice {
     child: Child,
     meeting: PathBuf,
+    /// Its own hybrid socket, which only we speak to.
+    socket: PathBuf,
 }
 
 impl Drop for VsockDevice {
     fn drop(&mut self) {
         let _ = self.child.start_kill();
         let _ = std::fs::remove_file(&self.meeting);
+        let _ = std::fs::remove_file(&self.socket);
     }
 }
 
 impl VsockDevice {
-    async fn start(program: &Path, cid: u32, socket: &Path) -> Result<Self, StartError> {
-        let meeting = socket.with_extension("vhost");
+    async fn start(program: &Path, cid: u32, hybrid: &Path) -> Result<Self, StartError> {
+        let (meeting, socket) = (hybrid.with_extension("vhost"), hybrid.with_extension("device"));
         let _ = std::fs::remove_file(&meeting);
         let mut command = Command::new(program);
         command.arg("--guest-cid").arg(cid.to_string()).arg("--socket").arg(&meeting);
         command
             .arg("--uds-path")
-            .arg(socket)
+            .arg(&socket)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         dies_with_us(&mut command, Vec::new());
         let child = command.spawn().map_err(|e| broken("Cannot start the vsock device", e))?;
-        let mut device = Self { child, meeting };
+        let mut device = Self { child, meeting, socket };
         let deadline = Instant::now() + VSOCK_LIMIT;
         while !device.meeting.exists() {
             if let Ok(Some(status)) = device.child.try_wait() {
                 return Err(broken("The vsock device ended", status));
             }
             if Instant::now() > deadline {
-                return Err(broken("The vsock device does not listen", socket.display()));
+                return Err(broken("The vsock device does not listen", device.socket.display()));
             }
             sleep(Duration::from_millis(5)).await;
         }
@@ -334,13 +350,26 @@ fn arguments(config: &VmConfig, monitor: i32, port: i32, meeting: Option<&Path>)
     args
 }
 
-/// Asks which virtio devices the guest's drivers have taken into use, until all of them are, QEMU is
-/// gone, or a guest without drivers has had its time.
-async fn report_activations(qmp: Qmp, notifier: Notifier, devices: usize) {
-    let deadline = Instant::now() + ACTIVATION_LIMIT;
+/// Asks which virtio devices the guest's drivers have taken into use, until all of them are or QEMU is
+/// gone; a guest without drivers is asked seldom. `vsock_in_use` follows one look later: what QEMU has told
+/// the vsock device must have reached it.
+async fn report_activations(
+    qmp: Qmp,
+    notifier: Notifier,
+    devices: usize,
+    vsock: Option<String>,
+    vsock_in_use: watch::Sender<bool>,
+) {
+    let eager_until = Instant::now() + ACTIVATION_LIMIT;
     let mut seen = BTreeSet::new();
-    while seen.len() < devices && Instant::now() < deadline {
-        sleep(POLL).await;
+    loop {
+        sleep(if Instant::now() < eager_until { POLL } else { SELDOM }).await;
+        if vsock.as_ref().is_some_and(|id| seen.contains(id)) {
+            let _ = vsock_in_use.send(true);
+        }
+        if seen.len() >= devices {
+            return;
+        }
         let Ok(list) = qmp.execute("x-query-virtio", Value::Null).await else { return };
         for path in list.as_array().into_iter().flatten().filter_map(|device| device["path"].as_str()) {
             let Ok(status) = qmp.execute("x-query-virtio-status", json!({"path": path})).await else {
