@@ -128,6 +128,8 @@ where
         let told = world.told();
         let lines: Vec<&str> = told.lines().collect();
         println!("the daemon told:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+        let listed = world.drover(&["vm", "ls", "-o", "json", "--deadline", "5"]).await;
+        println!("its VMs:\n{}", String::from_utf8_lossy(&listed.stdout));
         world.print_evidence();
         if let Some(kept) = std::env::var_os("DROVER_KEEP_LOG") {
             fs::copy(world.path("host.log"), kept).expect("the log is kept");

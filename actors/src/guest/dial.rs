@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use drover_schemas::guest::AgentHello;
@@ -21,6 +21,22 @@ const MAX_LINE: usize = 32;
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest single attempt: the hypervisor itself gives up after 2 s.
 const ATTEMPT: Duration = Duration::from_secs(3);
+
+/// Why the last try to reach an agent failed; clones see the same.
+#[derive(Debug, Clone, Default)]
+pub struct LastError(Arc<Mutex<Option<LinkError>>>);
+
+impl LastError {
+    /// The reason, while there is no link.
+    #[must_use]
+    pub fn get(&self) -> Option<LinkError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, error: LinkError) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+}
 
 pub(super) fn io_error(source: io::Error) -> LinkError {
     match source.kind() {
@@ -58,7 +74,7 @@ pub async fn dial(vsock_socket: &Path, port: u32) -> Result<UnixStream, LinkErro
 }
 
 /// As [`Link::connect`], again and again while the guest boots: its socket may not exist yet, and
-/// closes while nobody listens.
+/// closes while nobody listens. Why it did not work yet is in `last_error`.
 ///
 /// # Errors
 /// [`LinkError::GivenUp`] when `cancel` fired, [`LinkError::Deadline`] when the time was up, or what
@@ -68,6 +84,7 @@ pub async fn connect_when_ready(
     info: &HelloInfo,
     cancel: &CancellationToken,
     deadline: Duration,
+    last_error: &LastError,
 ) -> Result<(Link, Arc<AgentHello>), LinkError> {
     let began = Instant::now();
     let until = began + deadline;
@@ -75,14 +92,17 @@ pub async fn connect_when_ready(
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match Link::connect(vsock_socket, info, left.min(ATTEMPT)).await {
-                Err(error) if error.may_pass() => {
+                Ok(linked) => return Ok(linked),
+                Err(error) => {
+                    last_error.set(error.clone());
+                    if !error.may_pass() {
+                        return Err(error);
+                    }
                     if Instant::now() + pause_while_waiting(began.elapsed(), LONGEST_PAUSE) >= until {
                         let after_ms = deadline.as_millis() as u64;
                         return Err(LinkError::Deadline { step: "the start of the guest's agent", after_ms });
                     }
-                    tracing::trace!(%error, "guest agent not ready");
                 }
-                other => return other,
             }
             sleep(pause_while_waiting(began.elapsed(), LONGEST_PAUSE)).await;
         }

@@ -22,7 +22,7 @@ mod stream;
 mod table;
 mod task;
 
-pub use dial::{connect_when_ready, dial};
+pub use dial::{LastError, connect_when_ready, dial};
 pub use error::{CallError, LinkError};
 pub use ids::GuestIds;
 pub use link::{HelloInfo, Link, Open};

@@ -200,6 +200,7 @@ impl VmActorState {
                 if self.link_watch.as_ref().is_some_and(|w| w.generation() == generation) {
                     self.link = None;
                     self.live.agent = None;
+                    self.live.last_error = self.link_watch.as_ref().map(LinkWatch::last_error);
                     self.happened(myself, Input::AgentLost(cause)).await;
                 }
             }
@@ -300,6 +301,7 @@ impl VmActorState {
         self.reboots = 0;
         let hello = link.hello();
         self.live.agent = Some((hello.version.clone(), hello.boot_id.clone()));
+        self.live.last_error = None;
         let cause = Cause::new(CauseKind::AgentReady, "the guest agent answers")
             .with("agent_version", &hello.version)
             .with("boot_id", &hello.boot_id)
@@ -322,13 +324,16 @@ impl VmActorState {
         self.generation += 1;
         let dir = self.services.run_root.vm(self.row.vm_id);
         let timeout = Duration::from_millis(self.row.spec.agent.ready_timeout_ms);
-        self.link_watch = Some(LinkWatch::start(myself.clone(), self.generation, dir, timeout));
+        let watch = LinkWatch::start(myself.clone(), self.generation, dir, timeout);
+        self.live.last_error = Some(watch.last_error());
+        self.link_watch = Some(watch);
     }
 
     fn drop_link(&mut self) {
         self.link_watch = None;
         self.link = None;
         self.live.agent = None;
+        self.live.last_error = None;
     }
 
     fn drop_run(&mut self) {

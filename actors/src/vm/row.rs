@@ -7,6 +7,8 @@ use drover_schemas::subject::{Subject, Subjects};
 use drover_schemas::{RequestId, Token, codec};
 
 use super::machine::{Due, Machine, Op};
+use crate::chain;
+use crate::guest::LastError;
 use crate::journal::{OutboxRow, PendingOp, StatusUpdate, VmRow};
 
 /// The machine as the row remembers it; nothing is under way.
@@ -64,6 +66,8 @@ pub fn write_machine(row: &mut VmRow, machine: &Machine) {
 pub struct Live {
     /// Version of the agent and boot id of the guest, while the link is up.
     pub agent: Option<(String, String)>,
+    /// Why the agent was not reached, while it is looked for.
+    pub last_error: Option<LastError>,
     /// Process id of the VMM.
     pub pid: Option<u32>,
 }
@@ -75,6 +79,7 @@ pub fn status(host: &Token, row: &VmRow, machine: &Machine, live: &Live, with_sp
         Some((version, boot_id)) => (Some(version.clone()), Some(boot_id.clone())),
         None => (None, None),
     };
+    let last_error = live.last_error.as_ref().and_then(LastError::get).map(|e| chain(&e).to_string());
     VmStatus {
         namespace: row.namespace.clone(),
         name: row.name.clone(),
@@ -91,7 +96,7 @@ pub fn status(host: &Token, row: &VmRow, machine: &Machine, live: &Live, with_sp
         state_since_unix_ms: row.state_since_unix_ms,
         operation: machine.operation(),
         cause: machine.cause.clone(),
-        agent: AgentStatus { state: machine.agent, version, boot_id },
+        agent: AgentStatus { state: machine.agent, version, boot_id, last_error },
         nics: nics(row),
         vmm_pid: live.pid,
         restarts: u32::try_from(machine.restarts.len()).unwrap_or(u32::MAX),

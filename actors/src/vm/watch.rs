@@ -18,7 +18,7 @@ use super::machine::Input;
 use super::message::VmMsg;
 use super::tasks::Run;
 use crate::chain;
-use crate::guest::{HelloInfo, connect_when_ready};
+use crate::guest::{HelloInfo, LastError, connect_when_ready};
 use crate::hypervisor::api::VmmState;
 use crate::hypervisor::events::{EventKind, EventTail};
 use crate::hypervisor::run_dir::RunDir;
@@ -121,6 +121,7 @@ async fn observe(vm: VmRef, incarnation: u64, run: Run, look: Arc<Notify>) {
 pub struct LinkWatch {
     generation: u64,
     cancel: CancellationToken,
+    last_error: LastError,
 }
 
 impl LinkWatch {
@@ -129,13 +130,21 @@ impl LinkWatch {
     pub fn start(vm: VmRef, generation: u64, dir: RunDir, timeout: Duration) -> Self {
         let cancel = CancellationToken::new();
         let token = cancel.clone();
+        let last_error = LastError::default();
+        let last = last_error.clone();
         tokio::spawn(async move {
             tokio::select! {
                 () = token.cancelled() => {}
-                () = keep(vm, generation, dir, timeout, token.clone()) => {}
+                () = keep(vm, generation, dir, timeout, token.clone(), last) => {}
             }
         });
-        Self { generation, cancel }
+        Self { generation, cancel, last_error }
+    }
+
+    /// Where the reason is found for which the agent was not reached at the last try.
+    #[must_use]
+    pub fn last_error(&self) -> LastError {
+        self.last_error.clone()
     }
 
     /// Which attempt this is.
@@ -151,14 +160,21 @@ impl Drop for LinkWatch {
     }
 }
 
-async fn keep(vm: VmRef, generation: u64, dir: RunDir, first: Duration, cancel: CancellationToken) {
+async fn keep(
+    vm: VmRef,
+    generation: u64,
+    dir: RunDir,
+    first: Duration,
+    cancel: CancellationToken,
+    last_error: LastError,
+) {
     let info = HelloInfo { version: env!("CARGO_PKG_VERSION").to_owned(), ..HelloInfo::default() };
     let socket = dir.vsock_socket();
     let began = Instant::now();
     let mut patience = first;
     let mut reported = false;
     loop {
-        match connect_when_ready(&socket, &info, &cancel, patience).await {
+        match connect_when_ready(&socket, &info, &cancel, patience, &last_error).await {
             Ok((link, _)) => {
                 let closed = link.closed();
                 if vm.cast(VmMsg::LinkUp { generation, link }).is_err() {

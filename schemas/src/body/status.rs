@@ -127,6 +127,9 @@ pub struct AgentStatus {
     /// Boot id of the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
+    /// While it is looked for: why the last try to reach it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
 }
 
 /// One interface of a VM as the host made it.

@@ -42,7 +42,7 @@ fn status() -> VmStatus {
         state_since_unix_ms: 1_795_386_616_000,
         operation: Some("release".into()),
         cause: Some(cause()),
-        agent: AgentStatus { state: AgentState::Absent, version: None, boot_id: None },
+        agent: AgentStatus { state: AgentState::Absent, version: None, boot_id: None, last_error: None },
         nics: vec![NicStatus {
             network: token("default"),
             tap: "dr0123456789ab".into(),

@@ -91,7 +91,7 @@ fn status(name: &str) -> VmStatus {
         state_since_unix_ms: 1,
         operation: None,
         cause: None,
-        agent: AgentStatus { state: AgentState::Ready, version: None, boot_id: None },
+        agent: AgentStatus { state: AgentState::Ready, version: None, boot_id: None, last_error: None },
         nics: Vec::new(),
         vmm_pid: None,
         restarts: 0,

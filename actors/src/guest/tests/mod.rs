@@ -133,9 +133,11 @@ async fn waiting_for_a_guest_can_be_cancelled_and_ends_in_time() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v.sock");
     let (info, cancel) = (HelloInfo::default(), tokio_util::sync::CancellationToken::new());
-    let late = connect_when_ready(&path, &info, &cancel, Duration::from_millis(60)).await;
+    let last = LastError::default();
+    let late = connect_when_ready(&path, &info, &cancel, Duration::from_millis(60), &last).await;
     assert!(matches!(late, Err(LinkError::Deadline { after_ms: 60, .. })));
+    assert!(matches!(last.get(), Some(LinkError::Dial { .. })));
     cancel.cancel();
-    let cancelled = connect_when_ready(&path, &info, &cancel, DEADLINE).await;
+    let cancelled = connect_when_ready(&path, &info, &cancel, DEADLINE, &last).await;
     assert!(matches!(cancelled, Err(LinkError::GivenUp)));
 }

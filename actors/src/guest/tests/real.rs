@@ -283,7 +283,8 @@ async fn a_booting_guest_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v.sock");
     let (info, cancel) = (HelloInfo::default(), CancellationToken::new());
-    let waiting = connect_when_ready(&path, &info, &cancel, DEADLINE);
+    let last = LastError::default();
+    let waiting = connect_when_ready(&path, &info, &cancel, DEADLINE, &last);
     let booting = async {
         // First no socket, then a guest without an agent, then the agent.
         let listener = UnixListener::bind(&path).unwrap();

@@ -49,6 +49,9 @@ pub fn status(vm: &VmStatus) -> String {
     }
     let version = vm.agent.version.as_deref().unwrap_or_default();
     row("agent", format!("{} {version}", agent_word(vm.state, vm.agent.state)).trim().to_owned());
+    if let Some(error) = &vm.agent.last_error {
+        row("", format!("last try: {error}"));
+    }
     for nic in &vm.nics {
         row(
             "address",
