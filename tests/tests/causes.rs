@@ -10,7 +10,7 @@ use drover_schemas::body::status::{Cause, CauseKind, VmStatus};
 use drover_schemas::event::VmEventKind;
 use drover_schemas::state::VmState;
 use drover_tests::client::{Bus, Failure};
-use drover_tests::wait::{until, until_within};
+use drover_tests::wait::{patience_factor, until, until_within};
 use drover_tests::world::{Options, World, run};
 use drover_tests::{events, leak};
 use serde_json::{Value, json};
@@ -153,9 +153,13 @@ fn a_vmm_that_the_kernel_kills_for_memory() {
         bus.create("a", json!({"spec": {"memory": "96MiB"}})).await.unwrap();
         if !world.emulated() {
             // A real one is small beside a guest that has not touched all of its memory yet.
-            bus.until_ping("a").await;
             let greedy = json!({"argv": ["sh", "-c", "tail < /dev/zero"]});
-            let _ = bus.ask("vm.a.guest.exec", &greedy).within(Duration::from_secs(10)).get::<Value>().await;
+            until("its end", async || {
+                let ask = bus.ask("vm.a.guest.exec", &greedy).within(Duration::from_secs(10));
+                let _ = ask.get::<Value>().await;
+                bus.status("a").await.ok().filter(|vm| vm.state == VmState::Failed)
+            })
+            .await;
         }
         let cause = cause_in(&bus, "a", VmState::Failed, CauseKind::OutOfMemory).await;
         assert!(cause.evidence["oom_kills"].parse::<u64>().unwrap() > 0, "{cause:?}");
@@ -231,7 +235,7 @@ fn an_agent_that_does_not_answer() {
         // The guest runs a shell in place of what would start the agent.
         let spec = json!({
             "boot": {"cmdline": "console=ttyS0 panic=-1 rdinit=/bin/sh"},
-            "agent": {"enabled": true, "ready_timeout_ms": 15_000},
+            "agent": {"enabled": true, "ready_timeout_ms": (15_000 * patience_factor()).min(80_000)},
         });
         let error = coded(bus.create("a", json!({"wait": "agent", "spec": spec})).await, "agent_timeout");
         assert!(error.details["console_tail"].contains("registered"), "{error:?}");

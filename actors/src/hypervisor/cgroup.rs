@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::launcher::{Launcher, Scope};
-use super::record::{SCOPE_HOLDER, SCOPE_VMM};
+use super::record::{SCOPE_HOLDER, SCOPE_VMM, oom_kills};
 
 /// Where the kernel shows cgroups.
 pub const ROOT: &str = "/sys/fs/cgroup";
@@ -255,12 +255,7 @@ impl VmCgroup {
     /// How often the kernel killed a process in it for memory; `None` if nobody counts.
     #[must_use]
     pub fn oom_kills(&self) -> Option<u64> {
-        self.dirs.iter().find_map(|dir| {
-            ["memory.events", "memory.oom_control"].iter().find_map(|file| {
-                let text = fs::read_to_string(dir.join(file)).ok()?;
-                text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
-            })
-        })
+        oom_kills(&self.dirs)
     }
 
     /// Memory used by everything in it, in bytes.

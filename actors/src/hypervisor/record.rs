@@ -4,6 +4,8 @@
 //! types and constants only and depends on serde alone. A reader refuses a `version` above its own and
 //! ignores fields that it does not know.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 /// Version of every format in this file.
@@ -174,10 +176,25 @@ pub struct ExitRecord {
     /// It never ran: this step failed.
     #[serde(default)]
     pub spawn_error: Option<SpawnError>,
+    /// How many processes of its cgroup the kernel killed for memory; absent if nobody counts. The cgroup may be
+    /// gone with its last process.
+    #[serde(default)]
+    pub oom_kills: Option<u64>,
     /// Bytes of events, console and stderr that could not be written.
     #[serde(default)]
     pub lost_bytes: u64,
     /// Why there is neither `code` nor `signal` nor `spawn_error`: the holder died before the VMM.
     #[serde(default)]
     pub unrecorded: Option<String>,
+}
+
+/// How often the kernel killed a process of a cgroup for memory; `None` if nobody counts. `dirs` are its directories,
+/// one for each hierarchy (`memory.events` of v2, `memory.oom_control` of v1).
+pub fn oom_kills(dirs: &[PathBuf]) -> Option<u64> {
+    dirs.iter().find_map(|dir| {
+        ["memory.events", "memory.oom_control"].iter().find_map(|file| {
+            let text = std::fs::read_to_string(dir.join(file)).ok()?;
+            text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+        })
+    })
 }

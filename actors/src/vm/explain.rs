@@ -46,7 +46,7 @@ pub fn cause_of_exit(services: &Services, row: &VmRow, exit: &ExitRecord) -> Cau
     let evidence = Evidence {
         stderr_tail: &stderr,
         console_tail: &console,
-        oom_kills: services.cgroup(row.vm_id).oom_kills(),
+        oom_kills: exit.oom_kills.or_else(|| services.cgroup(row.vm_id).oom_kills()),
         step: "",
     };
     cause::of_exit(exit, &evidence)

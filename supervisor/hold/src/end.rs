@@ -1,13 +1,14 @@
 //! The end of a VMM: its status and usage, the end of what it left behind, and the record of it.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{Timespec, poll};
 use rustix::process::{Pid, Signal};
 
 use crate::dir::Dir;
-use crate::record::{ExitRecord, VERSION, file};
+use crate::record::{ExitRecord, VERSION, file, oom_kills};
 use crate::spawn::Vmm;
 
 /// How long what the VMM left behind may take to end after SIGKILL.
@@ -17,13 +18,13 @@ const LEFTOVERS: Duration = Duration::from_secs(2);
 pub fn kill(vmm: &Vmm) {
     // It may have ended by itself.
     let _ = rustix::process::pidfd_send_signal(&vmm.pidfd, Signal::KILL);
-    let _ = end(vmm);
+    let _ = end(vmm, &[]);
 }
 
-/// Reaps an ended VMM and ends everything that it started.
-pub fn end(vmm: &Vmm) -> ExitRecord {
+/// Reaps an ended VMM and ends everything that it started within `cgroups`.
+pub fn end(vmm: &Vmm, cgroups: &[PathBuf]) -> ExitRecord {
     // First the VMM: what is left behind is ended by us, and its usage does not count.
-    let record = reap(vmm);
+    let record = ExitRecord { oom_kills: oom_kills(cgroups), ..reap(vmm) };
     end_leftovers(vmm);
     record
 }

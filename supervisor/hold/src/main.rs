@@ -79,7 +79,7 @@ fn hold(args: &Args, report: detach::Report) -> ExitCode {
     };
     report.ready();
     pump.run();
-    let exit = end::end(&pump.vmm);
+    let exit = end::end(&pump.vmm, &args.cgroups);
     pump.drain();
     let exit = ExitRecord { lost_bytes: pump.lost_bytes(), ..exit };
     let written = end::write_exit(&dir, exit);
