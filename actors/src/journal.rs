@@ -219,4 +219,4 @@ impl JournalHandle {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -19,6 +19,7 @@ pub mod network;
 pub mod orphans;
 mod pause;
 pub mod rejections;
+pub mod restored;
 pub mod root;
 pub mod router;
 pub mod samples;

@@ -37,6 +37,7 @@ use crate::manager::{Manager, ManagerArgs, ManagerMsg};
 use crate::metrics::Metrics;
 use crate::network::{NetworkConfig, NetworkDef, NetworkError, NetworkHandle};
 use crate::orphans::label;
+use crate::restored::{self, CatchUpError};
 use crate::router::{HostPhase, Router};
 use crate::service::ServiceMsg;
 use crate::services::{Limits, Programs, Services, Shared};
@@ -84,6 +85,9 @@ pub struct HostSetup {
 /// A host cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// A restored journal cannot be brought up to date.
+    #[error(transparent)]
+    Restored(#[from] CatchUpError),
     /// The journal cannot be opened.
     #[error("open the journal in {path}")]
     Journal {
@@ -237,24 +241,28 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let run_error = |source| StartError::Run { path: setup.run.clone(), source };
     let run_root = RunRoot::new(&setup.run).map_err(run_error)?;
     run_root.create().map_err(run_error)?;
+    let path = setup.state.clone();
+    let load_error =
+        |source: journal::JournalError| StartError::Load { path: path.clone(), source: Box::new(source) };
+    let events_stream = setup.assets.events_stream();
+    let claims = Claims::new(async_nats::jetstream::new(bus.client.clone()), &setup.assets);
+    let subjects = Subjects::new(setup.root);
+    let js = async_nats::jetstream::new(bus.client.clone());
+    let told = restored::Bus { js, claims: &claims, subjects: &subjects, stream: &events_stream };
+    let (restored, snapshot) =
+        restored::if_restored(&setup.state, &journal, &told, &setup.host, snapshot).await?;
     let (orphans, snapshot) = orphans::find(run_root.clone(), installation, snapshot).await;
     let notify = NotifySocket::bind(&run_root).map_err(|source| StartError::Notify { source })?;
     let state = HostState::new(installation, setup.totals, &setup.networks, &snapshot)
         .map_err(|source| StartError::Subnet { source })?;
-    let path = setup.state.clone();
-    let load_error =
-        |source: journal::JournalError| StartError::Load { path: path.clone(), source: Box::new(source) };
     state.set_draining(journal.draining().map_err(load_error)?);
     let (failed_tx, failed) = oneshot::channel();
     let (root, _) = Actor::spawn(Some("root".into()), Root, failed_tx).await.map_err(actor("root"))?;
     let network_config = NetworkConfig { installation, networks: setup.networks, nft: setup.nft };
     let network = NetworkHandle::spawn(network_config, &root.get_cell()).await.map_err(actor("network"))?;
     network.ensure_base().await.map_err(|source| StartError::Network { source: Box::new(source) })?;
-    let events_stream = setup.assets.events_stream();
     let (egress, reports) =
         egress::start(journal.clone(), bus.clone(), EgressConfig::new(setup.assets.clone()));
-    let claims = Claims::new(async_nats::jetstream::new(bus.client.clone()), &setup.assets);
-    let subjects = Subjects::new(setup.root);
     let log = HostLog::start(journal.clone(), subjects.clone(), setup.host.clone());
     let services = Arc::new(Services {
         host: setup.host,
@@ -293,6 +301,11 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
             .with("version", env!("CARGO_PKG_VERSION"))
             .with("vms", snapshot.vms.len()),
     );
+    if let Some(report) = restored {
+        let text = "the journal was restored from a backup and brought to what the bus knows";
+        let note = HostNote::alarm("journal_restored", text).with("brought_up", report.brought_up);
+        services.log.note(note.with("taken_out", report.taken_out.join("; ")));
+    }
     let (manager, _) = Actor::spawn_linked(Some("manager".into()), Manager, args, root.get_cell())
         .await
         .map_err(actor("manager"))?;

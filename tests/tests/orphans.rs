@@ -3,6 +3,7 @@
 
 use drover_schemas::body::host::{BackupReply, Orphan, OrphansReply};
 use drover_schemas::body::status::VmStatus;
+use drover_schemas::body::vm::LookupReply;
 use drover_schemas::state::VmState;
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
@@ -16,22 +17,18 @@ async fn orphans(world: &World) -> Vec<Orphan> {
     reply.orphans.into_iter().filter(ours).collect()
 }
 
-/// A VM `old` that a backup of the journal knows, and a VM `lost` that it does not, with that journal restored.
-/// `meanwhile` happens while no daemon runs.
-async fn lose_a_row(world: &mut World, meanwhile: impl AsyncFnOnce(&World)) -> (VmStatus, VmStatus) {
-    let bus = world.bus.clone();
-    let old = bus.up("old").await;
-    // The backup is older than the second VM.
+/// Backs the journal up; answers where the backup is.
+async fn backup(world: &World, vms: u64) -> String {
     let said = world.drover(&["host", "backup", "h1", "--output", "json"]).await;
     let reply: BackupReply = serde_json::from_slice(&said.stdout).unwrap();
-    assert_eq!(reply.vms, 1);
-    let shown = world.drover(&["journal", "show", &reply.path]).await;
-    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
-    assert_eq!(shown["vms"][0]["name"], "old");
-    let lost = bus.up("lost").await;
-    assert_eq!(orphans(world).await, []);
+    assert_eq!(reply.vms, vms);
+    reply.path
+}
+
+/// Puts the backup in the place of the journal; `meanwhile` happens while no daemon runs.
+async fn restore(world: &mut World, backup: &str, meanwhile: impl AsyncFnOnce(&World)) {
     let state = world.state_dir().display().to_string();
-    let restore = ["journal", "restore", reply.path.as_str(), "--state", &state];
+    let restore = ["journal", "restore", backup, "--state", &state];
     let refused = world.drover(&restore).await;
     let refused = String::from_utf8(refused.stderr).unwrap();
     assert!(refused.contains("in use by process"), "{refused}");
@@ -41,7 +38,62 @@ async fn lose_a_row(world: &mut World, meanwhile: impl AsyncFnOnce(&World)) -> (
     assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
     world.start();
     world.ready().await;
+}
+
+/// A VM `old` that a backup of the journal knows, and a VM `lost` that it does not, with that journal restored.
+/// `meanwhile` happens while no daemon runs.
+async fn lose_a_row(world: &mut World, meanwhile: impl AsyncFnOnce(&World)) -> (VmStatus, VmStatus) {
+    let bus = world.bus.clone();
+    let old = bus.up("old").await;
+    // The backup is older than the second VM.
+    let path = backup(world, 1).await;
+    let shown = world.drover(&["journal", "show", &path]).await;
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["vms"][0]["name"], "old");
+    let lost = bus.up("lost").await;
+    assert_eq!(orphans(world).await, []);
+    restore(world, &path, meanwhile).await;
     (old, lost)
+}
+
+#[test]
+fn a_journal_that_is_older_than_its_vms_is_brought_to_where_they_are() {
+    let test = "a_journal_that_is_older_than_its_vms_is_brought_to_where_they_are";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let (_, went, gone) = (bus.up("halts").await, bus.up("went").await, bus.up("gone").await);
+        bus.change_with("went", "stop", json!({"force": true})).await.unwrap();
+        let path = backup(world, 3).await;
+        // By the backup the first runs, the second is down and the third is there.
+        bus.change_with("halts", "stop", json!({"force": true})).await.unwrap();
+        bus.change_with("went", "start", json!({"wait": "agent"})).await.unwrap();
+        bus.change("gone", "delete").await.unwrap();
+        events::log(&bus).await;
+        let alive = world.vmms(went.vm_id);
+        assert_eq!(alive.len(), 1);
+        restore(world, &path, async |_| {}).await;
+
+        assert_eq!(
+            world.vmms(went.vm_id),
+            alive,
+            "what runs is not ended, though the backup says that it is down"
+        );
+        bus.until_ping("went").await;
+        assert_eq!(bus.status("went").await.unwrap().incarnation, 2);
+        assert_eq!(bus.status("halts").await.unwrap().state, VmState::Stopped);
+        assert_eq!(leak::anything(world, &gone), Vec::<String>::new());
+        let found: LookupReply = bus.ask("vm.lookup", &json!({"name": "gone"})).get().await.unwrap();
+        assert!(matches!(found, LookupReply::Gone { vm_id, .. } if vm_id == gone.vm_id), "{found:?}");
+        assert!(world.told().contains("it was deleted after the backup"), "{}", world.told());
+        // All logs go on where they were, the host's own as well.
+        bus.change_with("halts", "start", json!({"wait": "agent"})).await.unwrap();
+        for name in ["halts", "went"] {
+            bus.change(name, "delete").await.unwrap();
+        }
+        let log = events::log(&bus).await;
+        assert!(log.values().all(|events| events.last().unwrap().last));
+        assert_ne!(bus.up("gone").await.vm_id, gone.vm_id);
+    });
 }
 
 #[test]

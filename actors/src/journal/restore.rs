@@ -9,6 +9,25 @@ use super::error::OpenError;
 use super::folder::{Folder, JOURNAL_FILE, VERSION_FILE, file_error as failed};
 use super::{JournalConfig, JournalHandle, STATE_VERSION, open};
 
+/// Tells the next daemon that its journal is older than the world.
+const RESTORED_FILE: &str = "restored";
+
+/// Whether the journal of `folder` was restored, and nobody has brought it up to date since. Blocks.
+#[must_use]
+pub fn is_restored(folder: &Path) -> bool {
+    folder.join(RESTORED_FILE).exists()
+}
+
+/// The journal of `folder` was brought up to date. Blocks.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn set_caught_up(folder: &Path) -> Result<(), OpenError> {
+    let mark = folder.join(RESTORED_FILE);
+    fs::remove_file(&mark).map_err(failed("remove", &mark))?;
+    fs::File::open(folder).and_then(|dir| dir.sync_all()).map_err(failed("write", folder))
+}
+
 /// What a state folder holds, as [`JournalHandle::export_json`]. Locks the folder meanwhile; blocks.
 ///
 /// # Errors
@@ -63,6 +82,10 @@ pub fn restore(folder: &Path, backup: &Path) -> Result<Option<PathBuf>, OpenErro
     let new = journal.with_extension("restored");
     fs::copy(backup, &new).map_err(failed("copy", backup))?;
     fs::File::open(&new).and_then(|file| file.sync_all()).map_err(failed("write", &new))?;
+    // Before the journal, so that none is ever taken for a current one.
+    let mark = folder.join(RESTORED_FILE);
+    fs::write(&mark, "").map_err(failed("write", &mark))?;
+    fs::File::open(folder).and_then(|dir| dir.sync_all()).map_err(failed("write", folder))?;
     let kept = journal.exists().then(|| {
         let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         journal.with_extension(format!("redb.before-{}", at.as_secs()))

@@ -36,7 +36,7 @@ pub(super) fn spec() -> ResolvedSpec {
     .unwrap()
 }
 
-pub(super) fn vm(id: u128, name: &str, seq: u64) -> VmRow {
+pub(crate) fn vm(id: u128, name: &str, seq: u64) -> VmRow {
     VmRow {
         vm_id: VmId::from_u128(id),
         namespace: token("default"),
