@@ -38,6 +38,7 @@ use crate::vm::row::status;
 
 mod changes;
 mod console;
+mod contract;
 mod events;
 mod guest;
 mod pool;
@@ -198,6 +199,10 @@ impl Router {
                 let body = request.decode()?;
                 body_of(request, &events::read(&self.services, ns, body).await?)
             }
+            Subject::Registry { family: Family::Contract, verb, .. } if verb.as_str() == "read" => {
+                let _: Empty = request.decode()?;
+                body_of(request, &*contract::CONTRACT)
+            }
             Subject::Registry { family, .. } => Err(ErrorBody::new(
                 ErrorCode::Unsupported,
                 format!("{} verbs are not offered by this version", family.as_str()),
@@ -310,6 +315,9 @@ fn label_of(subject: &Subject) -> (&'static str, bool) {
         Subject::Guest { verb, .. } => verbs::find(Plane::VmGuest, verb.as_str()),
         Subject::Host { verb, .. } => verbs::find(Plane::Host, verb),
         Subject::Registry { family: Family::Events, verb, .. } => verbs::find(Plane::Events, verb.as_str()),
+        Subject::Registry { family: Family::Contract, verb, .. } => {
+            verbs::find(Plane::Contract, verb.as_str())
+        }
         Subject::Registry { .. } => return ("registry", true),
         _ => None,
     };
@@ -321,6 +329,7 @@ fn unknown_verb(subject: &Subject) -> ErrorBody {
         Subject::Guest { verb, .. } => (Plane::VmGuest, verb.as_str().to_owned()),
         Subject::Host { verb, .. } => (Plane::Host, verb.clone()),
         Subject::Vm { verb, .. } => (Plane::Vm, verb.to_string()),
+        Subject::Registry { family: Family::Contract, verb, .. } => (Plane::Contract, verb.to_string()),
         Subject::Registry { verb, .. } => (Plane::Events, verb.to_string()),
         _ => (Plane::Pool, String::new()),
     };

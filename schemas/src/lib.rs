@@ -19,6 +19,7 @@
 pub mod blob;
 pub mod body;
 pub mod codec;
+pub mod contract;
 pub mod error;
 pub mod event;
 pub mod guest;

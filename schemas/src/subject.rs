@@ -36,7 +36,7 @@ pub enum Subject {
         /// The verb.
         verb: GuestToken,
     },
-    /// `cmd.<ns>.<family>.<verb>` for `image`, `snapshot`, `template` and `events`.
+    /// `cmd.<ns>.<family>.<verb>` for `image`, `snapshot`, `template`, `events` and `contract`.
     Registry {
         /// Namespace.
         ns: Token,
@@ -141,11 +141,13 @@ pub enum Family {
     Template,
     /// The event log.
     Events,
+    /// The published contract.
+    Contract,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Image, Self::Snapshot, Self::Template, Self::Events];
+    pub const ALL: [Self; 5] = [Self::Image, Self::Snapshot, Self::Template, Self::Events, Self::Contract];
 
     /// The token.
     #[must_use]
@@ -155,6 +157,7 @@ impl Family {
             Self::Snapshot => "snapshot",
             Self::Template => "template",
             Self::Events => "events",
+            Self::Contract => "contract",
         }
     }
 }

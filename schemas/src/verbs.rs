@@ -1,5 +1,9 @@
 //! The verb table: one row for each verb. Routing, roles, schemas and reference pages come from it.
 
+mod streams;
+
+pub use streams::{STREAMS, StreamRow, stream};
+
 /// How a verb is carried out and remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
@@ -39,8 +43,52 @@ pub enum Plane {
     VmGuest,
     /// `cmd.<ns>.events.<verb>`
     Events,
+    /// `cmd.<ns>.contract.<verb>`
+    Contract,
     /// `host.<host>.<verb>`
     Host,
+}
+
+impl Plane {
+    /// The subject of a verb after the root and the version, with placeholders in angle brackets.
+    #[must_use]
+    pub fn subject(self, verb: &str) -> String {
+        match self {
+            Self::Pool => format!("cmd.<ns>.vm.{verb}"),
+            Self::Vm => format!("cmd.<ns>.vm.<name>.{verb}"),
+            Self::VmGuest => format!("cmd.<ns>.vm.<name>.guest.{verb}"),
+            Self::Events => format!("cmd.<ns>.events.{verb}"),
+            Self::Contract => format!("cmd.<ns>.contract.{verb}"),
+            Self::Host => format!("host.<host>.{verb}"),
+        }
+    }
+}
+
+impl Class {
+    /// Its name in the published contract.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Journalled => "journalled",
+            Self::Guest => "guest",
+            Self::Stream => "stream",
+            Self::Setting => "setting",
+        }
+    }
+}
+
+impl Role {
+    /// Its name in the published contract and in the bus server's configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reader => "reader",
+            Self::Operator => "operator",
+            Self::Guest => "guest",
+            Self::Admin => "admin",
+        }
+    }
 }
 
 /// One verb.
@@ -274,6 +322,15 @@ pub const VERBS: &[VerbRow] = &[
         "EventsReadRequest",
         "EventsReadReply",
         "Reads the namespace's event log from a position or a time.",
+    ),
+    row(
+        Plane::Contract,
+        "read",
+        Class::Read,
+        Role::Reader,
+        "Empty",
+        "ContractReply",
+        "Gives the published contract of the host that answers.",
     ),
     row(
         Plane::Host,

@@ -8,7 +8,7 @@ use drover_schemas::ErrorCode;
 use drover_schemas::body::status::CauseKind;
 use drover_schemas::event::{HostEventKind, VmEventKind};
 use drover_schemas::state::{markdown, mermaid};
-use drover_schemas::verbs::{Class, Plane, Role, VERBS};
+use drover_schemas::verbs::VERBS;
 
 /// The values of an enum with their documentation, but not the catch-all of readers.
 fn values<T: schemars::JsonSchema>() -> Vec<(String, String)> {
@@ -46,26 +46,7 @@ fn reference() -> String {
          | subject (after `drover.v1.`) | class | least role | request | reply | |\n|---|---|---|---|---|---|\n",
     );
     for row in VERBS {
-        let subject = match row.plane {
-            Plane::Pool => format!("cmd.<ns>.vm.{}", row.verb),
-            Plane::Vm => format!("cmd.<ns>.vm.<name>.{}", row.verb),
-            Plane::VmGuest => format!("cmd.<ns>.vm.<name>.guest.{}", row.verb),
-            Plane::Events => format!("cmd.<ns>.events.{}", row.verb),
-            Plane::Host => format!("host.<host>.{}", row.verb),
-        };
-        let class = match row.class {
-            Class::Read => "read",
-            Class::Journalled => "journalled",
-            Class::Guest => "guest",
-            Class::Stream => "stream",
-            Class::Setting => "setting",
-        };
-        let role = match row.role {
-            Role::Reader => "reader",
-            Role::Operator => "operator",
-            Role::Guest => "guest",
-            Role::Admin => "admin",
-        };
+        let (subject, class, role) = (row.plane.subject(row.verb), row.class.as_str(), row.role.as_str());
         writeln!(
             out,
             "| `{subject}` | {class} | {role} | `{}` | `{}` | {} |",

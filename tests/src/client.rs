@@ -12,12 +12,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::wait::{patience_factor, until};
+use crate::contract::{self, Side};
+use crate::wait::{patience_factor, until, until_within};
 
 /// What a request says about its deadline, if the test does not.
 const DEADLINE: Duration = Duration::from_secs(40);
 /// The longest that a host waits, and its way.
 const LONGEST: Duration = Duration::from_secs(95);
+/// What a request says that is repeated until there is an outcome.
+const ATTEMPT: Duration = Duration::from_secs(3);
+/// How long it is repeated: a daemon that is killed every second must get there all the same.
+const INSISTENCE: Duration = Duration::from_secs(180);
 /// How much later than the deadline a reply may come.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -111,12 +116,63 @@ impl Bus {
         self.ask("vm.create", &with_name(name, rest)).id(id).get().await
     }
 
-    /// Creates a VM and waits for its agent.
+    /// Creates a VM and waits for its agent; as long as that takes, if the machine is slow.
     ///
     /// # Panics
     /// It did not get there.
     pub async fn up(&self, name: &str) -> VmStatus {
-        self.create(name, json!({"wait": "agent"})).await.unwrap_or_else(|e| panic!("create {name}: {e}")).vm
+        let (id, rest) = (RequestId::generate(), json!({"wait": "agent"}));
+        let reply =
+            until_within(DEADLINE, name, async || match self.create_as(id, name, rest.clone()).await {
+                Err(Failure::Coded(error)) if error.code == ErrorCode::DeadlineExceeded => None,
+                reply => Some(reply),
+            });
+        reply.await.unwrap_or_else(|e| panic!("create {name}: {e}")).vm
+    }
+
+    /// Repeats a request with its id until there is an outcome, as a client that hears nothing does.
+    ///
+    /// # Errors
+    /// As the host says for good.
+    ///
+    /// # Panics
+    /// There is none in time.
+    pub async fn insist<R>(&self, tail: &str, body: &Value, id: RequestId) -> Result<R, Failure>
+    where
+        R: DeserializeOwned,
+    {
+        until_within(INSISTENCE, tail, async || {
+            let ask = self.ask(tail, body).id(id).within(ATTEMPT * patience_factor());
+            Some(ask.get().await).filter(|r| !matches!(r, Err(e) if e.may_repeat()))
+        })
+        .await
+    }
+
+    /// Repeats a delete with its id until it is done.
+    ///
+    /// # Panics
+    /// It is refused, or not done in time.
+    pub async fn insist_on_delete(&self, name: &str) {
+        let id = RequestId::generate();
+        until_within(INSISTENCE, &format!("delete {name}"), async || {
+            let ask =
+                self.ask(&format!("vm.{name}.delete"), &json!({})).id(id).within(ATTEMPT * patience_factor());
+            match ask.get::<ChangeReply>().await {
+                Ok(_) => Some(()),
+                // The owner has gone with the VM: what became of it is in the bucket.
+                Err(Failure::Nobody) => {
+                    let ask =
+                        self.ask("vm.lookup", &json!({"name": name})).within(ATTEMPT * patience_factor());
+                    let found = ask.get::<Value>().await.ok()?;
+                    (found["found"] == "gone" && found["request_id"] == id.to_string()).then_some(())
+                }
+                Err(error) => {
+                    assert!(error.may_repeat(), "delete {name}: {error}");
+                    None
+                }
+            }
+        })
+        .await;
     }
 
     /// A verb that changes a VM, without a body.
@@ -224,15 +280,22 @@ impl Ask {
     /// # Panics
     /// The reply is not what the contract says.
     pub async fn get<R: DeserializeOwned>(self) -> Result<R, Failure> {
+        let (subject, asked) = (self.subject.clone(), self.body.clone());
+        let asked_in = Format::detect(None, &asked);
         let message = self.message().await?;
         let headers = message.headers.unwrap_or_default();
         let content_type = headers.get(headers::CONTENT_TYPE).map(async_nats::HeaderValue::as_str);
         let format = Format::detect(content_type, &message.payload).expect("a known media type");
         match headers.get(headers::ERROR_CODE) {
-            None => Ok(codec::decode_as(format, &message.payload).expect("a reply of this verb")),
+            None => {
+                contract::check(&subject, Side::Request, asked_in.expect("it was understood"), &asked);
+                contract::check(&subject, Side::Reply, format, &message.payload);
+                Ok(codec::decode_as(format, &message.payload).expect("a reply of this verb"))
+            }
             Some(status) => {
                 let error: ErrorBody = codec::decode_as(format, &message.payload).expect("an error");
                 assert_eq!(status.as_str(), error.code.status().to_string(), "{error}");
+                contract::check("drover.v1.cmd.default.vm.list", Side::Error, format, &message.payload);
                 assert!(headers.get(headers::ERROR).is_some_and(|line| !line.as_str().is_empty()));
                 Err(Failure::Coded(error))
             }

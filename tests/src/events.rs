@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashSet};
 
 use drover_schemas::VmId;
-use drover_schemas::codec;
+use drover_schemas::codec::{self, Format};
 use drover_schemas::event::{VmEvent, ce, event_id};
 
 use crate::client::Bus;
+use crate::contract::{self, Side};
 use crate::wait::until;
 
 /// The events of each VM, in the order of the stream.
@@ -28,6 +29,7 @@ pub async fn log(bus: &Bus) -> Logs {
         if !message.subject.contains(".vm.") {
             continue;
         }
+        contract::check(&message.subject, Side::Message, Format::MsgPack, &message.payload);
         let event: VmEvent = codec::decode(&message.payload).expect("an event");
         let id = message.headers.get(ce::ID).expect("an event's id").to_string();
         assert_eq!(id, event_id(event.vm_id, event.seq));

@@ -6,6 +6,7 @@
 //! | [`netns`] | a network namespace that goes away again |
 //! | [`client`] | requests as any client writes them, and what comes back |
 //! | [`collector`] | a receiver of traces |
+//! | [`contract`] | messages held against the published contract |
 //! | [`events`] | the log of events, checked as a log |
 //! | [`leak`] | what of a VM is still there |
 //! | [`logins`] | the ways in which a server can ask who connects |
@@ -24,6 +25,7 @@
 
 pub mod client;
 pub mod collector;
+pub mod contract;
 pub mod events;
 pub mod leak;
 pub mod logins;

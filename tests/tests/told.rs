@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use async_nats::jetstream::{self, stream::LastRawMessageErrorKind};
+use drover_schemas::codec::{self, Format};
 use drover_schemas::event::{HostEvent, HostEventKind, RejectedEvent};
-use drover_schemas::{ErrorCode, RequestId, codec, headers};
+use drover_schemas::{ErrorCode, RequestId, headers};
 use drover_tests::client::{Bus, Failure};
+use drover_tests::contract::{self, Side};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, run};
 use serde::de::DeserializeOwned;
@@ -19,6 +21,7 @@ async fn stored<T: DeserializeOwned>(bus: &Bus, prefix: &str) -> Vec<T> {
     for sequence in first.max(1)..=last {
         match stream.get_raw_message(sequence).await {
             Ok(message) if message.subject.starts_with(prefix) => {
+                contract::check(&message.subject, Side::Message, Format::MsgPack, &message.payload);
                 found.push(codec::decode(&message.payload).unwrap());
             }
             Ok(_) => {}
@@ -86,17 +89,19 @@ fn a_refusal_that_nobody_waits_for_is_an_event() {
         assert_eq!(told.subject, "drover.v1.cmd.default.vm.create");
 
         // A flood is told by few, and by how many were not told.
+        let refused = async || {
+            let mut about = async_nats::HeaderMap::new();
+            about.insert(headers::REQUEST_ID, RequestId::generate().to_string().as_str());
+            bus.nats
+                .publish_with_headers("drover.v1.cmd.default.vm.create", about, "{".into())
+                .await
+                .unwrap();
+        };
         for _ in 0..500 {
-            let mut about = async_nats::HeaderMap::new();
-            about.insert(headers::REQUEST_ID, RequestId::generate().to_string().as_str());
-            let subject = "drover.v1.cmd.default.vm.nobody.stop";
-            bus.nats.publish_with_headers(subject, about, "{}".into()).await.unwrap();
+            refused().await;
         }
-        let subject = "drover.v1.cmd.default.vm.create";
         let events = until("a count of what was left out", async || {
-            let mut about = async_nats::HeaderMap::new();
-            about.insert(headers::REQUEST_ID, RequestId::generate().to_string().as_str());
-            bus.nats.publish_with_headers(subject, about, "{".into()).await.unwrap();
+            refused().await;
             let events: Vec<RejectedEvent> = stored(&bus, "drover.v1.evt.ns.default.request.").await;
             events.iter().any(|e| e.suppressed > 0).then_some(events)
         })

@@ -134,6 +134,7 @@ pub struct PlacementSpec {
 /// What a caller (or a template) says about a VM. Everything left out comes from the template.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(transform = with_aliases)]
 pub struct VmSpec {
     /// The template to start from; `linux-default` if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -171,6 +172,15 @@ pub struct VmSpec {
     /// Handed to the guest; never shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_data: Option<Secret>,
+}
+
+/// The schema takes what the reader takes.
+fn with_aliases(schema: &mut schemars::Schema) {
+    if let Some(fields) = schema.get_mut("properties").and_then(serde_json::Value::as_object_mut)
+        && let Some(memory) = fields.get("memory_bytes").cloned()
+    {
+        fields.insert("memory".to_owned(), memory);
+    }
 }
 
 /// What an image is good for.

@@ -2,6 +2,7 @@
 //!
 //! Results go to stdout and nothing else does; progress, logs and errors go to stderr.
 
+mod bus;
 mod connect;
 mod events;
 mod exit;
@@ -69,6 +70,9 @@ enum Command {
     /// Create, command and look at VMs.
     #[command(subcommand)]
     Vm(vm::VmCommand),
+    /// Look at the bus itself.
+    #[command(subcommand)]
+    Bus(bus::BusCommand),
     /// Show what happens, and what happened.
     Events(events::EventsArgs),
     /// Measure drover against its limits, side by side in one run.
@@ -126,6 +130,7 @@ pub async fn run(cli: &Cli) -> Result<u8, CliError> {
         Command::Host(command) => host::run(command, &cli.global).await,
         Command::Journal(command) => journal::run(command, &cli.global).await,
         Command::Vm(command) => vm::run(command, &cli.global).await,
+        Command::Bus(command) => bus::run(command, &cli.global).await,
         Command::Events(args) => events::run(args, &cli.global).await,
         Command::Bench(args) => bench(args, &cli.global).await,
         Command::Completions { shell } => {

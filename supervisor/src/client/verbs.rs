@@ -9,6 +9,7 @@ use drover_schemas::body::host::{
 };
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::{ChangeReply, CreateRequest, ListReply, ListRequest};
+use drover_schemas::contract::ContractReply;
 use drover_schemas::subject::{Family, GuestToken, PoolVerb, Subject};
 use drover_schemas::{ErrorBody, ErrorCode, Token, VmId};
 use serde::Serialize;
@@ -47,6 +48,17 @@ impl Client {
     ) -> Result<ChangeReply, ClientError> {
         let subject = Subject::VmPool { ns: self.namespace().clone(), verb: PoolVerb::Create };
         self.call(&subject, request, options).await
+    }
+
+    /// `contract.read`: the document as the host that answers first has it.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn contract(&self, deadline: Duration) -> Result<ContractReply, ClientError> {
+        let ns = self.namespace().clone();
+        let verb = Token::new("read").map_err(|e| ErrorBody::new(ErrorCode::Internal, e.to_string()))?;
+        let subject = Subject::Registry { ns, family: Family::Contract, verb };
+        self.call(&subject, &Empty {}, CallOptions::read(deadline)).await
     }
 
     /// Any verb of one VM.
