@@ -172,28 +172,39 @@ if wants soak; then
     grep -h Tally "$LOGS"/soak-*.log
 fi
 
-# nested SUITE… : programs of tests on a host made for them; see tests/nested/run.sh.
-nested() {
-    local programs=() built suite
+# nested : programs of tests on hosts made for them, two at once; see tests/nested/run.sh.
+nested() (
     built=$(cargo test --locked -p drover-tests --no-run 2>&1) || return 1
-    for suite in "$@"; do
-        programs+=("$suite=$(sed -n "s|.*tests/$suite.rs (\(.*\))|\1|p" <<< "$built")")
-    done
+    failed=0 pids=()
+    trap 'kill "${pids[@]}" 2> /dev/null' EXIT
+    mkdir -p "$CACHE/nested"
     # The one processor of an emulated host is too little for ten kernels that boot at once.
-    printf '%s\n' "$@" | sed 's/^real_guest$/& --skip ten_real_guests_at_once_get_ready/' > "$CACHE/nested-suites"
-    tests/nested/run.sh --vmm "$CLOUD_HYPERVISOR" --bins "$BIN" --images "$DROVER_IMAGES" --work "$CACHE/nested" \
-        --suites "$CACHE/nested-suites" "${programs[@]}" &&
-        echo "SKIP ten_real_guests_at_once_get_ready: the emulated host has one processor"
-}
-NESTED_SUITES=(systemd confinement console causes orphans lifecycle idempotency real_guest full told faults)
+    for name in one two; do
+        programs=() suites=NESTED_${name^^}[@]
+        for suite in "${!suites}"; do
+            programs+=("$suite=$(sed -n "s|.*tests/$suite.rs (\(.*\))|\1|p" <<< "$built")")
+            echo "$suite" | sed 's/^real_guest$/& --skip ten_real_guests_at_once_get_ready/'
+        done > "$CACHE/nested/$name.suites"
+        tests/nested/run.sh --vmm "$CLOUD_HYPERVISOR" --bins "$BIN" --images "$DROVER_IMAGES" --work "$CACHE/nested" \
+            --name "$name" --suites "$CACHE/nested/$name.suites" "${programs[@]}" > "$LOGS/host-$name.log" 2>&1 &
+        pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+    cat "$LOGS"/host-*.log
+    echo "SKIP ten_real_guests_at_once_get_ready: the emulated host has one processor"
+    return $failed
+)
+# Each host has one processor and about half of the work.
+NESTED_ONE=(systemd confinement console causes full)
+NESTED_TWO=(orphans lifecycle idempotency real_guest told faults)
 if [ ! -x "${CLOUD_HYPERVISOR:-}" ]; then
     if wants nested || wants death; then
         skip nested "the real hypervisor" "CLOUD_HYPERVISOR names none; needs: CLOUD_HYPERVISOR=path tests/run.sh nested"
     fi
 elif wants nested; then
     need_debian mmdebstrap=mmdebstrap
-    step nested "the real hypervisor" nested "${NESTED_SUITES[@]}"
-    grep -h '^HOST' "$LOGS"/nested-*.log
+    step nested "the real hypervisor" nested
+    grep -h '^HOST' "$LOGS"/host-one.log
 fi
 
 # fuzz NAME : one target of tests/fuzz, from the golden bytes on, with libFuzzer and the pinned compiler.

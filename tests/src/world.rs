@@ -173,7 +173,11 @@ impl World {
             "images_dir": self.programs.images,
             "bus": {"urls": [URL]},
             "networks": [{"name": "default", "subnet": "10.78.0.0/20"}],
-            "vmm": {"path": self.vmm(), "overhead": overhead},
+            "vmm": {
+                "path": self.vmm(),
+                "overhead": overhead,
+                "ready_timeout_ms": 10_000 * patience_factor(),
+            },
             "capacity": {"cpu_ratio": 100.0},
         });
         if patience_factor() > 1 {
@@ -194,6 +198,8 @@ impl World {
             ("linux-microvm.yaml", include_str!("../../config/templates/linux-microvm.yaml")),
         ] {
             let text = text.replace("ready_timeout_ms: 60000", "ready_timeout_ms: 300000");
+            // Each byte of the console leaves the guest twice over there.
+            let text = text.replace("panic=-1\n", "panic=-1 quiet mitigations=off\n");
             fs::write(folder.join(name), text).expect("write");
         }
         folder

@@ -77,7 +77,8 @@ fn the_console_is_kept_followed_and_used() {
     let options = Options { guest: "qemu", budget: Duration::from_secs(300), ..Options::default() };
     run("the_console_is_kept_followed_and_used", options, async |world| {
         let bus = world.bus.clone();
-        bus.up("a").await;
+        let spec = json!({"boot": {"cmdline": "console=ttyS0 panic=-1"}});
+        bus.create("a", json!({"spec": spec, "wait": "agent"})).await.unwrap();
         let log: LogsReply = bus.ask("vm.a.logs", &json!({"tail_bytes": 262_144})).get().await.unwrap();
         let text = String::from_utf8_lossy(log.data.as_slice()).into_owned();
         assert!(log.offset == 0 && text.contains("Linux version"), "kept from the first byte: {text}");

@@ -8,44 +8,12 @@ use drover_schemas::body::vm::{ChangeReply, ListReply};
 use drover_schemas::event::VmEventKind;
 use drover_schemas::state::VmState;
 use drover_schemas::{ErrorCode, RequestId};
-use drover_tests::client::{Bus, Failure, refused};
+use drover_tests::client::refused;
 use drover_tests::wait::{pass, until};
 use drover_tests::world::{Options, run};
 use drover_tests::{events, leak};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-
-/// Repeats a create with its id until there is an outcome, as a client that hears nothing does.
-async fn insist(bus: &Bus, id: RequestId, name: &str, wait: &str) -> Result<ChangeReply, Failure> {
-    let body = json!({"name": name, "wait": wait});
-    until(name, async || {
-        let ask = bus.ask("vm.create", &body).id(id).within(Duration::from_secs(10));
-        Some(ask.get().await).filter(|r| !matches!(r, Err(e) if e.may_repeat()))
-    })
-    .await
-}
-
-/// Repeats a delete with its id until it is done.
-async fn insist_on_delete(bus: &Bus, name: &str) {
-    let id = RequestId::generate();
-    until(name, async || {
-        let ask = bus.ask(&format!("vm.{name}.delete"), &json!({})).id(id).within(Duration::from_secs(10));
-        match ask.get::<ChangeReply>().await {
-            Ok(_) => Some(()),
-            // The owner has gone with the VM: what became of it is in the bucket.
-            Err(Failure::Nobody) => {
-                let ask = bus.ask("vm.lookup", &json!({"name": name})).within(Duration::from_secs(5));
-                let found = ask.get::<Value>().await.ok()?;
-                (found["found"] == "gone" && found["request_id"] == id.to_string()).then_some(())
-            }
-            Err(error) => {
-                assert!(error.may_repeat(), "delete {name}: {error}");
-                None
-            }
-        }
-    })
-    .await;
-}
 
 #[test]
 fn a_vmm_that_fails_at_any_step_of_a_create_leaves_a_cause_and_nothing_else() {
@@ -232,7 +200,12 @@ fn a_daemon_killed_in_the_middle_of_creates_finishes_each_once() {
             .map(|n| {
                 let bus = bus.clone();
                 tokio::task::spawn_local(async move {
-                    insist(&bus, RequestId::generate(), &format!("k{n}"), "agent").await
+                    bus.insist::<ChangeReply>(
+                        "vm.create",
+                        &json!({"name": format!("k{n}"), "wait": "agent"}),
+                        RequestId::generate(),
+                    )
+                    .await
                 })
             })
             .collect();
@@ -249,7 +222,7 @@ fn a_daemon_killed_in_the_middle_of_creates_finishes_each_once() {
         let page: ListReply = bus.ask("vm.list", &json!({})).get().await.unwrap();
         assert_eq!(page.vms.len(), replies.len());
         for reply in &replies {
-            insist_on_delete(&bus, reply.vm.name.as_str()).await;
+            bus.insist_on_delete(reply.vm.name.as_str()).await;
             assert_eq!(leak::anything(world, &reply.vm), Vec::<String>::new());
         }
         events::log(&bus).await;
@@ -267,14 +240,18 @@ fn a_bus_that_is_gone_for_longer_than_its_window_loses_and_doubles_nothing() {
         let mut work = Vec::new();
         for n in 0..2 {
             let bus = bus.clone();
-            work.push(tokio::task::spawn_local(
-                async move { insist_on_delete(&bus, &format!("n{n}")).await },
-            ));
+            work.push(tokio::task::spawn_local(async move { bus.insist_on_delete(&format!("n{n}")).await }));
         }
         for n in 0..3 {
             let bus = bus.clone();
             work.push(tokio::task::spawn_local(async move {
-                insist(&bus, RequestId::generate(), &format!("m{n}"), "running").await.unwrap();
+                bus.insist::<ChangeReply>(
+                    "vm.create",
+                    &json!({"name": format!("m{n}"), "wait": "running"}),
+                    RequestId::generate(),
+                )
+                .await
+                .unwrap();
             }));
         }
         pass(Duration::from_millis(20)).await;
@@ -371,7 +348,7 @@ fn a_daemon_killed_in_the_middle_of_deletes_finishes_each() {
             .iter()
             .map(|name| {
                 let (bus, name) = (bus.clone(), name.clone());
-                tokio::task::spawn_local(async move { insist_on_delete(&bus, &name).await })
+                tokio::task::spawn_local(async move { bus.insist_on_delete(&name).await })
             })
             .collect();
         for ms in [15, 60, 110] {

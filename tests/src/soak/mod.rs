@@ -149,7 +149,7 @@ async fn compare(world: &World, workers: &[Worker], tally: &mut Tally) {
     assert_eq!(logs.len(), tally.vms, "VMs in the log and VMs made");
 
     for vm in &expected {
-        worker::delete(&bus, vm.name.as_str()).await;
+        bus.insist_on_delete(vm.name.as_str()).await;
         assert_eq!(leak::anything(world, vm), Vec::<String>::new(), "{} {}", vm.name, vm.vm_id);
     }
     assert_eq!(leak::all_processes(world.run_dir()), Vec::new());

@@ -1,7 +1,6 @@
 //! A client with names of its own.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
 
 use drover_schemas::body::guest::{ExecReply, ExecResult};
 use drover_schemas::body::status::VmStatus;
@@ -15,12 +14,7 @@ use serde_json::{Value, json};
 
 use super::{Model, Op, Plan};
 use crate::client::{Bus, Failure};
-use crate::wait::until_within;
 
-/// How long one attempt waits before it is repeated.
-const ATTEMPT: Duration = Duration::from_secs(3);
-/// How long all attempts may take: a daemon that is killed every second must get there all the same.
-const PATIENCE: Duration = Duration::from_secs(180);
 /// Where commands leave their line.
 const LINES: &str = "/tmp/soak";
 
@@ -70,7 +64,7 @@ impl Worker {
                 model
             }
             Op::Delete => {
-                delete(&self.bus, &name).await;
+                self.bus.insist_on_delete(&name).await;
                 Model::default()
             }
             _ => self.change(&name, op, &model, id).await,
@@ -105,7 +99,7 @@ impl Worker {
         let command = format!("echo {id} >> {LINES}");
         let body = json!({"argv": ["sh", "-c", command]});
         let tail = format!("vm.{name}.guest.exec");
-        let result = match insist(&self.bus, &tail, &body, id).await {
+        let result = match self.bus.insist(&tail, &body, id).await {
             Ok(ExecReply::Result(result)) => result,
             Ok(ExecReply::Stream(_)) => panic!("{name}: a stream that nobody asked for"),
             // The agent ends what belongs to a daemon that died, and says so: it ran once or not at all.
@@ -140,46 +134,8 @@ impl Worker {
     }
 
     async fn insist<R: DeserializeOwned>(&self, tail: &str, body: &Value, id: RequestId) -> R {
-        insist(&self.bus, tail, body, id)
-            .await
-            .unwrap_or_else(|error| panic!("{tail} {id} {body}: {error:?}"))
+        self.bus.insist(tail, body, id).await.unwrap_or_else(|error| panic!("{tail} {id} {body}: {error:?}"))
     }
-}
-
-/// Repeats a request with its id until there is an outcome.
-async fn insist<R: DeserializeOwned>(
-    bus: &Bus,
-    tail: &str,
-    body: &Value,
-    id: RequestId,
-) -> Result<R, Failure> {
-    until_within(PATIENCE, tail, async || {
-        let ask = bus.ask(tail, body).id(id).within(ATTEMPT);
-        Some(ask.get().await).filter(|r| !matches!(r, Err(e) if e.may_repeat()))
-    })
-    .await
-}
-
-/// Repeats a delete with its id until it is done.
-pub(super) async fn delete(bus: &Bus, name: &str) {
-    let id = RequestId::generate();
-    until_within(PATIENCE, &format!("delete {name}"), async || {
-        let ask = bus.ask(&format!("vm.{name}.delete"), &json!({})).id(id).within(ATTEMPT);
-        match ask.get::<ChangeReply>().await {
-            Ok(_) => Some(()),
-            // The owner has gone with the VM: what became of it is in the bucket.
-            Err(Failure::Nobody) => {
-                let ask = bus.ask("vm.lookup", &json!({"name": name})).within(Duration::from_secs(5));
-                let found = ask.get::<Value>().await.ok()?;
-                (found["found"] == "gone" && found["request_id"] == id.to_string()).then_some(())
-            }
-            Err(error) => {
-                assert!(error.may_repeat(), "delete {name}: {error}");
-                None
-            }
-        }
-    })
-    .await;
 }
 
 /// Every VM of the namespace, page by page.
@@ -188,7 +144,8 @@ pub(super) async fn list(bus: &Bus) -> Vec<VmStatus> {
     let mut cursor = Value::Null;
     loop {
         let body = if cursor.is_null() { json!({}) } else { json!({"cursor": cursor}) };
-        let page: ListReply = insist(bus, "vm.list", &body, RequestId::generate())
+        let page: ListReply = bus
+            .insist("vm.list", &body, RequestId::generate())
             .await
             .unwrap_or_else(|error| panic!("vm.list: {error}"));
         vms.extend(page.vms);
