@@ -1,4 +1,4 @@
-//! What the host has promised: memory, CPUs, addresses and users. Reserved before it is promised, so the
+//! What the host has promised: memory, CPUs, ports, addresses and users. Reserved before it is promised, so the
 //! sum of promises never exceeds what the host has.
 
 use std::collections::{BTreeMap, HashMap};
@@ -38,6 +38,8 @@ pub struct Totals {
 const OWN_DESCRIPTORS: u64 = 64;
 /// Files that it has open for a running VM: its process and its link, and some for requests about it.
 const VM_DESCRIPTORS: u64 = 4;
+/// Interfaces that a bridge takes: `BR_MAX_PORTS` of Linux (`net/bridge/br_private.h`) without port 0.
+const BRIDGE_PORTS: u64 = 1_023;
 
 /// The promises of a host.
 #[derive(Debug)]
@@ -53,10 +55,19 @@ pub struct HostState {
 struct Inner {
     pools: BTreeMap<Token, Pool>,
     uids: BTreeMap<u32, Option<Duration>>,
-    runtime: HashMap<VmId, (u64, u64)>,
+    runtime: HashMap<VmId, Promise>,
     /// Bytes of the disks of each VM, whatever its state.
     disks: HashMap<VmId, u64>,
     vms: u64,
+}
+
+/// What a VM has while it runs.
+#[derive(Debug, Clone)]
+struct Promise {
+    cpus: u64,
+    memory_bytes: u64,
+    /// The network of each interface, which takes a port of its bridge.
+    ports: Vec<Token>,
 }
 
 /// Resources of one VM: held by the row from the moment that it is durable.
@@ -138,7 +149,15 @@ impl HostState {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Promises memory and CPUs to a VM that is about to start. Repeating it changes nothing.
+    fn promise(&self, spec: &ResolvedSpec) -> Promise {
+        Promise {
+            cpus: spec.cpus.into(),
+            memory_bytes: spec.memory_bytes + self.totals.overhead_bytes,
+            ports: spec.nics.iter().map(|nic| nic.network.clone()).collect(),
+        }
+    }
+
+    /// Promises memory, CPUs and ports to a VM that is about to start. Repeating it changes nothing.
     ///
     /// # Errors
     /// `resource_exhausted` with what is left.
@@ -147,23 +166,23 @@ impl HostState {
         if inner.runtime.contains_key(&vm_id) {
             return Ok(());
         }
-        let want = (u64::from(spec.cpus), spec.memory_bytes + self.totals.overhead_bytes);
-        let used = inner.used();
-        if used.0 + want.0 > self.totals.cpus {
-            return Err(exhausted(
-                "virtual CPUs",
-                self.totals.cpus.saturating_sub(used.0),
-                want.0,
-                "stop a VM",
-            ));
+        let want = self.promise(spec);
+        let (cpus, memory_bytes) = inner.used();
+        let left = self.totals.cpus.saturating_sub(cpus);
+        if want.cpus > left {
+            return Err(exhausted("virtual CPUs", left, want.cpus, "stop a VM"));
         }
-        if used.1 + want.1 > self.totals.memory_bytes {
-            return Err(exhausted(
-                "bytes of memory",
-                self.totals.memory_bytes.saturating_sub(used.1),
-                want.1,
-                "stop a VM",
-            ));
+        let left = self.totals.memory_bytes.saturating_sub(memory_bytes);
+        if want.memory_bytes > left {
+            return Err(exhausted("bytes of memory", left, want.memory_bytes, "stop a VM"));
+        }
+        for network in &want.ports {
+            let wanted = want.ports.iter().filter(|port| *port == network).count() as u64;
+            let left = BRIDGE_PORTS.saturating_sub(inner.ports(network));
+            if wanted > left {
+                let what = format!("ports of network {network}");
+                return Err(exhausted(&what, left, wanted, "stop a VM of that network"));
+            }
         }
         let most = self.most_running();
         if inner.runtime.len() as u64 >= most {
@@ -183,7 +202,7 @@ impl HostState {
 
     /// Promises what a VM that runs already has, even beyond the totals.
     pub fn adopt(&self, vm_id: VmId, spec: &ResolvedSpec) {
-        let want = (u64::from(spec.cpus), spec.memory_bytes + self.totals.overhead_bytes);
+        let want = self.promise(spec);
         self.lock().runtime.insert(vm_id, want);
     }
 
@@ -294,6 +313,8 @@ impl HostState {
                 as u64,
             running_limit: self.most_running(),
             running: inner.runtime.len() as u64,
+            ports: BRIDGE_PORTS * inner.pools.len() as u64,
+            ports_used: inner.runtime.values().map(|promise| promise.ports.len() as u64).sum(),
         }
     }
 }
@@ -317,7 +338,13 @@ impl Inner {
     }
 
     fn used(&self) -> (u64, u64) {
-        self.runtime.values().fold((0, 0), |sum, used| (sum.0 + used.0, sum.1 + used.1))
+        self.runtime.values().fold((0, 0), |sum, used| (sum.0 + used.cpus, sum.1 + used.memory_bytes))
+    }
+
+    /// Ports of a network's bridge that VMs have or have been promised.
+    fn ports(&self, network: &Token) -> u64 {
+        self.runtime.values().flat_map(|promise| &promise.ports).filter(|port| *port == network).count()
+            as u64
     }
 
     fn address(&mut self, network: &Token, now: Duration) -> Result<(Ipv4Net, Ipv4Addr), ErrorBody> {

@@ -61,6 +61,23 @@ fn nic(network: &str) -> NicSpec {
 }
 
 #[test]
+fn a_bridge_has_so_many_ports_and_no_more() {
+    let host = state(10_000, 1_000_000);
+    let two = with_nics(vec![nic("default"), nic("default")]);
+    for id in 0..BRIDGE_PORTS / 2 {
+        host.adopt(VmId::from_u128(id.into()), &two);
+    }
+    let error = host.reserve(VmId::from_u128(9_000), &two).unwrap_err();
+    assert_eq!(
+        (error.details["resource"].as_str(), error.details["left"].as_str()),
+        ("ports of network default", "1")
+    );
+    assert_eq!((host.capacity().ports_used, host.capacity().ports), (1_022, 1_023));
+    host.unreserve(VmId::from_u128(1));
+    assert_eq!(host.capacity().ports_used, 1_020);
+}
+
+#[test]
 fn a_lease_that_fails_half_way_keeps_nothing() {
     let host = state(4, 100);
     let error = host.lease(VmId::from_u128(1), &with_nics(vec![nic("default"), nic("other")])).unwrap_err();

@@ -54,6 +54,12 @@ pub struct Capacity {
     /// VMs that run or have been promised to.
     #[serde(default)]
     pub running: u64,
+    /// Interfaces that the bridges of all networks take.
+    #[serde(default)]
+    pub ports: u64,
+    /// Of these, held by VMs that run or have been promised to.
+    #[serde(default)]
+    pub ports_used: u64,
 }
 
 /// Reply of `host.<host>.info`.

@@ -196,6 +196,7 @@ fn describe(info: &HostInfo) -> String {
         ),
     );
     row("users", format!("{} of {} free", free(capacity.users, capacity.users_used), capacity.users));
+    row("bridge ports", format!("{} of {} free", free(capacity.ports, capacity.ports_used), capacity.ports));
     row("running", format!("{} of {} that its descriptors allow", capacity.running, capacity.running_limit));
     let states: Vec<String> = info.states.iter().map(|(state, count)| format!("{count} {state}")).collect();
     row("vms", format!("{} ({})", capacity.vms, states.join(", ")));

@@ -1,0 +1,1050 @@
+"""Made from the published contract by `generate.py`; do not edit."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
+
+
+class Stream(NamedTuple):
+    """The channels of a stream."""
+
+    client: tuple[str, ...]
+    host: tuple[str, ...]
+
+
+class Verb(NamedTuple):
+    """Where a verb is asked for, without the root; whether it carries a request id; its stream."""
+
+    address: str
+    has_id: bool
+    stream: Stream | None
+
+
+VERBS: dict[str, Verb] = {
+    "contract.read": Verb("cmd.{ns}.contract.read", False, None),
+    "events.read": Verb("cmd.{ns}.events.read", False, None),
+    "guest.exec": Verb("cmd.{ns}.vm.{name}.guest.exec", True, Stream(("stdin",), ("stdout", "stderr",))),
+    "guest.get": Verb("cmd.{ns}.vm.{name}.guest.get", True, Stream((), ("data",))),
+    "guest.health": Verb("cmd.{ns}.vm.{name}.guest.health", False, None),
+    "guest.info": Verb("cmd.{ns}.vm.{name}.guest.info", False, None),
+    "guest.ping": Verb("cmd.{ns}.vm.{name}.guest.ping", False, None),
+    "guest.put": Verb("cmd.{ns}.vm.{name}.guest.put", True, Stream(("data",), ())),
+    "guest.shutdown": Verb("cmd.{ns}.vm.{name}.guest.shutdown", True, None),
+    "host.backup": Verb("host.{host}.backup", False, None),
+    "host.create": Verb("host.{host}.create", True, None),
+    "host.drain": Verb("host.{host}.drain", False, None),
+    "host.info": Verb("host.{host}.info", False, None),
+    "host.orphans": Verb("host.{host}.orphans", False, None),
+    "host.orphans.remove": Verb("host.{host}.orphans.remove", False, None),
+    "pool.create": Verb("cmd.{ns}.vm.create", True, None),
+    "pool.list": Verb("cmd.{ns}.vm.list", False, None),
+    "pool.lookup": Verb("cmd.{ns}.vm.lookup", False, None),
+    "pool.validate": Verb("cmd.{ns}.vm.validate", False, None),
+    "vm.console": Verb("cmd.{ns}.vm.{name}.console", True, Stream(("stdin",), ("stdout",))),
+    "vm.delete": Verb("cmd.{ns}.vm.{name}.delete", True, None),
+    "vm.explain": Verb("cmd.{ns}.vm.{name}.explain", False, None),
+    "vm.get": Verb("cmd.{ns}.vm.{name}.get", False, None),
+    "vm.logs": Verb("cmd.{ns}.vm.{name}.logs", False, Stream((), ("stdout",))),
+    "vm.pause": Verb("cmd.{ns}.vm.{name}.pause", True, None),
+    "vm.reboot": Verb("cmd.{ns}.vm.{name}.reboot", True, None),
+    "vm.resume": Verb("cmd.{ns}.vm.{name}.resume", True, None),
+    "vm.shutdown": Verb("cmd.{ns}.vm.{name}.shutdown", True, None),
+    "vm.start": Verb("cmd.{ns}.vm.{name}.start", True, None),
+    "vm.stop": Verb("cmd.{ns}.vm.{name}.stop", True, None),
+}
+
+
+class AgentSpec(TypedDict):
+    """Whether and how long drover waits for the guest agent."""
+    # The guest has an agent.
+    enabled: NotRequired[bool]
+    # After a boot, how long until a silent agent is reported, in milliseconds.
+    ready_timeout_ms: NotRequired[int]
+
+
+class AgentStatus(TypedDict):
+    """The guest agent of a VM."""
+    # Boot id of the guest.
+    boot_id: NotRequired[str | None]
+    # While it is looked for: why the last try to reach it failed.
+    last_error: NotRequired[str | None]
+    # How the link stands.
+    state: AgentState
+    # Version of the agent.
+    version: NotRequired[str | None]
+
+
+class BackupReply(TypedDict):
+    """Reply of `host.<host>.backup`."""
+    # Where the backup is on the host.
+    path: str
+    # Its length in bytes.
+    size_bytes: int
+    # VMs in it.
+    vms: int
+
+
+class BootSpec(TypedDict):
+    """Names of the parts that a guest boots from: image names or digests, never paths."""
+    # Kernel command line; drover appends the network and the host name.
+    cmdline: NotRequired[str | None]
+    # Image of kind `firmware`; excludes `kernel`.
+    firmware: NotRequired[str | None]
+    # Image of kind `initramfs`.
+    initramfs: NotRequired[str | None]
+    # Image of kind `kernel`.
+    kernel: NotRequired[str | None]
+
+
+class Capacity(TypedDict):
+    """What a host has and what it has promised."""
+    # Addresses of the default network.
+    addresses: int
+    # Of these, leased or in quarantine.
+    addresses_used: int
+    # Virtual CPUs that may be promised.
+    cpus: int
+    # Of these, promised.
+    cpus_used: int
+    # Room for the disks of VMs: what there is times `capacity.disk_ratio`.
+    disk_bytes: NotRequired[int]
+    # Of this, promised: disks that VMs may write to, at their full length.
+    disk_used_bytes: NotRequired[int]
+    # Memory that may be promised.
+    memory_bytes: int
+    # Of this, promised, overhead included.
+    memory_used_bytes: int
+    # Interfaces that the bridges of all networks take.
+    ports: NotRequired[int]
+    # Of these, held by VMs that run or have been promised to.
+    ports_used: NotRequired[int]
+    # VMs that run or have been promised to.
+    running: NotRequired[int]
+    # VMs that may run at once before the daemon runs out of descriptors.
+    running_limit: NotRequired[int]
+    # Unix users for VMs.
+    users: NotRequired[int]
+    # Of these, leased or in quarantine.
+    users_used: NotRequired[int]
+    # VMs of any state.
+    vms: int
+
+
+class Cause(TypedDict):
+    """A cause with its evidence."""
+    # Facts by name: `exit_code`, `signal`, `vmm_error`, `console_tail`, `stderr_tail`, `step` …
+    evidence: NotRequired[dict[str, str]]
+    # What kind.
+    kind: CauseKind
+    # One sentence for a person.
+    message: str
+
+
+class ChangeReply(TypedDict):
+    """Reply of the verbs that change a VM."""
+    # It was so already, and nothing was done.
+    already: NotRequired[bool]
+    # Until when the same request id gives the same reply.
+    replay_until_unix_ms: int
+    # Id of the request, also where the host made it.
+    request_id: RequestId
+    # The VM when the reply was made.
+    vm: VmStatus
+
+
+class ChangeRequest(TypedDict):
+    """Preconditions and waiting, common to every verb that changes a VM."""
+    # Refuse with `conflict` unless the spec has this revision.
+    if_revision: NotRequired[int | None]
+    # Refuse with `conflict` unless the VM has this id.
+    if_vm_id: NotRequired[VmId | None]
+    # Delays the reply to the outcome.
+    wait: NotRequired[Wait | None]
+
+
+class ConsoleReply(TypedDict):
+    """Reply of `console`."""
+    # Offset of the stream's first byte in everything that the console ever wrote.
+    offset: int
+    # The stream. Its result is a `ConsoleResult`.
+    stream: StreamOpened
+
+
+class ConsoleRequest(TypedDict):
+    """Request of `console`: the serial console as a stream with the channels `stdin` and `stdout`, for one writer at a time."""
+    # Begins with this many of the last bytes; 4 KiB if left out, 256 KiB at most.
+    tail_bytes: NotRequired[int | None]
+    # Takes the console from whoever writes to it; else that is `busy`.
+    take: NotRequired[bool]
+
+
+class ConsoleResult(TypedDict):
+    """How a stream of the console ended: `stdin` was closed, or the VM was deleted."""
+    # Bytes that were overwritten before this reader came to them; a line in the stream says where.
+    lost_bytes: int
+    # Offset behind the last byte that was sent.
+    offset: int
+
+
+class ContractReply(TypedDict):
+    """Reply of `contract.read`."""
+    # An AsyncAPI 3 document, as JSON text. Its addresses begin with `drover`, whatever the root of this bus is.
+    asyncapi: str
+    # Version of the host that answers.
+    version: str
+
+
+class CreateRequest(TypedDict):
+    """Request of `vm.create`."""
+    # Name of the VM within the namespace of the subject.
+    name: Token
+    # What it shall be; all of it may come from the template.
+    spec: NotRequired[VmSpec]
+    # Delays the reply to the outcome; without it the reply comes when the create is durable.
+    wait: NotRequired[Wait | None]
+
+
+class DiskInfo(TypedDict):
+    """A block device of the guest."""
+    # Its name below `/dev`.
+    name: str
+    # Whether it cannot be written.
+    read_only: NotRequired[bool]
+    # Its size in bytes.
+    size_bytes: int
+
+
+class DiskSpec(TypedDict):
+    """One disk of a VM."""
+    # The image that the disk starts as; each VM writes to a copy of its own.
+    image: str
+    # The guest cannot write to it.
+    readonly: NotRequired[bool]
+
+
+class DiskUse(TypedDict):
+    """How full a mounted file system is."""
+    # Bytes that an ordinary user may still write.
+    free_bytes: int
+    # Where it is mounted.
+    mount: str
+    # Its size in bytes.
+    total_bytes: int
+
+
+class DrainReply(TypedDict):
+    """Reply of `host.<host>.drain`."""
+    # Whether the host takes new VMs.
+    accepting: bool
+    # VMs that it still has.
+    vms: int
+
+
+class DrainRequest(TypedDict):
+    """Request of `host.<host>.drain`. Repeating it changes nothing more."""
+    # Take no new VMs from now on, over restarts of the daemon too; `false` takes them again.
+    on: bool
+
+
+class Empty(TypedDict):
+    """An empty request or reply."""
+
+
+class ErrorBody(TypedDict):
+    """The body of every error reply."""
+    # What kind of failure.
+    code: ErrorCode
+    # Facts by name (state, operation, cause, limit …).
+    details: NotRequired[dict[str, str]]
+    # Names this error in the host's log; empty where it was made by a library.
+    error_id: NotRequired[str]
+    # One or two sentences for a person: what is wrong and what to do.
+    message: str
+    # Whether the same request, with the same request id, may succeed later.
+    retryable: bool
+
+
+class EventsReadReply(TypedDict):
+    """Reply of `events.read`."""
+    # No event was stored after these when the page was read.
+    end: bool
+    # Events in order.
+    events: list[StoredEvent]
+    # Pass it as `after` to go on.
+    next_cursor: int
+
+
+class EventsReadRequest(TypedDict):
+    """Request of `events.read`."""
+    # Only events after this position of the stream (`next_cursor` of the page before).
+    after: NotRequired[int | None]
+    # At most this many; 100 if left out, 500 at most.
+    limit: NotRequired[int | None]
+    # Only events at or after this time.
+    since_unix_ms: NotRequired[int | None]
+    # Only events of this VM name.
+    vm: NotRequired[Token | None]
+
+
+class ExecReply1(TypedDict):
+    """It has ended."""
+    result: ExecResult
+
+
+class ExecReply2(TypedDict):
+    """It runs; frames follow. The stream's result is an [`ExecResult`]."""
+    stream: StreamOpened
+
+
+class ExecRequest(TypedDict):
+    """Request of `guest.exec`."""
+    # Program and arguments; no shell is added.
+    argv: list[str]
+    # Directory to run in; `/` if left out.
+    cwd: NotRequired[str | None]
+    # Added to a plain environment.
+    env: NotRequired[dict[str, Secret]]
+    # Fed to the program; only where `stream` is false. At most 48 KiB.
+    stdin: NotRequired[Blob | None]
+    # Answer with a stream; else output is collected, up to 128 KiB each for stdout and stderr.
+    stream: NotRequired[bool]
+    # The guest kills the whole process group after this time, in milliseconds; 30,000 if left out and not streamed.
+    timeout_ms: NotRequired[int | None]
+    # User name or number; root if left out.
+    user: NotRequired[str | None]
+
+
+class ExecResult(TypedDict):
+    """Result of a program."""
+    # How long it ran, in milliseconds.
+    duration_ms: int
+    # Its exit code, if it exited.
+    exit_code: NotRequired[int | None]
+    # The signal that ended it, otherwise.
+    signal: NotRequired[int | None]
+    # Error output, where it was not streamed.
+    stderr: NotRequired[Blob | None]
+    # Output, where it was not streamed.
+    stdout: NotRequired[Blob | None]
+    # Its time was over.
+    timed_out: NotRequired[bool]
+    # More was written than is here: too much for a reply (use a stream), or the request was a repeated one, whose result is remembered without its output.
+    truncated: NotRequired[bool]
+
+
+class ExplainReply(TypedDict):
+    """Reply of `explain`: why a VM is as it is."""
+    # What to make of it, sentence by sentence.
+    findings: list[str]
+    # Its last events, oldest first, as sentences.
+    history: list[str]
+    # The VM.
+    vm: VmStatus
+    # The VMM's command line.
+    vmm_command: list[str]
+    # The VMM's configuration, as JSON text.
+    vmm_config: str
+
+
+class FileResult(TypedDict):
+    """Result of a transfer; compare the digest with your own."""
+    # Permissions.
+    mode: int
+    # SHA-256 in hexadecimal, by the guest.
+    sha256: str
+    # Length of the file.
+    size_bytes: int
+
+
+class GetRequest(TypedDict):
+    """Request of `guest.get`; the data comes on channel `data` of the stream."""
+    # Refuse a file larger than this, in bytes.
+    max_size_bytes: NotRequired[int | None]
+    # Absolute path in the guest.
+    path: str
+
+
+class GuestShutdownRequest(TypedDict):
+    """Request of `guest.shutdown`."""
+    # How.
+    mode: NotRequired[ShutdownMode]
+
+
+class HealthResult(TypedDict):
+    """How the guest is."""
+    # CPU time used since boot by everything, in milliseconds.
+    cpu_busy_ms: int
+    # CPU time since boot, used or not, in milliseconds.
+    cpu_total_ms: int
+    # File systems on block devices, and the root.
+    disks: NotRequired[list[DiskUse]]
+    # Load averages of 1, 5 and 15 minutes.
+    load: list[float]
+    # Memory that programs can still have, in bytes.
+    memory_available_bytes: int
+    # Memory in bytes.
+    memory_total_bytes: int
+    # Why it is not `ok`, one sentence each.
+    reasons: NotRequired[list[str]]
+    # The worst of all.
+    status: HealthStatus
+    # Swap that is unused, in bytes.
+    swap_free_bytes: NotRequired[int]
+    # Swap in bytes.
+    swap_total_bytes: NotRequired[int]
+    # Milliseconds since boot.
+    uptime_ms: int
+
+
+class HostEvent(TypedDict):
+    """The body of a host event."""
+    # Facts by name.
+    details: NotRequired[dict[str, str]]
+    # The host.
+    host: Token
+    # What kind of event; the last token of the subject.
+    kind: HostEventKind
+    # One sentence for a person.
+    message: str
+    # Position in the host's log.
+    seq: int
+    # When it happened, by the host's clock.
+    time_unix_ms: int
+
+
+class HostInfo(TypedDict):
+    """Reply of `host.<host>.info`."""
+    # Capacity and promises.
+    capacity: Capacity
+    # How VMs are confined and limited here, in words.
+    confinement: NotRequired[dict[str, str]]
+    # Features that this version offers, for peers of other versions.
+    features: list[str]
+    # Name of the host.
+    host: Token
+    # The installation.
+    installation: InstallationId
+    # Operating system kernel.
+    kernel: str
+    # Labels for placement.
+    labels: NotRequired[dict[str, str]]
+    # Events that wait to be stored by the bus.
+    outbox: int
+    # `adopting`, `connecting` (the stream or a bucket of the bus is not there yet), `ready` or `draining`.
+    phase: str
+    # Process id of the daemon, by its own account.
+    pid: NotRequired[int | None]
+    # When the daemon started.
+    started_unix_ms: int
+    # How many VMs are in each state.
+    states: dict[str, int]
+    # Version of drover.
+    version: str
+    # The hypervisor.
+    vmm: VmmInfo
+
+
+class HostSample(TypedDict):
+    """The body of `metric.host.<host>`."""
+    # Capacity and promises.
+    capacity: Capacity
+    # The host.
+    host: Token
+    # Events that wait to be stored by the bus.
+    outbox: int
+    # When it was taken, by the host's clock.
+    time_unix_ms: int
+
+
+class InfoResult(TypedDict):
+    """What the guest is."""
+    # The version of the agent.
+    agent_version: str
+    # The machine (`x86_64`, `aarch64`).
+    arch: str
+    # Changes with every boot.
+    boot_id: str
+    # CPUs that are online.
+    cpus: int
+    # Block devices.
+    disks: NotRequired[list[DiskInfo]]
+    # The host name.
+    hostname: str
+    # Network interfaces, without loopback.
+    interfaces: NotRequired[list[InterfaceInfo]]
+    # The kernel's release.
+    kernel: str
+    # Memory of the guest, in bytes.
+    memory_bytes: int
+    # `linux` or `windows`.
+    os: str
+    # The distribution's own name for itself.
+    os_name: NotRequired[str]
+    # Milliseconds since boot.
+    uptime_ms: int
+
+
+class InterfaceInfo(TypedDict):
+    """A network interface of the guest."""
+    # Its addresses with prefix length (`10.0.0.2/24`).
+    addresses: NotRequired[list[str]]
+    # Its hardware address, `aa:bb:cc:dd:ee:ff`.
+    mac: NotRequired[str]
+    # Its name.
+    name: str
+    # Whether it is up.
+    up: NotRequired[bool]
+
+
+class ListReply(TypedDict):
+    """Reply of `list`."""
+    # Where the next page begins; absent on the last.
+    next_cursor: NotRequired[str | None]
+    # VMs by name, without their specs.
+    vms: list[VmStatus]
+
+
+class ListRequest(TypedDict):
+    """Request of `list`."""
+    # `next_cursor` of the page before.
+    cursor: NotRequired[str | None]
+    # At most this many; 100 if left out, 500 at most.
+    limit: NotRequired[int | None]
+
+
+class LogsReply(TypedDict):
+    """Reply of `logs`."""
+    # The bytes; none if they come in the stream.
+    data: Blob
+    # Offset of the first byte, here or in the stream, in everything that was ever written.
+    offset: int
+    # The stream, if the log is followed. Its result is a `ConsoleResult`.
+    stream: NotRequired[StreamOpened | None]
+
+
+class LogsRequest(TypedDict):
+    """Request of `logs`."""
+    # Goes on with what comes, as a stream with the channel `stdout`, until the VM is deleted. Of the console only. The request needs a reply subject of its own for the frames.
+    follow: NotRequired[bool]
+    # Which log; `console` if left out.
+    source: NotRequired[LogSource]
+    # At most this many bytes from the end; 64 KiB if left out, 256 KiB at most.
+    tail_bytes: NotRequired[int | None]
+
+
+class LookupReply1(TypedDict):
+    """No VM has this name, and none had it in the last 24 hours."""
+    found: Literal["not_found"]
+
+
+class LookupReply2(TypedDict):
+    """A create is deciding where it goes."""
+    found: Literal["placing"]
+    # The host that was chosen.
+    host: Token
+    # The request that creates it.
+    request_id: RequestId
+    # Identity of the VM to be.
+    vm_id: VmId
+
+
+class LookupReply3(TypedDict):
+    """A host owns it. Whether the host is online shows when it is asked."""
+    found: Literal["owned"]
+    # Its owner.
+    host: Token
+    # When the owner last said anything to the bus; absent if never.
+    last_seen_unix_ms: NotRequired[int | None]
+    # The owner has been heard within its lease.
+    online: bool
+    # Identity of the VM.
+    vm_id: VmId
+
+
+class LookupReply4(TypedDict):
+    """It was deleted in the last 24 hours."""
+    # When its delete was complete.
+    deleted_unix_ms: int
+    found: Literal["gone"]
+    # Its last owner.
+    host: Token
+    # The reply of that request.
+    reply: ChangeReply
+    # The request that deleted it.
+    request_id: RequestId
+    # Identity of the VM that was.
+    vm_id: VmId
+
+
+class LookupRequest(TypedDict):
+    """Request of `lookup`."""
+    # Name of the VM.
+    name: Token
+
+
+class NamespaceSample(TypedDict):
+    """The body of `metric.ns.<ns>.host.<host>`: the host's running VMs of one namespace."""
+    # The host.
+    host: Token
+    # When it was taken, by the host's clock.
+    time_unix_ms: int
+    # VMs by name; a namespace with many is told in several messages.
+    vms: list[VmSample]
+
+
+class NicSpec(TypedDict):
+    """One network interface of a VM."""
+    # The host's network to join.
+    network: NotRequired[Token]
+
+
+class NicStatus(TypedDict):
+    """One interface of a VM as the host made it."""
+    # The network's gateway: the host's bridge.
+    gateway: str
+    # IPv4 address of the guest.
+    ipv4: str
+    # MAC address.
+    mac: str
+    # The host's network.
+    network: Token
+    # Length of the network's prefix.
+    prefix_len: int
+    # Name of the TAP device on the host.
+    tap: str
+
+
+class Orphan(TypedDict):
+    """A VM with processes on the machine that the host does not know."""
+    # The installation that started it.
+    installation: InstallationId
+    # Its name.
+    name: NotRequired[Token | None]
+    # Its namespace, where its launch record is at hand.
+    namespace: NotRequired[Token | None]
+    # It is of this installation: its row was lost, as by a restore from an older backup.
+    ours: bool
+    # Its processes.
+    pids: list[int]
+    # Why one of this installation was not taken back into the journal.
+    reason: NotRequired[str | None]
+    # Where its console and other evidence are.
+    run_dir: NotRequired[str | None]
+    # The VM, by the marks of its processes.
+    vm_id: VmId
+
+
+class OrphanRemoveRequest(TypedDict):
+    """Request of `host.<host>.orphans.remove`."""
+    # The VM.
+    vm_id: VmId
+
+
+class OrphansReply(TypedDict):
+    """Reply of `host.<host>.orphans`."""
+    # Of this installation and of others, by installation and VM.
+    orphans: list[Orphan]
+
+
+class PingReply(TypedDict):
+    """Reply of `guest.ping`."""
+    # Version of the agent.
+    agent_version: str
+    # Boot id of the guest.
+    boot_id: str
+    # Round trip between daemon and agent, in microseconds.
+    round_trip_us: int
+
+
+class PlacementSpec(TypedDict):
+    """Where a VM may be placed."""
+    # Only this host.
+    host: NotRequired[Token | None]
+    # Only hosts with all of these labels.
+    labels: NotRequired[dict[str, str]]
+
+
+class PutRequest(TypedDict):
+    """Request of `guest.put`; the data follows on channel `data` of the stream."""
+    # Make missing directories.
+    create_dirs: NotRequired[bool]
+    # Permissions; 0644 if left out.
+    mode: NotRequired[int | None]
+    # Absolute path in the guest.
+    path: str
+    # SHA-256 of the data in hexadecimal, if it is known beforehand.
+    sha256: NotRequired[str | None]
+    # How many bytes will follow.
+    size_bytes: int
+
+
+class RejectedEvent(TypedDict):
+    """The body of `request.rejected`: a request without a reply subject that had no effect. At most a few each second are published for a namespace; the rest is counted in `suppressed`."""
+    # Why.
+    error: ErrorBody
+    # The host that refused it.
+    host: Token
+    # Id of the request.
+    request_id: RequestId
+    # The subject it was sent to.
+    subject: str
+    # How many rejections of the namespace were not published since the last one.
+    suppressed: NotRequired[int]
+    # When, by the host's clock.
+    time_unix_ms: int
+
+
+class ResolvedBoot(TypedDict):
+    """What a resolved VM boots."""
+    # The command line before drover's own additions.
+    cmdline: str
+    # The firmware, otherwise.
+    firmware: NotRequired[ResolvedImage | None]
+    # The initramfs, for a direct boot.
+    initramfs: NotRequired[ResolvedImage | None]
+    # The kernel, for a direct boot.
+    kernel: NotRequired[ResolvedImage | None]
+
+
+class ResolvedDisk(TypedDict):
+    """A resolved disk."""
+    # What it starts as.
+    image: ResolvedImage
+    # The guest cannot write to it; it is then shared, not copied.
+    readonly: bool
+
+
+class ResolvedImage(TypedDict):
+    """An image as it was when the VM was resolved."""
+    # What it is good for.
+    kind: ImageKind
+    # The name that the spec used.
+    name: str
+    # SHA-256 of the content, 64 lower-case hexadecimal digits.
+    sha256: str
+    # Its length.
+    size_bytes: int
+
+
+class ResolvedSpec(TypedDict):
+    """A spec with nothing left open: what is stored, booted and shown."""
+    # The guest agent.
+    agent: AgentSpec
+    # What the guest boots.
+    boot: ResolvedBoot
+    # Virtual CPUs.
+    cpus: int
+    # Disks in order.
+    disks: list[ResolvedDisk]
+    # The caller's labels.
+    labels: dict[str, str]
+    # Guest memory.
+    memory_bytes: int
+    # Interfaces in order.
+    nics: list[NicSpec]
+    # Family of the guest.
+    os: Os
+    # Where it may run.
+    placement: NotRequired[PlacementSpec]
+    # What happens after an end.
+    restart: RestartSpec
+    # The template that it came from.
+    template: Token
+
+
+class RestartSpec(TypedDict):
+    """Restart policy with its limits."""
+    # Longest pause, in milliseconds.
+    backoff_max_ms: NotRequired[int]
+    # First pause before a restart, in milliseconds; doubles with each restart in the window.
+    backoff_ms: NotRequired[int]
+    # Restarts within `window_ms` after which the VM is `failed`.
+    limit: NotRequired[int]
+    # When to start again.
+    policy: NotRequired[RestartPolicy]
+    # Length of the window, in milliseconds.
+    window_ms: NotRequired[int]
+
+
+class ShutdownRequest(TypedDict):
+    """Request of `shutdown`: the guest is asked (agent, then power button), never forced."""
+    # Refuse with `conflict` unless the spec has this revision.
+    if_revision: NotRequired[int | None]
+    # Refuse with `conflict` unless the VM has this id.
+    if_vm_id: NotRequired[VmId | None]
+    # How long the guest may take, in milliseconds; 60,000 if left out, 90,000 at most.
+    timeout_ms: NotRequired[int | None]
+
+
+class StopRequest(TypedDict):
+    """Request of `stop`: the whole ladder from the agent to a kill."""
+    # Do not ask the guest; also ends an operation that is in the way.
+    force: NotRequired[bool]
+    # How long the guest may take before it is forced, in milliseconds; 10,000 if left out, 60,000 at most.
+    grace_ms: NotRequired[int | None]
+    # Refuse with `conflict` unless the spec has this revision.
+    if_revision: NotRequired[int | None]
+    # Refuse with `conflict` unless the VM has this id.
+    if_vm_id: NotRequired[VmId | None]
+
+
+class StoredEvent(TypedDict):
+    """One event with its place in the stream."""
+    # Position in the stream; grows, with gaps.
+    cursor: int
+    # The event.
+    event: VmEvent
+
+
+class StreamEnd1(TypedDict):
+    """The verb's result, as MessagePack."""
+    result: Blob
+
+
+class StreamEnd2(TypedDict):
+    """Why there is none."""
+    error: ErrorBody
+
+
+class StreamFrame(TypedDict):
+    """One frame of a stream, either way. Exactly one of the groups is used."""
+    # Everything below this offset has arrived.
+    acked_off: NotRequired[int | None]
+    # The client gives up; the host ends what runs.
+    cancel: NotRequired[bool]
+    # The channel of data or of an acknowledgement.
+    ch: NotRequired[Channel | None]
+    # Bytes of the channel.
+    data: NotRequired[Blob | None]
+    # The last frame: the outcome of the whole stream.
+    end: NotRequired[StreamEnd | None]
+    # The channel ends after `data`.
+    eof: NotRequired[bool]
+    # A keep-alive.
+    keep_alive: NotRequired[bool]
+    # Offset of the first byte of `data`.
+    off: NotRequired[int | None]
+    # The peer may send below `acked_off + window`.
+    window: NotRequired[int | None]
+
+
+class StreamOpened(TypedDict):
+    """Reply of a verb that opened a stream."""
+    # Where the client publishes its frames.
+    io_subject: str
+    # How much the host takes of each channel before the first acknowledgement, in bytes.
+    window: int
+
+
+class ValidateReply(TypedDict):
+    """Reply of `validate`."""
+    # The spec with nothing left open.
+    spec: ResolvedSpec
+    # The VMM's configuration, as JSON text; paths are placeholders.
+    vmm_config: str
+
+
+class ValidateRequest(TypedDict):
+    """Request of `validate`: as `create`, without effect."""
+    # Name of the VM to be; `example` if left out.
+    name: NotRequired[Token | None]
+    # The spec to check.
+    spec: NotRequired[VmSpec]
+
+
+class VmEvent(TypedDict):
+    """The body of a VM event."""
+    # Why.
+    cause: NotRequired[Cause | None]
+    # VMM process it is about; 0 before the first.
+    incarnation: int
+    # What kind of event.
+    kind: VmEventKind
+    # The VM is gone with this event; it is the last of its log.
+    last: NotRequired[bool]
+    # Its name.
+    name: Token
+    # Namespace of the VM.
+    namespace: Token
+    # State before; absent for the first event.
+    previous: NotRequired[VmState | None]
+    # The request that led to it.
+    request_id: NotRequired[RequestId | None]
+    # Revision of the spec.
+    revision: int
+    # Position in the VM's log, from 1, without gaps.
+    seq: int
+    # State after.
+    state: VmState
+    # What made a step, for `progress`: `disks`, `network`, `vmm`, `boot` …
+    step: NotRequired[str | None]
+    # When it happened, by the host's clock.
+    time_unix_ms: int
+    # Its identity.
+    vm_id: VmId
+
+
+class VmSample(TypedDict):
+    """Numbers of one VM."""
+    # Memory of everything that belongs to it on the host, where the host counts it.
+    memory_bytes: NotRequired[int | None]
+    # Name of the VM.
+    name: Token
+    # What it is.
+    state: VmState
+    # Its identity.
+    vm_id: VmId
+
+
+class VmSpec(TypedDict):
+    """What a caller (or a template) says about a VM. Everything left out comes from the template."""
+    # The guest agent.
+    agent: NotRequired[AgentSpec | None]
+    # What the guest boots.
+    boot: NotRequired[BootSpec | None]
+    # Virtual CPUs at boot, 1 to 255.
+    cpus: NotRequired[int | None]
+    # Disks in the order in which the guest sees them; replaces the template's.
+    disks: NotRequired[list[DiskSpec] | None]
+    # Free text by name, for the caller's own use: at most 64 labels of 256 bytes.
+    labels: NotRequired[dict[str, str]]
+    # Guest memory; a multiple of 1 MiB, 64 MiB at the least.
+    memory: NotRequired[ByteSize | None]
+    # Guest memory; a multiple of 1 MiB, 64 MiB at the least.
+    memory_bytes: NotRequired[ByteSize | None]
+    # Interfaces; replaces the template's. An empty list makes a VM without a network.
+    nics: NotRequired[list[NicSpec] | None]
+    # Family of the guest.
+    os: NotRequired[Os | None]
+    # Where it may run.
+    placement: NotRequired[PlacementSpec | None]
+    # What happens after an end.
+    restart: NotRequired[RestartSpec | None]
+    # The template to start from; `linux-default` if left out.
+    template: NotRequired[Token | None]
+    # Handed to the guest; never shown.
+    user_data: NotRequired[Secret | None]
+
+
+class VmStatus(TypedDict):
+    """The status of a VM."""
+    # The guest agent.
+    agent: AgentStatus
+    # Why it is in this state.
+    cause: NotRequired[Cause | None]
+    # Virtual CPUs of the spec.
+    cpus: NotRequired[int]
+    # When it was created.
+    created_unix_ms: int
+    # What it shall be.
+    desired: Desired
+    # The host that owns it.
+    host: Token
+    # Counts VMM processes, from 1; 0 before the first.
+    incarnation: int
+    # Memory of the spec, in bytes.
+    memory_bytes: NotRequired[int]
+    # Name within the namespace.
+    name: Token
+    # Namespace.
+    namespace: Token
+    # Interfaces.
+    nics: list[NicStatus]
+    # The operation under way.
+    operation: NotRequired[str | None]
+    # Restarts by policy within the window.
+    restarts: NotRequired[int]
+    # Counts changes of the spec, from 1.
+    revision: int
+    # Sequence of its last event.
+    seq: int
+    # The spec with nothing left open; left out of lists.
+    spec: NotRequired[ResolvedSpec | None]
+    # What it is.
+    state: VmState
+    # When `state` was entered.
+    state_since_unix_ms: int
+    # Immutable identity.
+    vm_id: VmId
+    # Process id of the VMM on its host.
+    vmm_pid: NotRequired[int | None]
+
+
+class VmmInfo(TypedDict):
+    """The hypervisor of a host."""
+    # It is the software emulation, not the real hypervisor.
+    emulated: bool
+    # Path of the binary.
+    path: str
+    # What it says of its version.
+    version: str
+
+
+# How the link to the guest agent stands.
+AgentState = str
+
+Blob = bytes
+
+ByteSize = int | str
+
+# Why a VM ended, did not boot, or changed.
+CauseKind = str
+
+# A channel of a stream.
+Channel = Literal["stdin", "stdout", "stderr", "data"]
+
+# What a VM shall be.
+Desired = str
+
+# What kind of failure it was. Stable; clients match on it.
+ErrorCode = str
+
+# Reply of `guest.exec`: a result, or where its stream is.
+ExecReply = ExecReply1 | ExecReply2
+
+# How much attention the guest needs.
+HealthStatus = str
+
+# Kinds of host events; the last token of the subject.
+HostEventKind = str
+
+# What an image is good for.
+ImageKind = str
+
+InstallationId = str
+
+# A log of a VM.
+LogSource = Literal["console", "vmm"]
+
+# What became of a name.
+LookupReply = LookupReply1 | LookupReply2 | LookupReply3 | LookupReply4
+
+# The family of the guest's operating system.
+Os = Literal["linux", "windows"]
+
+RequestId = str
+
+# What happens after a VM ends on its own.
+RestartPolicy = Literal["never", "on_failure", "always"]
+
+# A text that prints as `***`. It is written out only by [`Secret::reveal`], and by serde for the wire and the journal (whose file is 0600); events and explanations are built from types that have no `Secret` in them.
+Secret = str
+
+# How `guest.shutdown` ends the guest.
+ShutdownMode = Literal["power_off", "reboot"]
+
+# The outcome of a stream.
+StreamEnd = StreamEnd1 | StreamEnd2
+
+Token = str
+
+# Kinds of VM events; the last token of the subject.
+VmEventKind = str
+
+VmId = str
+
+# What a VM is.
+VmState = str
+
+# How long a reply waits.
+Wait = Literal["running", "agent"]
