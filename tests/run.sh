@@ -7,9 +7,9 @@
 #   unit         formatting, lints, licences, and the tests beside the code
 #   wire         the contract in another language: golden bytes read by Python
 #   e2e          the real programs over a real nats-server: guests that are processes, and real kernels in
-#                QEMU's software emulation; the same host used from Python
+#                QEMU's software emulation; the same host used from Python and JavaScript
 #   faults       daemon, VMM and bus are killed, hung and cut off, and what is left is looked at
-#   death        each cause of an end, what a VMM can reach, and a short soak; the real hypervisor is looked
+#   death        as faults, and each cause of an end, what a VMM can reach, and a short soak; the real hypervisor is looked
 #                at too if CLOUD_HYPERVISOR names it
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
@@ -120,6 +120,9 @@ fi
 
 if wants wire; then
     step wire "golden bytes in Python" python3 tests/python/test_golden.py
+    step wire "the Python client's bodies" python3 tests/clients/python/generate.py --check
+    step wire "the Python client's types" env MYPYPATH=tests/clients/python/src python3 -m mypy --strict \
+        --cache-dir "$CACHE/mypy" tests/clients/python/src
 fi
 
 if wants e2e || wants faults || wants death || wants soak || wants nested; then
@@ -144,9 +147,16 @@ if wants e2e; then
     step e2e "real kernels" real real_guest 1
     step e2e "the console" real console 1
     step e2e "the host from Python" python3 -W ignore tests/python/test_host.py
+    step e2e "the client in Python" python3 -W ignore tests/clients/python/test_client.py
+    if need_node tests/clients/javascript; then
+        step e2e "the client in JavaScript" python3 -W ignore tests/clients/javascript/test_client.py
+    else
+        skip e2e "the client in JavaScript" "Node.js or its packages could not be installed; see $CACHE/npm.log"
+    fi
 fi
 
-if wants faults; then
+# What adoption promises is part of both.
+if wants faults || wants death; then
     step faults "killed, hung and cut off" real faults 2
 fi
 
@@ -195,8 +205,8 @@ nested() (
     return $failed
 )
 # Each host has one processor and about half of the work.
-NESTED_ONE=(systemd confinement console causes full)
-NESTED_TWO=(orphans lifecycle idempotency real_guest told faults)
+NESTED_ONE=(systemd confinement console causes full told)
+NESTED_TWO=(orphans lifecycle idempotency real_guest faults)
 if [ ! -x "${CLOUD_HYPERVISOR:-}" ]; then
     if wants nested || wants death; then
         skip nested "the real hypervisor" "CLOUD_HYPERVISOR names none; needs: CLOUD_HYPERVISOR=path tests/run.sh nested"

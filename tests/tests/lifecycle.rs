@@ -7,6 +7,7 @@ use drover_schemas::body::events::EventsReadReply;
 use drover_schemas::body::guest::{ExecReply, ExecResult};
 use drover_schemas::body::status::AgentState;
 use drover_schemas::body::vm::{ExplainReply, ListReply, LogsReply, LookupReply, ValidateReply};
+use drover_schemas::contract::{ASYNCAPI, ContractReply};
 use drover_schemas::state::VmState;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::{Bus, Failure, refused};
@@ -178,6 +179,14 @@ fn what_reads_only_tells_how_things_are() {
         );
         let _: LogsReply = bus.ask("vm.a.logs", &json!({})).get().await.unwrap();
         let _: LogsReply = bus.ask("vm.a.logs", &json!({"source": "vmm"})).get().await.unwrap();
+        // The contract is answered and printed as it is published.
+        let published: Value = serde_json::from_str(ASYNCAPI).unwrap();
+        let told: ContractReply = bus.ask("contract.read", &json!({})).get().await.unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&told.asyncapi).unwrap(), published);
+        for args in [&["bus", "contract"][..], &["bus", "contract", "--own"]] {
+            let printed = world.drover(args).await.stdout;
+            assert_eq!(serde_json::from_slice::<Value>(&printed).unwrap(), published);
+        }
         // The host says that it lives a moment after it has made the buckets on a new bus.
         wait::until("the owner is online", async || {
             let found = bus.ask("vm.lookup", &json!({"name": "a"})).get().await.unwrap();

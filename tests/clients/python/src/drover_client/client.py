@@ -1,0 +1,290 @@
+"""The verbs of drover, by name and type."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import msgpack  # type: ignore[import-untyped]
+import nats
+from nats.aio.client import Client as Nats
+from nats.aio.subscription import Subscription
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeout
+
+from ._contract import (
+    VERBS,
+    ChangeReply,
+    ErrorBody,
+    ExecResult,
+    ExplainReply,
+    FileResult,
+    HostInfo,
+    LogsReply,
+    LookupReply,
+    StoredEvent,
+    StreamOpened,
+    ValidateReply,
+    VmSpec,
+    VmStatus,
+)
+from .errors import DroverError, NoOutcome
+from .stream import Stream
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_MSGPACK = "application/msgpack"
+# How long one attempt waits for its reply before it is repeated, and the pauses between two.
+_ATTEMPT = 10.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+
+
+def new_request_id() -> str:
+    """A ULID."""
+    value = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10), "big")
+    return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))
+
+
+class Client:
+    """A client in one namespace. Use it as an asynchronous context."""
+
+    def __init__(
+        self,
+        servers: str | list[str] = "nats://127.0.0.1:4222",
+        *,
+        namespace: str = "default",
+        root: str = "drover",
+        deadline: float = 30.0,
+        **options: Any,
+    ):
+        """`deadline` is in seconds, for calls that give none; `options` are those of `nats.connect`."""
+        self.namespace, self.root, self.deadline = namespace, root, deadline
+        self._servers = servers
+        self._options = {"max_reconnect_attempts": -1, "reconnect_time_wait": 0.2, **options}
+        self.nats: Nats
+
+    async def __aenter__(self) -> Client:
+        self.nats = await nats.connect(self._servers, **self._options)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.nats.close()
+
+    def subject(self, verb: str, *, name: str = "", host: str = "") -> str:
+        """Where a verb of the contract is asked for."""
+        address = VERBS[verb].address.format(ns=self.namespace, name=name, host=host)
+        return f"{self.root}.v1.{address}"
+
+    async def call(
+        self,
+        verb: str,
+        body: Any = None,
+        *,
+        name: str = "",
+        host: str = "",
+        request_id: str | None = None,
+        deadline: float | None = None,
+    ) -> Any:
+        """Any verb that opens no stream, repeated with one id until there is an outcome."""
+        subject = self.subject(verb, name=name, host=host)
+        if VERBS[verb].has_id:
+            request_id = request_id or new_request_id()
+        until = time.monotonic() + (deadline or self.deadline)
+        payload, pause, why = msgpack.packb(body or {}), _FIRST_PAUSE, "the deadline passed"
+        while (left := until - time.monotonic()) > 0:
+            try:
+                message = await self.nats.request(
+                    subject, payload, min(left, _ATTEMPT), headers=_headers(request_id, min(left, _ATTEMPT))
+                )
+                return _read(message)
+            except DroverError as error:
+                if not error.retryable:
+                    raise
+                why = str(error)
+            except NoRespondersError:
+                why = "nobody listens"
+                if name and (found := await self._became(name, request_id, left)):
+                    return found
+            except NatsTimeout:
+                why = "no reply came"
+            await asyncio.sleep(min(pause, max(0.0, until - time.monotonic())))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        raise NoOutcome(subject, request_id, why)
+
+    async def _became(self, name: str, request_id: str | None, left: float) -> Any:
+        """What became of a VM whose owner does not listen: the reply of this very delete, or an error."""
+        try:
+            reply = await self.nats.request(
+                self.subject("pool.lookup"),
+                msgpack.packb({"name": name}),
+                min(left, _ATTEMPT),
+                headers=_headers(None, min(left, _ATTEMPT)),
+            )
+            found = _read(reply)
+        except (NoRespondersError, NatsTimeout):
+            return None
+        if found["found"] == "gone" and found["request_id"] == request_id:
+            return found["reply"]
+        if found["found"] in ("gone", "not_found"):
+            text = f"there is no VM {name!r} in namespace {self.namespace!r}"
+            raise DroverError(cast(ErrorBody, {"code": "not_found", "message": text, "retryable": False, "error_id": ""}))
+        return None
+
+    @asynccontextmanager
+    async def open(
+        self, verb: str, body: Any, *, name: str, deadline: float | None = None
+    ) -> AsyncIterator[tuple[Any, Stream[Any]]]:
+        """A verb that opens a stream: its reply, and the stream."""
+        shape = VERBS[verb].stream
+        assert shape is not None, f"{verb} opens no stream"
+        inbox = await self.nats.subscribe(self.nats.new_inbox())
+        try:
+            reply = await self._first_reply(verb, body, name, inbox, deadline or self.deadline)
+            opened: StreamOpened = reply.get("stream") or reply
+            stream: Stream[Any] = Stream(self.nats, inbox, opened, *shape)
+            async with stream:
+                yield reply, stream
+        finally:
+            await inbox.unsubscribe()
+
+    async def _first_reply(self, verb: str, body: Any, name: str, inbox: Subscription, deadline: float) -> Any:
+        request_id = new_request_id() if VERBS[verb].has_id else None
+        until = time.monotonic() + deadline
+        subject, payload = self.subject(verb, name=name), msgpack.packb(body)
+        pause, why = _FIRST_PAUSE, "the deadline passed"
+        while (left := until - time.monotonic()) > 0:
+            await self.nats.publish(subject, payload, reply=inbox.subject, headers=_headers(request_id, left))
+            try:
+                message = await inbox.next_msg(timeout=min(left, _ATTEMPT))
+                if (message.headers or {}).get("Status") != "503":
+                    return _read(message)
+                why = "nobody listens"
+                await self._became(name, None, left)
+            except DroverError as error:
+                if not error.retryable:
+                    raise
+                why = str(error)
+            except NatsTimeout:
+                why = "no reply came"
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        raise NoOutcome(subject, request_id, why)
+
+    # --- VMs ---
+
+    async def create(
+        self, name: str, spec: VmSpec | None = None, *, wait: str | None = None, request_id: str | None = None
+    ) -> VmStatus:
+        """Creates a VM and starts it; `wait` is `running` or `agent`."""
+        body: dict[str, Any] = {"name": name, "spec": spec or {}, **({"wait": wait} if wait else {})}
+        reply = await self.call("pool.create", body, request_id=request_id, deadline=90.0 if wait else None)
+        return cast(ChangeReply, reply)["vm"]
+
+    async def change(self, verb: str, name: str, *, request_id: str | None = None, **body: Any) -> VmStatus:
+        """`start`, `shutdown`, `stop`, `reboot`, `pause`, `resume` or `delete`, with the fields of its request."""
+        reply = await self.call(f"vm.{verb}", body, name=name, request_id=request_id, deadline=90.0)
+        return cast(ChangeReply, reply)["vm"]
+
+    async def delete(self, name: str, *, request_id: str | None = None) -> VmStatus:
+        """Stops the VM at once and removes everything of it."""
+        return await self.change("delete", name, request_id=request_id)
+
+    async def get(self, name: str) -> VmStatus:
+        """How the VM is."""
+        return cast(VmStatus, await self.call("vm.get", name=name))
+
+    async def vms(self) -> AsyncIterator[VmStatus]:
+        """The VMs of the namespace, by name."""
+        cursor: dict[str, Any] = {}
+        while True:
+            page = await self.call("pool.list", cursor)
+            for vm in page["vms"]:
+                yield vm
+            if not page.get("next_cursor"):
+                return
+            cursor = {"cursor": page["next_cursor"]}
+
+    async def lookup(self, name: str) -> LookupReply:
+        """What became of a name."""
+        return cast(LookupReply, await self.call("pool.lookup", {"name": name}))
+
+    async def validate(self, spec: VmSpec) -> ValidateReply:
+        """Checks a spec without effect."""
+        return cast(ValidateReply, await self.call("pool.validate", {"spec": spec}))
+
+    async def explain(self, name: str) -> ExplainReply:
+        """Why the VM is as it is."""
+        return cast(ExplainReply, await self.call("vm.explain", name=name))
+
+    async def logs(self, name: str, **body: Any) -> LogsReply:
+        """The end of a log."""
+        return cast(LogsReply, await self.call("vm.logs", body, name=name))
+
+    async def host(self, host: str) -> HostInfo:
+        """What a host has and what it has promised."""
+        return cast(HostInfo, await self.call("host.info", host=host))
+
+    async def events(
+        self, *, vm: str | None = None, after: int | None = None, follow: bool = False
+    ) -> AsyncIterator[StoredEvent]:
+        """The namespace's events from a position on; with `follow` for ever."""
+        while True:
+            body = {key: value for key, value in (("vm", vm), ("after", after)) if value is not None}
+            page = await self.call("events.read", body)
+            for event in page["events"]:
+                yield event
+            after = page.get("next_cursor") or after
+            if page["end"]:
+                if not follow:
+                    return
+                await asyncio.sleep(0.5)
+
+    # --- guests ---
+
+    async def exec(self, name: str, argv: list[str], *, request_id: str | None = None, **body: Any) -> ExecResult:
+        """Runs a program and collects its output, up to 128 KiB of each kind."""
+        body = {"argv": argv, **body}
+        deadline = body.get("timeout_ms", 30_000) / 1000 + 5
+        reply = await self.call("guest.exec", body, name=name, request_id=request_id, deadline=deadline)
+        return cast(ExecResult, reply["result"])
+
+    @asynccontextmanager
+    async def exec_stream(self, name: str, argv: list[str], **body: Any) -> AsyncIterator[Stream[ExecResult]]:
+        """Runs a program whose channels are `stdin`, `stdout` and `stderr`."""
+        async with self.open("guest.exec", {"argv": argv, "stream": True, **body}, name=name) as (_, stream):
+            yield stream
+
+    async def put(self, name: str, path: str, data: bytes, **body: Any) -> FileResult:
+        """Writes a file in the guest."""
+        body = {"path": path, "size_bytes": len(data), **body}
+        async with self.open("guest.put", body, name=name) as (_, stream):
+            await stream.write("data", data)
+            stream.close("data")
+            return cast(FileResult, await stream.result())
+
+    async def fetch(self, name: str, path: str) -> tuple[bytes, FileResult]:
+        """Reads a file of the guest."""
+        async with self.open("guest.get", {"path": path}, name=name) as (_, stream):
+            data = b"".join([chunk async for chunk in stream.read("data")])
+            return data, cast(FileResult, await stream.result())
+
+    @asynccontextmanager
+    async def console(self, name: str, **body: Any) -> AsyncIterator[Stream[Any]]:
+        """The serial console, with the channels `stdin` and `stdout`."""
+        async with self.open("vm.console", body, name=name) as (_, stream):
+            yield stream
+
+
+def _headers(request_id: str | None, left: float) -> dict[str, str]:
+    headers = {"Content-Type": _MSGPACK, "Drover-Deadline-Ms": str(max(1, int(left * 1000)))}
+    return {**headers, "Drover-Request-Id": request_id} if request_id else headers
+
+
+def _read(message: Any) -> Any:
+    body = msgpack.unpackb(message.data)
+    if message.headers and "Nats-Service-Error-Code" in message.headers:
+        raise DroverError(body)
+    return body

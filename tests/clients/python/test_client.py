@@ -1,0 +1,119 @@
+"""The client, on a live host with guests of processes. It knows the published contract and nothing else."""
+
+import asyncio
+import hashlib
+import os
+import sys
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.join(HERE, "src"), os.path.join(HERE, "..", "..", "python")]
+
+import harness
+from drover_client import Client, DroverError, NoOutcome, new_request_id
+
+PORT = 14333
+
+
+class OnAHost(unittest.IsolatedAsyncioTestCase):
+    async def asyncSetUp(self):
+        asyncio.get_running_loop().set_debug(False)
+        self.host = harness.Host(PORT)
+        self.addCleanup(self.host.end)
+        self.host.start_nats()
+        self.host.start()
+        self.drover = await self.enterAsyncContext(Client(f"nats://127.0.0.1:{PORT}"))
+        self.assertEqual((await self.ready())["phase"], "ready")
+
+    async def ready(self):
+        while (info := await self.drover.host("h1"))["phase"] != "ready":
+            await asyncio.sleep(0.05)
+        return info
+
+    async def refused(self, code, awaitable):
+        with self.assertRaises(DroverError) as caught:
+            await awaitable
+        self.assertEqual(caught.exception.code, code)
+        return caught.exception
+
+    async def test_the_main_job(self):
+        drover = self.drover
+        vm = await drover.create("web", {"labels": {"a": "b"}}, wait="agent")
+        self.assertEqual((vm["state"], vm["agent"]["state"]), ("running", "ready"))
+        result = await drover.exec("web", ["sh", "-c", "echo hi; echo no >&2; exit 3"])
+        self.assertEqual((result["exit_code"], result["stdout"], result["stderr"]), (3, b"hi\n", b"no\n"))
+        self.assertEqual([vm["name"] async for vm in drover.vms()], ["web"])
+        self.assertEqual((await drover.change("pause", "web"))["state"], "paused")
+        self.assertEqual((await drover.change("resume", "web"))["state"], "running")
+        self.assertEqual((await drover.change("shutdown", "web"))["state"], "stopped")
+        self.assertEqual((await drover.change("start", "web", wait="agent"))["incarnation"], 2)
+        self.assertTrue((await drover.explain("web"))["findings"])
+        await drover.delete("web")
+        self.assertEqual((await drover.lookup("web"))["found"], "gone")
+        await self.refused("not_found", drover.get("web"))
+        events = [event["event"] async for event in drover.events(vm="web")]
+        self.assertEqual([event["seq"] for event in events], list(range(1, len(events) + 1)))
+        self.assertTrue(events[-1]["last"])
+
+    async def test_errors_say_what_to_do(self):
+        error = await self.refused("invalid_argument", self.drover.create("a", {"memory_bytes": 3}))
+        self.assertIn("64 MiB", error.message)
+        await self.refused("not_found", self.drover.get("nobody"))
+        self.assertEqual((await self.drover.validate({"cpus": 2}))["spec"]["cpus"], 2)
+
+    async def test_streams_carry_what_they_should(self):
+        drover = self.drover
+        await drover.create("s", wait="agent")
+        data = os.urandom(3_000_000)
+        put = await drover.put("s", "/tmp/data", data)
+        self.assertEqual(put["sha256"], hashlib.sha256(data).hexdigest())
+        back, result = await drover.fetch("s", "/tmp/data")
+        self.assertEqual((back == data, result["sha256"]), (True, put["sha256"]))
+        async with drover.exec_stream("s", ["sh", "-c", "cat; echo done >&2; exit 4"]) as process:
+            await process.write("stdin", data[:700_000])
+            process.close("stdin")
+            out = b"".join([chunk async for chunk in process.read("stdout")])
+            err = b"".join([chunk async for chunk in process.read("stderr")])
+            self.assertEqual((out == data[:700_000], err), (True, b"done\n"))
+            self.assertEqual((await process.result())["exit_code"], 4)
+        # Leaving early ends what runs.
+        async with drover.exec_stream("s", ["sleep", "1000"]):
+            pass
+        count = ["sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done | grep -c '^sleep 1000' || true"]
+        while (await drover.exec("s", count))["stdout"] != b"0\n":
+            await asyncio.sleep(0.05)
+        with self.assertRaises(DroverError):
+            await drover.fetch("s", "/nothing/here")
+
+    async def test_a_stream_outlives_the_loss_of_the_bus(self):
+        drover = self.drover
+        await drover.create("r", wait="agent")
+        data = os.urandom(8_000_000)
+        async with drover.open("guest.put", {"path": "/tmp/r", "size_bytes": len(data)}, name="r") as (_, stream):
+            await stream.write("data", data[:1_000_000])
+            self.host.stop_nats()
+            rest = asyncio.create_task(stream.write("data", data[1_000_000:]))
+            self.host.start_nats()
+            await rest
+            stream.close("data")
+            self.assertEqual((await stream.result())["sha256"], hashlib.sha256(data).hexdigest())
+
+    async def test_a_create_is_done_once_whatever_dies_meanwhile(self):
+        request_id = new_request_id()
+        create = asyncio.create_task(self.drover.create("k", wait="agent", request_id=request_id))
+        await asyncio.sleep(0.05)
+        self.host.kill()
+        self.host.start()
+        vm = await create
+        self.assertEqual(len(self.host.vmm(vm["vm_id"])), 1)
+        self.assertEqual((await self.drover.create("k", wait="agent", request_id=request_id))["vm_id"], vm["vm_id"])
+        self.host.kill()
+        with self.assertRaises(NoOutcome):
+            await self.drover.call("vm.get", name="k", deadline=0.5)
+        self.host.start()
+        await self.ready()
+
+
+if __name__ == "__main__":
+    harness.in_own_network()
+    unittest.main(verbosity=2)
