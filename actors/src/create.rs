@@ -304,7 +304,6 @@ impl Creator {
             cause: None,
             uid: leases.uid,
             nics: leases.nics.clone(),
-            run: None,
             restarts: Vec::new(),
             operation: None,
             create_request: wanted.request_id,

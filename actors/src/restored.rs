@@ -174,7 +174,6 @@ fn brought_up(row: &VmRow, event: &VmEvent) -> VmRow {
         incarnation: event.incarnation.max(row.incarnation),
         state_since_unix_ms: event.time_unix_ms,
         cause: event.cause.clone(),
-        run: None,
         operation: None,
         ..row.clone()
     }

@@ -56,9 +56,6 @@ pub struct VmRow {
     /// Its interfaces.
     #[serde(default)]
     pub nics: Vec<NicLease>,
-    /// The VMM process, while there is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub run: Option<VmmRecord>,
     /// When its restarts by policy happened, oldest first.
     #[serde(default)]
     pub restarts: Vec<u64>,
@@ -76,21 +73,6 @@ pub struct VmRow {
     /// It was deleted and its last event recorded; only its name is still to be freed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub released: bool,
-}
-
-/// A VMM process and its holder, named so that a reused pid is not taken for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmmRecord {
-    /// Process id of the VMM.
-    pub pid: u32,
-    /// Its start time, in clock ticks since boot (field 22 of `/proc/<pid>/stat`).
-    pub starttime: u64,
-    /// The host's boot id when it was started.
-    pub boot_id: String,
-    /// Process id of the holder.
-    pub holder_pid: u32,
-    /// The holder's start time, as `starttime`.
-    pub holder_starttime: u64,
 }
 
 /// An operation that a restart of the daemon has to finish or undo.

@@ -54,7 +54,6 @@ pub(crate) fn vm(id: u128, name: &str, seq: u64) -> VmRow {
         cause: None,
         uid: 100_000,
         nics: Vec::new(),
-        run: None,
         restarts: Vec::new(),
         operation: None,
         create_request: RequestId::from_u128(7),

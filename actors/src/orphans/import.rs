@@ -139,7 +139,6 @@ fn row_of(record: &LaunchRecord, claim: &Claim, last: Option<&VmEvent>) -> Resul
         cause: None,
         uid: record.uid,
         nics: nics(record),
-        run: None,
         restarts: Vec::new(),
         operation: None,
         create_request: claim.request_id,

@@ -123,7 +123,6 @@ impl Router {
             cause: None,
             uid: 0,
             nics: Vec::new(),
-            run: None,
             restarts: Vec::new(),
             operation: None,
             create_request: RequestId::from_u128(0),
