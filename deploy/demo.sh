@@ -127,7 +127,7 @@ tick "$(nats-server --version | sed 's/: v/ /'), nats-py and msgpack in a venv"
 # --- programs --------------------------------------------------------------------------------------------
 title "Programs ($profile)"
 start
-quietly cargo build --locked --profile "$profile" -p drover -p drover-hold -p softvmm --bins
+quietly cargo build --locked --profile "$profile" --workspace --bins
 tick 'drover, drover-hold, softvmm'
 quietly deploy/build-static.sh
 agent=$(sed -n '/drover-agent$/p' "$work/step.log" | tail -n 1)

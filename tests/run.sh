@@ -81,12 +81,15 @@ skip() {
     row "$1" "$2" skipped 0 "$3"
 }
 
-nextest() {
-    cargo nextest run --locked --no-fail-fast --success-output never --status-level slow "$@"
-}
-tests() {
-    # cargo-nextest runs each test in a process of its own; without it cargo's own runner does.
-    if cargo nextest --version > /dev/null 2>&1; then nextest "$@"; else cargo test --locked "$@"; fi
+# Packages are always chosen out of the whole workspace: with another set of them their dependencies would have
+# other features, and be compiled again.
+# beside FILTERSET CARGO-SELECTION… : cargo-nextest runs each test in a process of its own; without it cargo does.
+beside() {
+    if cargo nextest --version > /dev/null 2>&1; then
+        cargo nextest run --locked --workspace --no-fail-fast --success-output never --status-level slow -E "$1"
+    else
+        cargo test --locked "${@:2}"
+    fi
 }
 
 need_debian nft=nftables ip=iproute2 ping=iputils-ping cc=gcc python3=python3 pip3=python3-pip
@@ -94,12 +97,12 @@ need_python
 
 BIN=$CARGO_TARGET_DIR/debug
 build() {
-    cargo build --locked -p drover -p drover-hold -p softvmm && cargo test --locked -p drover-tests --no-run &&
+    cargo build --locked --workspace --bins && cargo test --locked --workspace --no-run &&
         deploy/build-static.sh
 }
 # real FILE THREADS : an end-to-end suite; each test prints SKIP with its reason if it cannot run.
 real() {
-    cargo test --locked -p drover-tests --test "$1" -- --test-threads "$2" --show-output
+    cargo test --locked --workspace --test "$1" -- --test-threads "$2" --show-output
 }
 
 if wants unit; then
@@ -110,8 +113,9 @@ if wants unit; then
     else
         skip unit "licences, bans and sources" "cargo-deny could not be installed; see $CACHE/cargo-deny.log"
     fi
-    step unit "tests beside the code" tests --workspace --exclude drover-tests --exclude softvmm
-    step unit softvmm tests -p softvmm
+    step unit "tests beside the code" beside "not package(drover-tests) and not package(softvmm)" \
+        --workspace --exclude drover-tests --exclude softvmm
+    step unit softvmm beside "package(softvmm)" -p softvmm
 fi
 
 if wants conformance && ! wants unit; then
@@ -162,7 +166,7 @@ fi
 
 # soaked SECONDS TEST : kills the daemon for that long; a seed makes the same choices again.
 soaked() {
-    DROVER_SOAK_SECONDS=$1 DROVER_SOAK_SEED=$SEED cargo test --locked -p drover-tests --test soak "$2" -- \
+    DROVER_SOAK_SECONDS=$1 DROVER_SOAK_SEED=$SEED cargo test --locked --workspace --test soak "$2" -- \
         --test-threads 1 --show-output
 }
 
@@ -184,7 +188,7 @@ fi
 
 # nested : programs of tests on hosts made for them, two at once; see tests/nested/run.sh.
 nested() (
-    built=$(cargo test --locked -p drover-tests --no-run 2>&1) || return 1
+    built=$(cargo test --locked --workspace --no-run 2>&1) || return 1
     failed=0 pids=()
     trap 'kill "${pids[@]}" 2> /dev/null' EXIT
     mkdir -p "$CACHE/nested"
