@@ -199,12 +199,21 @@ impl Bus {
         self.ask(&format!("vm.{name}.get"), &json!({})).get().await
     }
 
-    /// How the host is.
+    /// How the first host is.
     ///
     /// # Errors
     /// As the host says.
     pub async fn host(&self) -> Result<HostInfo, Failure> {
-        self.ask("drover.v1.host.h1.info", &json!({})).within(Duration::from_secs(2)).get().await
+        self.host_info("h1").await
+    }
+
+    /// How a host is.
+    ///
+    /// # Errors
+    /// As the host says.
+    pub async fn host_info(&self, host: &str) -> Result<HostInfo, Failure> {
+        let subject = format!("drover.v1.host.{host}.info");
+        self.ask(&subject, &json!({})).within(Duration::from_secs(2)).get().await
     }
 
     /// Waits until a VM is as `look` wants it.

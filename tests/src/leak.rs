@@ -8,7 +8,7 @@ use drover_schemas::VmId;
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::id::InstallationId;
 
-use crate::world::World;
+use crate::node::Node;
 
 /// Processes that bear the mark of `vm_id`, or work in its run directory below `run`.
 #[must_use]
@@ -72,8 +72,8 @@ pub fn scopes(installation: InstallationId, vm_id: VmId) -> Vec<PathBuf> {
 /// # Panics
 /// `ip` or `nft` cannot be run.
 #[must_use]
-pub fn runtime(world: &World, vm: &VmStatus) -> Vec<String> {
-    let mut left: Vec<String> = processes(world.run_dir(), vm.vm_id)
+pub fn runtime(host: &Node, vm: &VmStatus) -> Vec<String> {
+    let mut left: Vec<String> = processes(host.run_dir(), vm.vm_id)
         .into_iter()
         .map(|(pid, c)| format!("process {pid} {c}"))
         .collect();
@@ -86,7 +86,7 @@ pub fn runtime(world: &World, vm: &VmStatus) -> Vec<String> {
         vm.nics.iter().filter(|nic| rules.contains(&nic.tap)).map(|nic| format!("rules of {}", nic.tap)),
     );
     let name = vm.vm_id.to_string().to_ascii_lowercase();
-    let installation = world.installation();
+    let installation = host.installation();
     let groups = installation.map(cgroups).unwrap_or_default().into_iter().map(|base| base.join(&name));
     let groups: Vec<PathBuf> =
         groups.chain(installation.map(|id| scopes(id, vm.vm_id)).unwrap_or_default()).collect();
@@ -99,10 +99,10 @@ pub fn runtime(world: &World, vm: &VmStatus) -> Vec<String> {
 /// # Panics
 /// As [`runtime`].
 #[must_use]
-pub fn anything(world: &World, vm: &VmStatus) -> Vec<String> {
+pub fn anything(host: &Node, vm: &VmStatus) -> Vec<String> {
     let name = vm.vm_id.to_string().to_ascii_lowercase();
-    let mut left = runtime(world, vm);
-    for dir in [world.run_dir().join(&name), world.state_dir().join("disks").join(&name)] {
+    let mut left = runtime(host, vm);
+    for dir in [host.run_dir().join(&name), host.state_dir().join("disks").join(&name)] {
         if dir.exists() {
             left.push(dir.display().to_string());
         }

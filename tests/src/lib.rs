@@ -2,8 +2,9 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`world`] | one test's namespace, bus, daemon and guests, and their end |
+//! | [`world`] | one test's namespace, bus, hosts and guests, and their end |
 //! | [`netns`] | a network namespace that goes away again |
+//! | [`node`] | one host: its folders, its configuration, its daemon |
 //! | [`client`] | requests as any client writes them, and what comes back |
 //! | [`collector`] | a receiver of traces |
 //! | [`contract`] | messages held against the published contract |
@@ -30,6 +31,7 @@ pub mod events;
 pub mod leak;
 pub mod logins;
 pub mod netns;
+pub mod node;
 mod programs;
 pub mod soak;
 pub mod wait;
