@@ -11,6 +11,7 @@
 #   faults       daemon, VMM and bus are killed, hung and cut off, and what is left is looked at
 #   death        as faults, and each cause of an end, what a VMM can reach, and a short soak; the real hypervisor is looked
 #                at too if CLOUD_HYPERVISOR names it
+#   bus          the bus under fire: floods, quotas, what is too large, a stream that is tampered with
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
 #   nested       the end-to-end suites with the real Cloud Hypervisor that CLOUD_HYPERVISOR names, on a throw-away
@@ -28,8 +29,8 @@ while [ $# -gt 0 ]; do
     case $1 in
         --budget) BUDGET=${2:?--budget takes seconds}; shift 2 ;;
         --seed) SEED=${2:?--seed takes a number}; shift 2 ;;
-        -h | --help) sed -n '2,21p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
-        unit | wire | e2e | faults | death | soak | conformance | nested | fuzz | bench) SUITES+=("$1"); shift ;;
+        -h | --help) sed -n '2,22p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+        unit | wire | e2e | faults | death | bus | soak | conformance | nested | fuzz | bench) SUITES+=("$1"); shift ;;
         *) die "unknown suite $1; see --help" ;;
     esac
 done
@@ -129,7 +130,7 @@ if wants wire; then
         --cache-dir "$CACHE/mypy" tests/clients/python/src
 fi
 
-if wants e2e || wants faults || wants death || wants soak || wants nested; then
+if wants e2e || wants faults || wants death || wants bus || wants soak || wants nested; then
     need_debian qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio zstd=zstd depmod=kmod mke2fs=e2fsprogs openssl=openssl
     need_vhost
     step e2e build build
@@ -178,6 +179,12 @@ if wants death; then
     step death "one is stuck, fifty work" real wedged 1
     step death "a service of systemd" real systemd 1
     step death "a short soak" soaked 15 nothing_is_lost_or_doubled_by_kills
+fi
+
+if wants bus; then
+    step bus "more than there is room for" real overload 2
+    step bus "the log of events, tampered with" real events 2
+    grep -h '^FLOOD' "$LOGS"/bus-*.log
 fi
 
 if wants soak; then

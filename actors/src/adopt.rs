@@ -66,13 +66,13 @@ async fn look(services: &Services, row: VmRow, rebooted: bool) -> Result<VmMsg, 
             let info = run.api.info().await;
             match info {
                 Ok(info) if !(half_booted && info.state.is_off()) => {
-                    services.state.adopt(row.vm_id, &row.spec);
+                    services.state.adopt(&row.namespace, row.vm_id, &row.spec);
                     let paused = info.state == VmmState::Paused;
                     VmMsg::Adopt { run: Some(run), input: Input::FoundAlive { paused } }
                 }
                 Err(failure) if !half_booted => {
                     warn!(vm_id = %row.vm_id, error = %chain(&failure), "the VMM lives but does not say how its guest is");
-                    services.state.adopt(row.vm_id, &row.spec);
+                    services.state.adopt(&row.namespace, row.vm_id, &row.spec);
                     let paused = row.state == VmState::Paused;
                     VmMsg::Adopt { run: Some(run), input: Input::FoundAlive { paused } }
                 }
@@ -102,7 +102,7 @@ async fn look(services: &Services, row: VmRow, rebooted: bool) -> Result<VmMsg, 
         }
         Err(AdoptError::Silent { process, source }) => {
             warn!(vm_id = %row.vm_id, error = %chain(&source), "the VMM lives but does not answer");
-            services.state.adopt(row.vm_id, &row.spec);
+            services.state.adopt(&row.namespace, row.vm_id, &row.spec);
             let paused = row.state == VmState::Paused;
             VmMsg::Adopt { run: Some(Run::new(*process)), input: Input::FoundAlive { paused } }
         }

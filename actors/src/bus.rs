@@ -9,5 +9,8 @@ pub mod assets;
 pub mod claims;
 pub mod connect;
 pub mod egress;
+pub mod lanes;
+pub mod log;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod watch;

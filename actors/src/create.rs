@@ -186,10 +186,11 @@ impl Creator {
     ) -> Result<ChangeReply, ErrorBody> {
         let state = &self.services.state;
         let vm_id = claim.vm_id;
+        let ns = &wanted.key.namespace;
         let placed = self
-            .allowed(&wanted.spec)
-            .and_then(|()| state.reserve(vm_id, &wanted.spec))
-            .and_then(|()| state.lease(vm_id, &wanted.spec).inspect_err(|_| state.unreserve(vm_id)));
+            .allowed(ns, &wanted.spec)
+            .and_then(|()| state.reserve(ns, vm_id, &wanted.spec))
+            .and_then(|()| state.lease(ns, vm_id, &wanted.spec).inspect_err(|_| state.unreserve(vm_id)));
         let leases = match placed {
             Ok(leases) => leases,
             Err(error) => {
@@ -267,7 +268,8 @@ impl Creator {
         }
     }
 
-    fn allowed(&self, spec: &ResolvedSpec) -> Result<(), ErrorBody> {
+    fn allowed(&self, namespace: &Token, spec: &ResolvedSpec) -> Result<(), ErrorBody> {
+        self.services.admits_events_of(namespace)?;
         match &spec.placement.host {
             Some(host) if *host != self.services.host => Err(ErrorBody::new(
                 ErrorCode::ResourceExhausted,

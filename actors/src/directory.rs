@@ -173,7 +173,7 @@ impl Directory {
     }
 
     /// Subscribes for a VM of the directory, for as long as it stands there. The server knows of it before
-    /// anything that is published on this connection afterwards.
+    /// anything that is published afterwards on the connection of its namespace.
     pub fn serve<'a>(
         &'a self,
         services: &'a Services,
@@ -188,7 +188,7 @@ impl Directory {
             if slot.served.swap(true, Ordering::Relaxed) {
                 return;
             }
-            let client = services.client.clone();
+            let client = services.lanes.of(namespace).await;
             match client.subscribe(services.subjects.vm_wildcard(namespace, name)).await {
                 Ok(subscriber) => {
                     tokio::spawn(read(router, client, subscriber, slot));

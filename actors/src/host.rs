@@ -1,10 +1,10 @@
 //! What the host has promised: memory, CPUs, ports, addresses and users. Reserved before it is promised, so the
-//! sum of promises never exceeds what the host has.
+//! sum of promises never exceeds what the host has, nor that of a namespace its quota.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use drover_schemas::body::host::Capacity;
@@ -14,6 +14,7 @@ use ipnet::Ipv4Net;
 
 use crate::journal::{LeaseRow, Snapshot, UidRow, VmRow};
 use crate::network::{NetworkDef, NicLease, Pool};
+use crate::quota::{self, Quotas};
 
 /// What a host may promise.
 #[derive(Debug, Clone)]
@@ -45,6 +46,7 @@ const BRIDGE_PORTS: u64 = 1_023;
 #[derive(Debug)]
 pub struct HostState {
     totals: Totals,
+    quotas: Arc<Quotas>,
     installation: InstallationId,
     inner: Mutex<Inner>,
     began: Instant,
@@ -56,18 +58,40 @@ struct Inner {
     pools: BTreeMap<Token, Pool>,
     uids: BTreeMap<u32, Option<Duration>>,
     runtime: HashMap<VmId, Promise>,
-    /// Bytes of the disks of each VM, whatever its state.
-    disks: HashMap<VmId, u64>,
+    /// What each VM holds whatever its state.
+    held: HashMap<VmId, Held>,
     vms: u64,
 }
 
 /// What a VM has while it runs.
 #[derive(Debug, Clone)]
 struct Promise {
+    namespace: Token,
     cpus: u64,
+    /// Of the guest and its VMM.
     memory_bytes: u64,
     /// The network of each interface, which takes a port of its bridge.
     ports: Vec<Token>,
+}
+
+/// What a VM holds whatever its state.
+#[derive(Debug, Clone)]
+struct Held {
+    namespace: Token,
+    disk_bytes: u64,
+}
+
+/// What a namespace has of a host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    /// VMs of any state.
+    pub vms: u64,
+    /// Virtual CPUs of VMs that run or have been promised to.
+    pub cpus: u64,
+    /// Memory of their guests.
+    pub memory_bytes: u64,
+    /// Disks that VMs of any state may write to, at their full length.
+    pub disk_bytes: u64,
 }
 
 /// Resources of one VM: held by the row from the moment that it is durable.
@@ -102,6 +126,7 @@ impl HostState {
     pub fn new(
         installation: InstallationId,
         totals: Totals,
+        quotas: Arc<Quotas>,
         networks: &[NetworkDef],
         snapshot: &Snapshot,
     ) -> Result<Self, SubnetError> {
@@ -124,9 +149,10 @@ impl HostState {
             inner.uids.insert(*uid, None);
         }
         inner.vms = snapshot.vms.len() as u64;
-        inner.disks = snapshot.vms.iter().map(|row| (row.vm_id, disk_bytes(&row.spec))).collect();
+        inner.held = snapshot.vms.iter().map(|row| (row.vm_id, held(&row.namespace, &row.spec))).collect();
         Ok(Self {
             totals,
+            quotas,
             installation,
             inner: Mutex::new(inner),
             began: Instant::now(),
@@ -149,8 +175,9 @@ impl HostState {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn promise(&self, spec: &ResolvedSpec) -> Promise {
+    fn promise(&self, namespace: &Token, spec: &ResolvedSpec) -> Promise {
         Promise {
+            namespace: namespace.clone(),
             cpus: spec.cpus.into(),
             memory_bytes: spec.memory_bytes + self.totals.overhead_bytes,
             ports: spec.nics.iter().map(|nic| nic.network.clone()).collect(),
@@ -160,13 +187,24 @@ impl HostState {
     /// Promises memory, CPUs and ports to a VM that is about to start. Repeating it changes nothing.
     ///
     /// # Errors
-    /// `resource_exhausted` with what is left.
-    pub fn reserve(&self, vm_id: VmId, spec: &ResolvedSpec) -> Result<(), ErrorBody> {
+    /// `resource_exhausted` with what is left, or with the quota of the namespace.
+    pub fn reserve(&self, namespace: &Token, vm_id: VmId, spec: &ResolvedSpec) -> Result<(), ErrorBody> {
         let mut inner = self.lock();
         if inner.runtime.contains_key(&vm_id) {
             return Ok(());
         }
-        let want = self.promise(spec);
+        let want = self.promise(namespace, spec);
+        let (quota, has) = (self.quotas.of(namespace), self.used_by(&inner, namespace));
+        quota::check(namespace, "cpus", "virtual CPUs", quota.cpus, has.cpus, want.cpus)?;
+        let limit = quota.memory_bytes;
+        quota::check(
+            namespace,
+            "memory_bytes",
+            "bytes of memory",
+            limit,
+            has.memory_bytes,
+            spec.memory_bytes,
+        )?;
         let (cpus, memory_bytes) = inner.used();
         let left = self.totals.cpus.saturating_sub(cpus);
         if want.cpus > left {
@@ -201,16 +239,16 @@ impl HostState {
     }
 
     /// Promises what a VM that runs already has, even beyond the totals.
-    pub fn adopt(&self, vm_id: VmId, spec: &ResolvedSpec) {
-        let want = self.promise(spec);
+    pub fn adopt(&self, namespace: &Token, vm_id: VmId, spec: &ResolvedSpec) {
+        let want = self.promise(namespace, spec);
         self.lock().runtime.insert(vm_id, want);
     }
 
     /// Counts a VM that was imported; what it holds was set aside when the daemon started.
-    pub fn imported(&self, vm_id: VmId, spec: &ResolvedSpec) {
+    pub fn imported(&self, namespace: &Token, vm_id: VmId, spec: &ResolvedSpec) {
         let mut inner = self.lock();
         inner.vms += 1;
-        inner.disks.insert(vm_id, disk_bytes(spec));
+        inner.held.insert(vm_id, held(namespace, spec));
     }
 
     /// Gives back what was set aside for a VM without a row.
@@ -231,9 +269,13 @@ impl HostState {
     ///
     /// # Errors
     /// `resource_exhausted`, or `invalid_argument` for a network that is not there.
-    pub fn lease(&self, vm_id: VmId, spec: &ResolvedSpec) -> Result<Leases, ErrorBody> {
+    pub fn lease(&self, namespace: &Token, vm_id: VmId, spec: &ResolvedSpec) -> Result<Leases, ErrorBody> {
         let now = self.began.elapsed();
         let mut inner = self.lock();
+        let (quota, has) = (self.quotas.of(namespace), self.used_by(&inner, namespace));
+        quota::check(namespace, "vms", "VMs", quota.vms, has.vms, 1)?;
+        let (limit, asked) = (quota.disk_bytes, disk_bytes(spec));
+        quota::check(namespace, "disk_bytes", "bytes of disk", limit, has.disk_bytes, asked)?;
         let (wanted, left) = (disk_bytes(spec), self.totals.disk_bytes.saturating_sub(inner.disk_bytes()));
         if wanted > left {
             return Err(exhausted("bytes of disk", left, wanted, "delete a VM"));
@@ -263,7 +305,7 @@ impl HostState {
             .with("resource", "uids"));
         };
         inner.vms += 1;
-        inner.disks.insert(vm_id, wanted);
+        inner.held.insert(vm_id, held(namespace, spec));
         Ok(Leases { vm_id, uid, nics: leased })
     }
 
@@ -273,7 +315,7 @@ impl HostState {
         let mut inner = self.lock();
         inner.free_addresses(&leases.nics, now, Duration::ZERO);
         inner.uids.remove(&leases.uid);
-        inner.disks.remove(&leases.vm_id);
+        inner.held.remove(&leases.vm_id);
         inner.vms = inner.vms.saturating_sub(1);
     }
 
@@ -282,10 +324,41 @@ impl HostState {
         let now = self.began.elapsed();
         let mut inner = self.lock();
         inner.runtime.remove(&row.vm_id);
-        inner.disks.remove(&row.vm_id);
+        inner.held.remove(&row.vm_id);
         inner.free_addresses(&row.nics, now, quarantine);
         inner.uids.insert(row.uid, Some(now + quarantine));
         inner.vms = inner.vms.saturating_sub(1);
+    }
+
+    fn used_by(&self, inner: &Inner, namespace: &Token) -> Used {
+        let mut used = Used::default();
+        for held in inner.held.values().filter(|held| held.namespace == *namespace) {
+            used.vms += 1;
+            used.disk_bytes += held.disk_bytes;
+        }
+        for promise in inner.runtime.values().filter(|promise| promise.namespace == *namespace) {
+            used.cpus += promise.cpus;
+            used.memory_bytes += promise.memory_bytes.saturating_sub(self.totals.overhead_bytes);
+        }
+        used
+    }
+
+    /// What a namespace has.
+    #[must_use]
+    pub fn used(&self, namespace: &Token) -> Used {
+        self.used_by(&self.lock(), namespace)
+    }
+
+    /// Namespaces that have a VM.
+    #[must_use]
+    pub fn namespaces(&self) -> BTreeSet<Token> {
+        self.lock().held.values().map(|held| held.namespace.clone()).collect()
+    }
+
+    /// The quota of every namespace.
+    #[must_use]
+    pub const fn quotas(&self) -> &Arc<Quotas> {
+        &self.quotas
     }
 
     /// How many VMs may run before the daemon runs out of files.
@@ -327,6 +400,10 @@ fn exhausted(what: &str, left: u64, wanted: u64, advice: &str) -> ErrorBody {
     error.with("resource", what).with("left", left).with("needed", wanted)
 }
 
+fn held(namespace: &Token, spec: &ResolvedSpec) -> Held {
+    Held { namespace: namespace.clone(), disk_bytes: disk_bytes(spec) }
+}
+
 /// What a VM may write: its own copies, grown to their full length.
 fn disk_bytes(spec: &ResolvedSpec) -> u64 {
     spec.disks.iter().filter(|disk| !disk.readonly).map(|disk| disk.image.size_bytes).sum()
@@ -334,7 +411,7 @@ fn disk_bytes(spec: &ResolvedSpec) -> u64 {
 
 impl Inner {
     fn disk_bytes(&self) -> u64 {
-        self.disks.values().sum()
+        self.held.values().map(|held| held.disk_bytes).sum()
     }
 
     fn used(&self) -> (u64, u64) {

@@ -186,6 +186,20 @@ impl JournalHandle {
         self.0.outbox.fill()
     }
 
+    /// Whether verbs that change a VM may still write events.
+    ///
+    /// # Errors
+    /// [`JournalError::OutboxFull`].
+    pub fn admit_changes(&self) -> Result<(), JournalError> {
+        self.0.outbox.admit_changes()
+    }
+
+    /// How full the outbox is, in percent; above 100 when state events went beyond its limit.
+    #[must_use]
+    pub fn outbox_percent(&self) -> u32 {
+        self.0.outbox.percent()
+    }
+
     /// Rows and bytes of the outbox.
     #[must_use]
     pub fn outbox_used(&self) -> (u64, u64) {

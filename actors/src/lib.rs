@@ -1,6 +1,7 @@
 //! The actors of a drover host, and the pure machines inside them.
 
 pub mod adopt;
+pub mod alarms;
 pub mod bus;
 mod chain;
 pub mod console;
@@ -18,6 +19,7 @@ pub mod metrics;
 pub mod network;
 pub mod orphans;
 mod pause;
+pub mod quota;
 pub mod rejections;
 pub mod restored;
 pub mod root;

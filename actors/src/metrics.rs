@@ -21,6 +21,22 @@ pub struct RequestLabels {
     pub code: &'static str,
 }
 
+/// Labels of alarms.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AlarmLabels {
+    /// Name of the alarm.
+    pub alarm: &'static str,
+}
+
+/// Labels of quotas.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct QuotaLabels {
+    /// The namespace; one that uses nothing any more is dropped.
+    pub namespace: String,
+    /// Name of the quota, as in `host.info`.
+    pub quota: &'static str,
+}
+
 /// The metrics of a host.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -48,6 +64,20 @@ pub struct Metrics {
     pub outbox_events: Gauge<i64, AtomicI64>,
     /// Events that the stream has acknowledged.
     pub events_published: Gauge<u64, AtomicU64>,
+    /// How full the outbox is, in percent.
+    pub outbox_fill: Gauge<u64, AtomicU64>,
+    /// How far the host's clock is ahead of the bus server's.
+    pub clock_offset: Gauge<f64, AtomicU64>,
+    /// Alarms that last: 0 or 1.
+    pub alarms: Family<AlarmLabels, Gauge>,
+    /// Named readers of the stream that have not read everything.
+    pub readers_behind: Gauge<u64, AtomicU64>,
+    /// Times that events were trimmed before a named reader had read them.
+    pub trimmed_unread: Counter,
+    /// What namespaces use of their quotas.
+    pub quota_used: Family<QuotaLabels, Gauge<u64, AtomicU64>>,
+    /// The quotas, where there are any.
+    pub quota_limit: Family<QuotaLabels, Gauge<u64, AtomicU64>>,
     registry: Arc<Registry>,
 }
 
@@ -67,6 +97,13 @@ impl Default for Metrics {
             slow_consumers: Gauge::default(),
             outbox_events: Gauge::default(),
             events_published: Gauge::default(),
+            outbox_fill: Gauge::default(),
+            clock_offset: Gauge::default(),
+            alarms: Family::default(),
+            readers_behind: Gauge::default(),
+            trimmed_unread: Counter::default(),
+            quota_used: Family::default(),
+            quota_limit: Family::default(),
             registry: Arc::default(),
         };
         registry.register("requests", "Requests that were answered", m.requests.clone());
@@ -102,6 +139,26 @@ impl Default for Metrics {
             "Events acknowledged by the stream",
             m.events_published.clone(),
         );
+        registry.register("outbox_fill_percent", "How full the outbox is", m.outbox_fill.clone());
+        registry.register_with_unit(
+            "clock_offset",
+            "How far the host's clock is ahead of the bus server's",
+            Unit::Seconds,
+            m.clock_offset.clone(),
+        );
+        registry.register("alarm", "Whether an alarm lasts", m.alarms.clone());
+        registry.register(
+            "events_readers_behind",
+            "Named readers of the stream that have not read everything",
+            m.readers_behind.clone(),
+        );
+        registry.register(
+            "events_trimmed_unread",
+            "Times that events were trimmed before a named reader had read them",
+            m.trimmed_unread.clone(),
+        );
+        registry.register("quota_used", "What a namespace uses of a quota", m.quota_used.clone());
+        registry.register("quota_limit", "The most that a namespace may use", m.quota_limit.clone());
         m.registry = Arc::new(registry);
         m
     }

@@ -18,10 +18,12 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::alarms::{Alarms, Seen};
 use crate::bus::assets::AssetsConfig;
 use crate::bus::claims::Claims;
 use crate::bus::connect::{Bus, BusConfig, ConnectError, connect};
 use crate::bus::egress::{self, EgressConfig};
+use crate::bus::lanes::Lanes;
 use crate::chain;
 use crate::directory::Directory;
 use crate::host::{HostState, SubnetError, Totals};
@@ -32,11 +34,12 @@ use crate::hypervisor::pidfd;
 use crate::hypervisor::run_dir::{RunRoot, RunRootError};
 use crate::images::Images;
 use crate::ingress::request::ReplyPolicy;
-use crate::journal::{self, Batch, JournalConfig, JournalHandle, Op, OpenError, Snapshot};
+use crate::journal::{self, Batch, JournalConfig, JournalHandle, Op, OpenError, OutboxLimits, Snapshot};
 use crate::manager::{Manager, ManagerArgs, ManagerMsg};
 use crate::metrics::Metrics;
 use crate::network::{NetworkConfig, NetworkDef, NetworkError, NetworkHandle};
 use crate::orphans::label;
+use crate::quota::{EventBudget, Quotas};
 use crate::restored::{self, CatchUpError};
 use crate::router::{HostPhase, Router};
 use crate::service::ServiceMsg;
@@ -78,6 +81,10 @@ pub struct HostSetup {
     pub limits: Limits,
     /// What may be promised.
     pub totals: Totals,
+    /// What a namespace may have of it.
+    pub quotas: Quotas,
+    /// What counts as a full outbox, in bytes.
+    pub outbox_bytes: u64,
     /// Prefixes of reply subjects beside the usual ones.
     pub reply_prefixes: Vec<String>,
 }
@@ -238,6 +245,10 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let bus = connect(&setup.bus).await.map_err(bus_error)?;
     let bulk_config = BusConfig { name: format!("{} bulk", setup.bus.name), ..setup.bus.clone() };
     let bulk = connect(&bulk_config).await.map_err(bus_error)?;
+    let front_config = BusConfig { name: format!("{} front", setup.bus.name), ..setup.bus.clone() };
+    let front = connect(&front_config).await.map_err(bus_error)?;
+    let lanes = Lanes::new(setup.bus.clone(), &bus, front, &bulk);
+    let quotas = Arc::new(setup.quotas);
     let run_error = |source| StartError::Run { path: setup.run.clone(), source };
     let run_root = RunRoot::new(&setup.run).map_err(run_error)?;
     run_root.create().map_err(run_error)?;
@@ -253,7 +264,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         restored::if_restored(&setup.state, &journal, &told, &setup.host, snapshot).await?;
     let (orphans, snapshot) = orphans::find(run_root.clone(), installation, snapshot).await;
     let notify = NotifySocket::bind(&run_root).map_err(|source| StartError::Notify { source })?;
-    let state = HostState::new(installation, setup.totals, &setup.networks, &snapshot)
+    let state = HostState::new(installation, setup.totals, Arc::clone(&quotas), &setup.networks, &snapshot)
         .map_err(|source| StartError::Subnet { source })?;
     state.set_draining(journal.draining().map_err(load_error)?);
     let (failed_tx, failed) = oneshot::channel();
@@ -264,13 +275,16 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let (egress, reports) =
         egress::start(journal.clone(), bus.clone(), EgressConfig::new(setup.assets.clone()));
     let log = HostLog::start(journal.clone(), subjects.clone(), setup.host.clone());
+    let metrics = Metrics::default();
     let services = Arc::new(Services {
         host: setup.host,
         installation,
         subjects,
+        alarms: Alarms::new(log.clone(), metrics.clone()),
         log,
         client: bus.client.clone(),
         bulk: bulk.client.clone(),
+        lanes,
         journal,
         egress,
         claims,
@@ -285,7 +299,9 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         programs: setup.programs,
         limits: setup.limits,
         state,
-        metrics: Metrics::default(),
+        budget: EventBudget::new(quotas),
+        seen: Seen::default(),
+        metrics,
         events_stream,
     });
     let directory = Arc::new(Directory::default());
@@ -380,7 +396,8 @@ fn actor(actor: &'static str) -> impl Fn(ractor::SpawnErr) -> StartError {
 
 async fn open_journal(setup: &HostSetup) -> Result<(JournalHandle, Snapshot), StartError> {
     let path = setup.state.clone();
-    let config = JournalConfig::new(&path);
+    let outbox = OutboxLimits { max_bytes: setup.outbox_bytes, ..OutboxLimits::default() };
+    let config = JournalConfig { outbox, ..JournalConfig::new(&path) };
     let opened = tokio::task::spawn_blocking(move || match journal::open(&config) {
         Ok(journal) => match journal.load() {
             Ok(snapshot) => Ok((journal, snapshot)),
@@ -467,7 +484,8 @@ impl RunningHost {
         let _ = self.services.cgroups.remove_base();
         self.root.stop(None);
         let _ = self.root.wait(Some(Duration::from_secs(1))).await;
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.services.client.flush()).await;
+        let flushed = async { (self.services.lanes.flush().await, self.services.client.flush().await) };
+        let _ = tokio::time::timeout(Duration::from_secs(2), flushed).await;
     }
 }
 

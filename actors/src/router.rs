@@ -17,7 +17,7 @@ use drover_schemas::subject::{Family, PoolVerb, Subject};
 use drover_schemas::verbs::{self, Plane};
 use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, codec, headers};
 use ractor::ActorRef;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout_at;
 use tracing::{Instrument as _, debug, info_span};
 
@@ -25,7 +25,7 @@ use crate::bus::claims::{NameKey, Phase};
 use crate::create::{Creator, interrupted};
 use crate::directory::{Directory, Slot};
 use crate::ingress::permits::{Permit, Permits};
-use crate::ingress::request::{ReplyPolicy, Request, header, namespace_of};
+use crate::ingress::request::{Arrived, ReplyPolicy, Request, header, namespace_of};
 use crate::manager::ManagerMsg;
 use crate::metrics::RequestLabels;
 use crate::rejections::Rejections;
@@ -42,13 +42,16 @@ mod contract;
 mod events;
 mod guest;
 mod pool;
+mod usage;
+
+pub(crate) use usage::QuotaGauges;
 
 /// The reply leaves this long before the caller stops waiting.
 const MARGIN: Duration = Duration::from_millis(50);
 /// Requests in flight of the whole host.
 const HOST_PERMITS: usize = 1_024;
-/// Requests in flight of one namespace.
-const NAMESPACE_PERMITS: usize = 256;
+/// Refusals that are being written at once, beside the requests in flight.
+const REFUSALS: usize = 512;
 
 /// What the daemon is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +80,7 @@ pub struct Router {
     directory: Arc<Directory>,
     creator: Creator,
     permits: Permits,
+    refusals: Arc<Semaphore>,
     policy: ReplyPolicy,
     rejections: Rejections,
     phase: watch::Receiver<HostPhase>,
@@ -102,46 +106,70 @@ impl Router {
         phase: watch::Receiver<HostPhase>,
     ) -> Self {
         let creator = Creator::new(services.clone(), Arc::clone(&directory), manager);
-        let permits = Permits::new(HOST_PERMITS, NAMESPACE_PERMITS);
+        let permits = Permits::new(HOST_PERMITS, Arc::clone(services.state.quotas()));
+        let refusals = Arc::new(Semaphore::new(REFUSALS));
         let rejections =
             Rejections::new(services.client.clone(), services.subjects.clone(), services.host.clone());
-        Self { services, directory, creator, permits, policy, rejections, phase, started_unix_ms: now_ms() }
+        let started_unix_ms = now_ms();
+        Self { services, directory, creator, permits, refusals, policy, rejections, phase, started_unix_ms }
     }
 
-    /// Takes a message off a subscription. Does nothing that could wait but for the reply of a refusal.
+    /// Takes a message off a subscription. The reader of a subscription does no more than this, so that it keeps up
+    /// with a flood: what it cannot take is lost within the client. It waits only while too many refusals are being
+    /// written.
     pub async fn accept(&self, client: &Client, message: Message) {
-        let Some(subject) = self.services.subjects.parse(&message.subject) else {
-            return self.refuse_unknown(client, message).await;
-        };
-        let namespace = namespace_of(&subject).cloned().unwrap_or_else(|| self.services.host.clone());
-        let Ok(request) = Request::read(client, &self.policy, &self.rejections, subject, message).await
-        else {
-            return;
-        };
-        let permit = match self.permits.acquire(&namespace) {
-            Ok(permit) => permit,
+        let subject = self.services.subjects.parse(&message.subject);
+        let (router, client) = (self.clone(), client.clone());
+        match self.permits.acquire(subject.as_ref().and_then(namespace_of)) {
+            Ok(permit) => {
+                let arrived = Arrived::new(message);
+                tokio::spawn(async move { router.serve(&client, subject, arrived, permit).await });
+            }
             Err(error) => {
                 self.services.metrics.busy.inc();
-                return request.responder.error(error).await;
+                let arrived = Arrived::new(message);
+                match Arc::clone(&self.refusals).try_acquire_owned() {
+                    Ok(writing) => {
+                        tokio::spawn(async move {
+                            router.refuse(&client, subject, arrived, error).await;
+                            drop(writing);
+                        });
+                    }
+                    Err(_) => router.refuse(&client, subject, arrived, error).await,
+                }
             }
+        }
+    }
+
+    async fn refuse(&self, client: &Client, subject: Option<Subject>, arrived: Arrived, error: ErrorBody) {
+        let Some(subject) = subject else { return };
+        if let Ok(request) = Request::read(client, &self.policy, &self.rejections, subject, arrived).await {
+            request.responder.error(error).await;
+        }
+    }
+
+    async fn serve(self, client: &Client, subject: Option<Subject>, arrived: Arrived, permit: Permit) {
+        let Some(subject) = subject else { return self.refuse_unknown(client, arrived).await };
+        let Ok(request) = Request::read(client, &self.policy, &self.rejections, subject, arrived).await
+        else {
+            return;
         };
         if !request.wants_reply() && request.request_id.is_none() {
             // Nobody could ever learn the outcome.
             debug!(subject = ?request.subject, "dropped a request without reply subject and id");
             return;
         }
-        let router = self.clone();
         let span = info_span!("request", id = ?request.request_id, subject = ?request.subject);
         crate::trace::adopt(&span, &request.headers);
-        tokio::spawn(async move { router.handle(request, permit).await }.instrument(span));
+        self.handle(request, permit).instrument(span).await;
     }
 
-    async fn refuse_unknown(&self, client: &Client, message: Message) {
-        let text: String = message.subject.chars().take(200).collect();
+    async fn refuse_unknown(&self, client: &Client, arrived: Arrived) {
+        let text: String = arrived.subject().chars().take(200).collect();
         let vm = Token::new("unknown");
         let (Ok(ns), Ok(name), Ok(verb)) = (vm.clone(), vm.clone(), vm) else { return };
         let subject = Subject::Vm { ns, name, verb };
-        let Ok(request) = Request::read(client, &self.policy, &self.rejections, subject, message).await
+        let Ok(request) = Request::read(client, &self.policy, &self.rejections, subject, arrived).await
         else {
             return;
         };
@@ -180,13 +208,21 @@ impl Router {
         let metrics = &self.services.metrics;
         metrics.requests.get_or_create(&RequestLabels { verb, code }).inc();
         metrics.request_duration.observe(began.elapsed().as_secs_f64());
+        let responder = match verb {
+            // On the connection on which the VM was subscribed for: who asks for it next is heard.
+            "create" => match created_in(&request) {
+                Some(ns) => request.responder.over(self.services.lanes.of(&ns).await),
+                None => request.responder,
+            },
+            _ => request.responder,
+        };
         match answer {
-            Ok(Reply::Body(body)) => request.responder.ok_bytes(body.into()).await,
+            Ok(Reply::Body(body)) => responder.ok_bytes(body.into()).await,
             Ok(Reply::Stream(body, pump)) => {
-                request.responder.over(self.services.bulk.clone()).ok_bytes(body.into()).await;
+                responder.over(self.services.bulk.clone()).ok_bytes(body.into()).await;
                 pump.await;
             }
-            Err(error) => request.responder.error(error).await,
+            Err(error) => responder.error(error).await,
         }
     }
 
@@ -195,10 +231,16 @@ impl Router {
             Subject::VmPool { ns, verb } => self.pool(ns, *verb, request).await,
             Subject::Vm { ns, name, verb } => self.vm(ns, name, verb.as_str(), request, permit).await,
             Subject::Guest { ns, name, verb } => self.guest(ns, name, verb.as_str(), request).await,
-            Subject::Registry { ns, family: Family::Events, verb } if verb.as_str() == "read" => {
-                let body = request.decode()?;
-                body_of(request, &events::read(&self.services, ns, body).await?)
-            }
+            Subject::Registry { ns, family: Family::Events, verb } => match verb.as_str() {
+                "read" => {
+                    let (body, bounds) = (request.decode()?, events::Bounds::of(request));
+                    body_of(request, &events::read(&self.services, ns, &body, bounds).await?)
+                }
+                _ => {
+                    let (body, bounds) = (request.decode()?, events::Bounds::of(request));
+                    body_of(request, &events::last(&self.services, ns, &body, bounds).await?)
+                }
+            },
             Subject::Registry { family: Family::Contract, verb, .. } if verb.as_str() == "read" => {
                 let _: Empty = request.decode()?;
                 body_of(request, &*contract::CONTRACT)
@@ -287,6 +329,12 @@ impl Router {
             _ => Err(unknown_verb(&request.subject)),
         }
     }
+}
+
+/// The namespace of a create; that of a placed one stands in a header.
+fn created_in(request: &Request) -> Option<Token> {
+    let placed = || Token::new(header(&request.headers, headers::NAMESPACE)?).ok();
+    namespace_of(&request.subject).cloned().or_else(placed)
 }
 
 #[derive(serde::Deserialize)]

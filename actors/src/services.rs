@@ -8,8 +8,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use drover_schemas::subject::Subjects;
 use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token, VmId};
 
+use crate::alarms::{Alarms, Seen};
 use crate::bus::claims::Claims;
 use crate::bus::egress::Egress;
+use crate::bus::lanes::Lanes;
 use crate::chain;
 use crate::host::HostState;
 use crate::host_log::HostLog;
@@ -21,6 +23,7 @@ use crate::images::Images;
 use crate::journal::JournalHandle;
 use crate::metrics::Metrics;
 use crate::network::NetworkHandle;
+use crate::quota::EventBudget;
 use crate::spec::Templates;
 
 /// How long a request waits for the assets of the bus.
@@ -75,6 +78,8 @@ pub struct Services {
     pub client: async_nats::Client,
     /// The connection for bulk data, so that a shell stays quick while gigabytes move.
     pub bulk: async_nats::Client,
+    /// The connections for requests.
+    pub lanes: Lanes,
     /// The journal.
     pub journal: JournalHandle,
     /// The host's own events.
@@ -105,6 +110,12 @@ pub struct Services {
     pub not_imported: Mutex<BTreeMap<VmId, String>>,
     /// Promises and leases.
     pub state: HostState,
+    /// Events that namespaces may cause.
+    pub budget: EventBudget,
+    /// What is wrong now.
+    pub alarms: Alarms,
+    /// How the stream of events and the clock were when they were last looked at.
+    pub seen: Seen,
     /// Counters.
     pub metrics: Metrics,
     /// Name of the stream of events.
@@ -147,6 +158,15 @@ impl Services {
             dir.remove().map_err(|e| chain(&e).to_string())
         });
         removed.await.unwrap_or_else(|panic| Err(panic.to_string()))
+    }
+
+    /// Whether a namespace may cause more events: the outbox has room for them, and its quota allows it.
+    ///
+    /// # Errors
+    /// `resource_exhausted`.
+    pub fn admits_events_of(&self, namespace: &Token) -> Result<(), ErrorBody> {
+        self.journal.admit_changes().map_err(|e| e.to_body())?;
+        self.budget.check(namespace)
     }
 
     /// Waits a little for the stream and the buckets: a host on a new bus makes them first.

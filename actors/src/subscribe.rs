@@ -24,19 +24,20 @@ pub async fn subscribe_all(services: Shared, directory: Arc<Directory>, router: 
     }
     let mut host = Vec::new();
     match client.subscribe(services.subjects.host_wildcard(&services.host)).await {
-        Ok(subscriber) => host.push(subscriber),
+        Ok(subscriber) => host.push((client.clone(), subscriber)),
         Err(failure) => error!(error = %chain(&failure), "the host's subject could not be subscribed"),
     }
+    let front = services.lanes.front().clone();
     for subject in shared_subjects(&services.subjects) {
-        match client.queue_subscribe(subject, PLACERS.to_owned()).await {
-            Ok(subscriber) => host.push(subscriber),
+        match front.queue_subscribe(subject, PLACERS.to_owned()).await {
+            Ok(subscriber) => host.push((front.clone(), subscriber)),
             Err(failure) => error!(error = %chain(&failure), "a shared subject could not be subscribed"),
         }
     }
     let _service = discovery(&services, &client).await;
     let mut readers = tokio::task::JoinSet::new();
-    for mut subscriber in host {
-        let (router, client) = (router.clone(), client.clone());
+    for (client, mut subscriber) in host {
+        let router = router.clone();
         readers.spawn(async move {
             while let Some(message) = subscriber.next().await {
                 router.accept(&client, message).await;

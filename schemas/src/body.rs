@@ -10,4 +10,5 @@ pub mod host;
 pub mod samples;
 pub mod spec;
 pub mod status;
+pub mod usage;
 pub mod vm;

@@ -53,6 +53,17 @@ pub enum VmEventKind {
 }
 
 impl VmEventKind {
+    /// Every kind that is sent.
+    pub const ALL: [Self; 7] = [
+        Self::State,
+        Self::Progress,
+        Self::OperationFailed,
+        Self::Rebooted,
+        Self::Panic,
+        Self::Agent,
+        Self::AgentDropped,
+    ];
+
     /// The token of the subject.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -3,6 +3,7 @@
 //! The plane comes first (`cmd`, `host`, `io`, `evt`, `metric`), so that permissions, exports and
 //! streams are disjoint. [`Subjects`] holds the root token; [`Subject`] is one parsed subject.
 
+use crate::event::VmEventKind;
 use crate::token::Token;
 
 /// The version token of this contract.
@@ -305,6 +306,13 @@ impl Subjects {
     #[must_use]
     pub fn vm_events(&self, ns: &Token, name: &Token) -> String {
         self.join(format_args!("evt.ns.{ns}.vm.{name}.>"))
+    }
+
+    /// The filter over the events of one kind: of one VM name, or of every VM of a namespace.
+    #[must_use]
+    pub fn vm_events_of_kind(&self, ns: &Token, name: Option<&Token>, kind: VmEventKind) -> String {
+        let name = name.map_or("*", Token::as_str);
+        self.join(format_args!("evt.ns.{ns}.vm.{name}.{}", kind.as_str()))
     }
 
     /// The filter over every event of a namespace.

@@ -324,6 +324,15 @@ pub const VERBS: &[VerbRow] = &[
         "Reads the namespace's event log from a position or a time.",
     ),
     row(
+        Plane::Events,
+        "last",
+        Class::Read,
+        Role::Reader,
+        "EventsLastRequest",
+        "EventsLastReply",
+        "Gives the last state of each VM, and where the log goes on from there.",
+    ),
+    row(
         Plane::Contract,
         "read",
         Class::Read,

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use drover_schemas::body::events::{EventsReadReply, EventsReadRequest};
+use drover_schemas::body::events::{EventsLastReply, EventsLastRequest, EventsReadReply, EventsReadRequest};
 use drover_schemas::body::{guest, host, samples, vm};
 use drover_schemas::contract::ContractReply;
 use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent, ce};
@@ -63,6 +63,8 @@ fn schemas() -> Map<String, Value> {
         StreamFrame,
         EventsReadRequest,
         EventsReadReply,
+        EventsLastRequest,
+        EventsLastReply,
         host::HostInfo,
         host::OrphansReply,
         host::OrphanRemoveRequest,

@@ -158,7 +158,9 @@ pub async fn run_with(config: HostConfig, shutdown: impl Future<Output = ()>) ->
         images = setup.images.len(),
         "starting"
     );
-    let mut running = start(setup).await.map_err(|source| AppError::Start { source: Box::new(source) })?;
+    // Boxed: whoever runs a host need not hold all that its start takes.
+    let mut running =
+        Box::pin(start(setup)).await.map_err(|source| AppError::Start { source: Box::new(source) })?;
     let admin = match admin_config {
         Some(admin) => {
             let served = admin::serve(
@@ -265,6 +267,8 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
             descriptors: raise_descriptors(),
             disk_bytes,
         },
+        quotas: config.quotas.quotas(),
+        outbox_bytes: config.events.outbox.0,
         reply_prefixes: config.reply_prefixes,
     })
 }

@@ -16,6 +16,10 @@ use serde_json::Value;
 
 use crate::telemetry::LogConfig;
 
+mod quotas;
+
+pub use quotas::QuotasConfig;
+
 /// Where the configuration is looked for if nobody says.
 pub const DEFAULT_PATH: &str = "/etc/drover/host.yaml";
 /// Prefix of variables that override.
@@ -47,6 +51,8 @@ pub struct HostConfig {
     pub vmm: VmmConfig,
     /// What may be promised.
     pub capacity: CapacityConfig,
+    /// What one namespace may have of it.
+    pub quotas: QuotasConfig,
     /// What becomes of VMs when the daemon is stopped in order.
     pub shutdown: ShutdownConfig,
     /// The local port for metrics and health; none if left out.
@@ -70,6 +76,9 @@ pub struct EventsConfig {
     /// The server's window for duplicates, in milliseconds; its default if left out. Exactly-once does not
     /// depend on it.
     pub duplicate_window_ms: Option<u64>,
+    /// How much may wait in the journal for the bus: agents' events are refused above 80 % of it, verbs that change
+    /// a VM above 95 %.
+    pub outbox: ByteSize,
 }
 
 /// The hypervisor.
@@ -164,6 +173,7 @@ impl Default for HostConfig {
             networks: Vec::new(),
             vmm: VmmConfig::default(),
             capacity: CapacityConfig::default(),
+            quotas: QuotasConfig::default(),
             shutdown: ShutdownConfig::default(),
             admin: None,
             log: LogConfig::default(),
@@ -174,7 +184,13 @@ impl Default for HostConfig {
 
 impl Default for EventsConfig {
     fn default() -> Self {
-        Self { max_age_hours: 168, max_size: ByteSize(1 << 30), replicas: 1, duplicate_window_ms: None }
+        Self {
+            max_age_hours: 168,
+            max_size: ByteSize(1 << 30),
+            replicas: 1,
+            duplicate_window_ms: None,
+            outbox: ByteSize::mib(256),
+        }
     }
 }
 
@@ -388,6 +404,8 @@ mod tests {
         assert_eq!(shipped.capacity.cpu_ratio, default.capacity.cpu_ratio);
         assert_eq!(shipped.vmm.overhead, default.vmm.overhead);
         assert_eq!(shipped.shutdown.vms, default.shutdown.vms);
+        assert_eq!(shipped.quotas.quotas(), default.quotas.quotas());
+        assert_eq!(shipped.events.outbox, default.events.outbox);
         assert_eq!(shipped.shutdown.timeout_s, default.shutdown.timeout_s);
     }
 

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use drover_schemas::VmId;
 use drover_schemas::codec::{self, Format};
-use drover_schemas::event::{VmEvent, ce, event_id};
+use drover_schemas::event::{HostEvent, VmEvent, ce, event_id};
+use serde::de::DeserializeOwned;
 
 use crate::client::Bus;
 use crate::contract::{self, Side};
@@ -43,4 +45,40 @@ pub async fn log(bus: &Bus) -> Logs {
         log.push(event);
     }
     logs
+}
+
+/// Every message of the stream below a subject, in order.
+///
+/// # Panics
+/// A message cannot be read, or is not what the contract says.
+pub async fn stored<T: DeserializeOwned>(bus: &Bus, prefix: &str) -> Vec<T> {
+    let js = async_nats::jetstream::new(bus.nats.clone());
+    // It is made anew if somebody has deleted it.
+    let Ok(stream) = js.get_stream("DROVER_EVENTS").await else { return Vec::new() };
+    let state = stream.cached_info().state.clone();
+    let mut found = Vec::new();
+    for sequence in state.first_sequence.max(1)..=state.last_sequence {
+        match stream.get_raw_message(sequence).await {
+            Ok(message) if message.subject.starts_with(prefix) => {
+                contract::check(&message.subject, Side::Message, Format::MsgPack, &message.payload);
+                found.push(codec::decode(&message.payload).expect("a message of the contract"));
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == LastRawMessageErrorKind::NoMessageFound => {}
+            Err(e) => panic!("message {sequence}: {e}"),
+        }
+    }
+    found
+}
+
+/// Waits for an alarm of the host's log that `look` wants.
+///
+/// # Panics
+/// There is none in time.
+pub async fn alarm(bus: &Bus, name: &str, look: impl Fn(&HostEvent) -> bool) -> HostEvent {
+    until(&format!("the alarm {name}"), async || {
+        let events: Vec<HostEvent> = stored(bus, "drover.v1.evt.host.h1.alarm").await;
+        events.into_iter().find(|e| e.details.get("alarm").is_some_and(|alarm| alarm == name) && look(e))
+    })
+    .await
 }

@@ -9,6 +9,7 @@
 //! | [`collector`] | a receiver of traces |
 //! | [`contract`] | messages held against the published contract |
 //! | [`events`] | the log of events, checked as a log |
+//! | [`flood`] | a tenant that asks for far too much |
 //! | [`leak`] | what of a VM is still there |
 //! | [`logins`] | the ways in which a server can ask who connects |
 //! | [`soak`] | random work, kills, and a model |
@@ -28,6 +29,7 @@ pub mod client;
 pub mod collector;
 pub mod contract;
 pub mod events;
+pub mod flood;
 pub mod leak;
 pub mod logins;
 pub mod netns;

@@ -1,36 +1,14 @@
 //! What a host tells without being asked: its own log, alarms, and refusals that nobody waits for.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use async_nats::jetstream::{self, stream::LastRawMessageErrorKind};
-use drover_schemas::codec::{self, Format};
+use async_nats::jetstream;
 use drover_schemas::event::{HostEvent, HostEventKind, RejectedEvent};
 use drover_schemas::{ErrorCode, RequestId, headers};
-use drover_tests::client::{Bus, Failure};
-use drover_tests::contract::{self, Side};
+use drover_tests::client::Failure;
+use drover_tests::events::stored;
 use drover_tests::wait::until;
 use drover_tests::world::{Options, run};
-use serde::de::DeserializeOwned;
 use serde_json::json;
-
-/// Every message of the stream below a subject, in order.
-async fn stored<T: DeserializeOwned>(bus: &Bus, prefix: &str) -> Vec<T> {
-    let js = jetstream::new(bus.nats.clone());
-    let stream = js.get_stream("DROVER_EVENTS").await.unwrap();
-    let (first, last) = (stream.cached_info().state.first_sequence, stream.cached_info().state.last_sequence);
-    let mut found = Vec::new();
-    for sequence in first.max(1)..=last {
-        match stream.get_raw_message(sequence).await {
-            Ok(message) if message.subject.starts_with(prefix) => {
-                contract::check(&message.subject, Side::Message, Format::MsgPack, &message.payload);
-                found.push(codec::decode(&message.payload).unwrap());
-            }
-            Ok(_) => {}
-            Err(e) if e.kind() == LastRawMessageErrorKind::NoMessageFound => {}
-            Err(e) => panic!("message {sequence}: {e}"),
-        }
-    }
-    found
-}
 
 #[test]
 fn a_host_keeps_a_log_of_its_own_over_its_deaths() {

@@ -16,8 +16,9 @@ use tokio::sync::{mpsc, watch};
 
 /// The oldest server that has per-message TTLs.
 pub const MIN_SERVER: (i64, i64, i64) = (2, 11, 0);
-/// How many messages one subscription holds.
-pub const SUBSCRIPTION_CAPACITY: usize = 256;
+/// How many messages one subscription holds: more than one read of the connection brings, so that a burst of small
+/// requests is answered `busy` and not lost before anybody has seen it.
+pub const SUBSCRIPTION_CAPACITY: usize = 1_024;
 /// A file with a key or a certificate is never longer.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 

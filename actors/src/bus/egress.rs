@@ -204,6 +204,11 @@ impl Egress {
         *self.0.ready.borrow()
     }
 
+    /// Looks at the stream and the buckets again, and makes what is absent.
+    pub fn look_again(&self) {
+        self.0.look_again.notify_one();
+    }
+
     /// Waits until the stream and the buckets are there and the bus is connected.
     pub async fn ready(&self) {
         // The keeper lives as long as the egress; a stopped one keeps its last answer.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::quota::Quota;
 use drover_schemas::body::spec::{
     AgentSpec, ImageKind, NicSpec, Os, PlacementSpec, ResolvedBoot, ResolvedDisk, ResolvedImage, RestartSpec,
 };
@@ -16,7 +17,23 @@ fn state(cpus: u64, memory: u64) -> HostState {
     };
     let def: NetworkDef =
         serde_json::from_value(serde_json::json!({"name": "default", "subnet": "10.0.0.0/29"})).unwrap();
-    HostState::new(InstallationId::from_u128(1), totals, &[def], &Snapshot::default()).unwrap()
+    HostState::new(InstallationId::from_u128(1), totals, quotas(), &[def], &Snapshot::default()).unwrap()
+}
+
+fn ns(name: &str) -> Token {
+    Token::new(name).unwrap()
+}
+
+/// Of `small`; `default` has none.
+fn quotas() -> Arc<Quotas> {
+    let quota = Quota {
+        vms: Some(2),
+        cpus: Some(3),
+        memory_bytes: Some(30),
+        disk_bytes: Some(50),
+        ..Quota::default()
+    };
+    Arc::new(Quotas { default: Quota::default(), namespaces: [(ns("small"), quota)].into() })
 }
 
 fn spec(cpus: u32, memory_bytes: u64) -> ResolvedSpec {
@@ -47,13 +64,13 @@ fn with_disk(size_bytes: u64, readonly: bool) -> ResolvedSpec {
 #[test]
 fn room_for_disks_is_promised_once_and_given_back() {
     let host = state(4, 100);
-    let first = host.lease(VmId::from_u128(1), &with_disk(60, false)).unwrap();
-    let error = host.lease(VmId::from_u128(2), &with_disk(41, false)).unwrap_err();
+    let first = host.lease(&ns("default"), VmId::from_u128(1), &with_disk(60, false)).unwrap();
+    let error = host.lease(&ns("default"), VmId::from_u128(2), &with_disk(41, false)).unwrap_err();
     assert_eq!((error.details["resource"].as_str(), error.details["left"].as_str()), ("bytes of disk", "40"));
-    host.lease(VmId::from_u128(3), &with_disk(1_000, true)).unwrap();
+    host.lease(&ns("default"), VmId::from_u128(3), &with_disk(1_000, true)).unwrap();
     assert_eq!(host.capacity().disk_used_bytes, 60, "what is only read is shared");
     host.give_back(&first);
-    host.lease(VmId::from_u128(2), &with_disk(100, false)).unwrap();
+    host.lease(&ns("default"), VmId::from_u128(2), &with_disk(100, false)).unwrap();
 }
 
 fn nic(network: &str) -> NicSpec {
@@ -65,9 +82,9 @@ fn a_bridge_has_so_many_ports_and_no_more() {
     let host = state(10_000, 1_000_000);
     let two = with_nics(vec![nic("default"), nic("default")]);
     for id in 0..BRIDGE_PORTS / 2 {
-        host.adopt(VmId::from_u128(id.into()), &two);
+        host.adopt(&ns("default"), VmId::from_u128(id.into()), &two);
     }
-    let error = host.reserve(VmId::from_u128(9_000), &two).unwrap_err();
+    let error = host.reserve(&ns("default"), VmId::from_u128(9_000), &two).unwrap_err();
     assert_eq!(
         (error.details["resource"].as_str(), error.details["left"].as_str()),
         ("ports of network default", "1")
@@ -80,7 +97,9 @@ fn a_bridge_has_so_many_ports_and_no_more() {
 #[test]
 fn a_lease_that_fails_half_way_keeps_nothing() {
     let host = state(4, 100);
-    let error = host.lease(VmId::from_u128(1), &with_nics(vec![nic("default"), nic("other")])).unwrap_err();
+    let error = host
+        .lease(&ns("default"), VmId::from_u128(1), &with_nics(vec![nic("default"), nic("other")]))
+        .unwrap_err();
     assert!(error.message.contains("no network \"other\"; known: default"), "{error}");
     assert_eq!(host.capacity().addresses_used, 0);
 }
@@ -88,11 +107,15 @@ fn a_lease_that_fails_half_way_keeps_nothing() {
 #[test]
 fn users_are_leased_once_and_rest_after_use() {
     let host = state(4, 100);
-    let leases: Vec<Leases> = (0..3).map(|i| host.lease(VmId::from_u128(i), &spec(1, 1)).unwrap()).collect();
+    let leases: Vec<Leases> =
+        (0..3).map(|i| host.lease(&ns("default"), VmId::from_u128(i), &spec(1, 1)).unwrap()).collect();
     assert_eq!(leases.iter().map(|l| l.uid).collect::<Vec<_>>(), [100, 101, 102]);
-    assert_eq!(host.lease(VmId::from_u128(9), &spec(1, 1)).unwrap_err().code, ErrorCode::ResourceExhausted);
+    assert_eq!(
+        host.lease(&ns("default"), VmId::from_u128(9), &spec(1, 1)).unwrap_err().code,
+        ErrorCode::ResourceExhausted
+    );
     host.give_back(&leases[1]);
-    assert_eq!(host.lease(VmId::from_u128(9), &spec(1, 1)).unwrap().uid, 101);
+    assert_eq!(host.lease(&ns("default"), VmId::from_u128(9), &spec(1, 1)).unwrap().uid, 101);
 }
 
 proptest! {
@@ -102,7 +125,7 @@ proptest! {
         let host = state(6, 150);
         for (id, cpus, memory, take) in steps {
             if take {
-                let _ = host.reserve(VmId::from_u128(id), &spec(cpus, memory));
+                let _ = host.reserve(&ns("default"), VmId::from_u128(id), &spec(cpus, memory));
             } else {
                 host.unreserve(VmId::from_u128(id));
             }
@@ -118,13 +141,44 @@ fn open_files_are_counted_like_memory() {
     let mut host = state(100, 1 << 40);
     host.totals.descriptors = OWN_DESCRIPTORS + 2 * VM_DESCRIPTORS;
     let vm = VmId::from_u128;
-    host.reserve(vm(1), &spec(1, 1)).unwrap();
-    host.reserve(vm(2), &spec(1, 1)).unwrap();
-    let error = host.reserve(vm(3), &spec(1, 1)).unwrap_err();
+    host.reserve(&ns("default"), vm(1), &spec(1, 1)).unwrap();
+    host.reserve(&ns("default"), vm(2), &spec(1, 1)).unwrap();
+    let error = host.reserve(&ns("default"), vm(3), &spec(1, 1)).unwrap_err();
     assert_eq!(
         (error.code, error.details["resource"].as_str()),
         (ErrorCode::ResourceExhausted, "descriptors")
     );
     host.unreserve(vm(1));
-    host.reserve(vm(3), &spec(1, 1)).unwrap();
+    host.reserve(&ns("default"), vm(3), &spec(1, 1)).unwrap();
+}
+
+#[test]
+fn a_namespace_has_no_more_than_its_quota_and_others_do_not_notice() {
+    let host = state(100, 1_000);
+    let (small, vm) = (ns("small"), VmId::from_u128);
+    let of = |error: ErrorBody| {
+        assert_eq!(error.code, ErrorCode::ResourceExhausted);
+        let value = |name: &str| error.details.get(name).cloned().unwrap_or_default();
+        [value("quota"), value("limit"), value("used"), value("asked")].join(" ")
+    };
+    // What runs: CPUs, and memory of guests without that of VMMs.
+    host.reserve(&small, vm(1), &spec(2, 20)).unwrap();
+    host.reserve(&small, vm(1), &spec(2, 20)).unwrap();
+    assert_eq!(of(host.reserve(&small, vm(2), &spec(2, 1)).unwrap_err()), "cpus 3 2 2");
+    assert_eq!(of(host.reserve(&small, vm(2), &spec(1, 11)).unwrap_err()), "memory_bytes 30 20 11");
+    host.reserve(&small, vm(2), &spec(1, 10)).unwrap();
+    host.reserve(&ns("default"), vm(3), &spec(50, 500)).unwrap();
+    host.unreserve(vm(1));
+    host.reserve(&small, vm(4), &spec(2, 20)).unwrap();
+    // What is there: VMs, and disks that they may write to.
+    let first = host.lease(&small, vm(1), &with_disk(40, false)).unwrap();
+    assert_eq!(of(host.lease(&small, vm(2), &with_disk(11, false)).unwrap_err()), "disk_bytes 50 40 11");
+    host.lease(&small, vm(2), &with_disk(10, false)).unwrap();
+    assert_eq!(of(host.lease(&small, vm(5), &spec(1, 1)).unwrap_err()), "vms 2 2 1");
+    assert_eq!(host.used(&small), Used { vms: 2, cpus: 3, memory_bytes: 30, disk_bytes: 50 });
+    host.give_back(&first);
+    host.lease(&ns("default"), vm(6), &with_disk(50, false)).unwrap();
+    host.lease(&small, vm(7), &with_disk(41, false)).unwrap_err();
+    assert_eq!(host.used(&small).vms, 1);
+    assert_eq!(host.namespaces(), [ns("default"), small].into());
 }

@@ -17,6 +17,8 @@ use crate::rejections::Rejections;
 
 /// Requests above this many bytes are refused.
 pub const MAX_REQUEST: usize = 64 * 1024;
+/// Subjects and headers above this many bytes too.
+const MAX_HEADERS: usize = 16 * 1024;
 /// Replies stay below this many bytes, and below half of what the server takes.
 pub const MAX_REPLY: usize = 512 * 1024;
 
@@ -82,6 +84,48 @@ impl ReplyPolicy {
     }
 }
 
+/// A message as it came off a subscription, without what would keep more memory than it needs.
+#[derive(Debug)]
+pub struct Arrived {
+    message: Message,
+    at: Instant,
+    /// Bytes of the whole message, where that is too many; its body is gone then.
+    too_large: Option<usize>,
+}
+
+impl Arrived {
+    /// Takes a message over. One that is too large loses its body here, before anything waits.
+    #[must_use]
+    pub fn new(mut message: Message) -> Self {
+        let at = Instant::now();
+        let headers = message.length.saturating_sub(message.payload.len());
+        let too_large = match message.payload.len() {
+            size if size > MAX_REQUEST => Some(size),
+            _ if headers > MAX_HEADERS => Some(message.length),
+            _ => None,
+        };
+        // A copy: the bytes themselves hold on to everything that the connection read with them.
+        let keep = if too_large.is_some() { message.payload.len().min(1) } else { message.payload.len() };
+        message.payload = Bytes::copy_from_slice(&message.payload[..keep]);
+        if let Some(all) = message.headers.take_if(|_| headers > MAX_HEADERS) {
+            let kept = [headers::CONTENT_TYPE, headers::REQUEST_ID];
+            let kept = kept.iter().filter_map(|name| Some((*name, all.get(*name)?.as_str())));
+            let mut few = HeaderMap::new();
+            for (name, value) in kept.filter(|(_, value)| value.len() <= 128) {
+                few.insert(name, value);
+            }
+            message.headers = Some(few);
+        }
+        Self { message, at, too_large }
+    }
+
+    /// What it was sent to.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        &self.message.subject
+    }
+}
+
 /// A message that is answered already or cannot be answered at all.
 #[derive(Debug)]
 pub struct Refused;
@@ -96,9 +140,9 @@ impl Request {
         policy: &ReplyPolicy,
         rejections: &Rejections,
         subject: Subject,
-        message: Message,
+        arrived: Arrived,
     ) -> Result<Self, Refused> {
-        let arrived = Instant::now();
+        let Arrived { message, at, too_large } = arrived;
         let headers = message.headers.unwrap_or_default();
         let content_type = header(&headers, headers::CONTENT_TYPE);
         let reply = match message.reply {
@@ -135,8 +179,7 @@ impl Request {
             }
         };
         responder.format = format;
-        if message.payload.len() > MAX_REQUEST {
-            let size = message.payload.len();
+        if let Some(size) = too_large {
             let error = ErrorBody::new(
                 ErrorCode::InvalidArgument,
                 format!(
@@ -162,7 +205,7 @@ impl Request {
                 return Err(Refused);
             }
         };
-        let deadline = arrived + Duration::from_millis(deadline_ms);
+        let deadline = at + Duration::from_millis(deadline_ms);
         Ok(Self { subject, body: message.payload, format, request_id, deadline, headers, responder })
     }
 
@@ -266,6 +309,12 @@ impl Responder {
     #[must_use]
     pub const fn format(&self) -> Format {
         self.format
+    }
+
+    /// The most bytes that a reply may have.
+    #[must_use]
+    pub const fn max_reply(&self) -> usize {
+        self.max_reply
     }
 
     /// Where the reply goes; a stream's frames follow it there.

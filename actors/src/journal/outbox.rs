@@ -161,6 +161,13 @@ impl OutboxLevel {
         }
     }
 
+    pub(super) fn admit_changes(&self) -> Result<(), JournalError> {
+        match self.fill() {
+            OutboxFill::NoChanges => Err(JournalError::OutboxFull { percent: self.percent() }),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn admit_agent_events(&self) -> Result<(), JournalError> {
         match self.fill() {
             OutboxFill::Normal => Ok(()),

@@ -82,7 +82,7 @@ pub async fn import(
     let mut batch = prepared.batch.essential();
     batch.push_leases(&row);
     services.journal.commit(batch).await.map_err(|e| not_yet(chain(&e).to_string()))?;
-    services.state.imported(vm_id, &row.spec);
+    services.state.imported(&row.namespace, vm_id, &row.spec);
     info!(%vm_id, name = %row.name, namespace = %row.namespace, "imported");
     Ok(prepared.row)
 }

@@ -8,10 +8,11 @@
 //! | `gauges` | reads the metrics that nobody counts |
 //! | `hints` | wakes a VM whose holder has something to tell |
 //! | `alarms` | makes events of what the egress found |
+//! | `watch` | looks at the stream of events and the bus server's clock |
 //! | `reaper` | forgets requests, leases and uids whose time is over |
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use drover_schemas::blob::Blob;
 use drover_schemas::body::host::HostRecord;
@@ -22,6 +23,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{error, warn};
 
 use super::FEATURES;
+use crate::alarms::{Lost, OUTBOX, SLOW_CONSUMER};
 use crate::bus::claims::ClaimError;
 use crate::bus::connect::Bus;
 use crate::bus::egress::EgressReport;
@@ -32,7 +34,7 @@ use crate::host_log::HostNote;
 use crate::hypervisor::notify::NotifySocket;
 use crate::journal;
 use crate::manager::ManagerMsg;
-use crate::router::{HostPhase, Router};
+use crate::router::{HostPhase, QuotaGauges, Router};
 use crate::service::{ServiceMsg, supervise};
 use crate::services::{Shared, now_ms};
 use crate::subscribe::subscribe_all;
@@ -74,6 +76,7 @@ pub(super) async fn supervise_all(
         supervise(root, metrics, "gauges", with(|p| Box::pin(gauges(p)))).await?,
         supervise(root, metrics, "hints", with(|p| Box::pin(forward_hints(p)))).await?,
         supervise(root, metrics, "alarms", with(|p| Box::pin(raise_alarms(p)))).await?,
+        supervise(root, metrics, "watch", with(|p| Box::pin(watch_stream(p)))).await?,
         supervise(root, metrics, "reaper", with(|p| Box::pin(reap(p)))).await?,
     ])
 }
@@ -149,15 +152,22 @@ async fn heartbeats(parts: Arc<Parts>) {
     }
 }
 
+async fn watch_stream(parts: Arc<Parts>) {
+    crate::bus::watch::run(parts.services.clone()).await;
+}
+
 async fn gauges(parts: Arc<Parts>) {
-    let Parts { services, bus, .. } = &*parts;
-    let metrics = &services.metrics;
+    let Parts { services, bus, router, .. } = &*parts;
+    let (metrics, alarms) = (&services.metrics, &services.alarms);
+    let (mut lost, mut quotas) = (Lost::default(), QuotaGauges::default());
     loop {
-        let (connected, slow) = {
-            let state = bus.state.borrow();
-            (state.connected, state.slow_consumers)
-        };
-        metrics.bus_connected.set(i64::from(connected));
+        metrics.bus_connected.set(i64::from(bus.state.borrow().connected));
+        let slow = services.lanes.slow_consumers().await;
+        alarms.note(&SLOW_CONSUMER, lost.lately(slow, Instant::now()));
+        let fill = services.journal.outbox_percent().into();
+        metrics.outbox_fill.set(fill);
+        alarms.note(&OUTBOX, fill);
+        quotas.set(metrics, &router.namespace_uses());
         metrics.slow_consumers.set(i64::try_from(slow).unwrap_or(i64::MAX));
         metrics.outbox_events.set(i64::try_from(services.journal.outbox_used().0).unwrap_or(i64::MAX));
         let published = services.egress.counters().published.load(std::sync::atomic::Ordering::Relaxed);

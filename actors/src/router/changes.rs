@@ -97,5 +97,5 @@ async fn reserve(router: &Router, actor: &crate::vm::actor::VmRef) -> Result<(),
     let (reply, view) = oneshot::channel();
     let _ = actor.cast(VmMsg::View(reply));
     let view = view.await.map_err(|_| interrupted())?;
-    router.services.state.reserve(view.row.vm_id, &view.row.spec)
+    router.services.state.reserve(&view.row.namespace, view.row.vm_id, &view.row.spec)
 }

@@ -8,6 +8,7 @@ use super::{
     guest_calls, stream,
 };
 use crate::guest::Link;
+use crate::ingress::permits::Permit;
 use crate::stream::{Far, Finish, WINDOW};
 
 impl Router {
@@ -78,6 +79,7 @@ impl Router {
             }
             return body_of(request, &guest_calls::exec_collected(&link, request.request_id, &body).await?);
         }
+        let slot = self.permits.stream(ns)?;
         let open = guest_calls::exec_open(&body, request.request_id, WINDOW, true)?;
         let guest = link.open(open).map_err(ErrorBody::from)?;
         let finish: Finish = Box::new(|bytes| {
@@ -85,7 +87,7 @@ impl Router {
             encoded(&result)
         });
         let shape = Shape { down: &[Channel::Stdout, Channel::Stderr], up: Some(Channel::Stdin) };
-        self.stream(ns, request, Far::Guest(guest), shape, finish, |opened| {
+        self.stream(ns, request, (Far::Guest(guest), slot), shape, finish, |opened| {
             codec::encode_as(request.format, &ExecReply::Stream(opened))
         })
         .await
@@ -93,11 +95,12 @@ impl Router {
 
     async fn put(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
         let body: PutRequest = request.decode()?;
+        let slot = self.permits.stream(ns)?;
         let link = self.link_for(ns, name, request).await?;
         let guest = link.open(guest_calls::put_open(&body, request.request_id)?).map_err(ErrorBody::from)?;
         let finish: Finish = Box::new(move |bytes| encoded(&guest_calls::put_result(bytes, &body)?));
         let shape = Shape { down: &[], up: Some(Channel::Data) };
-        self.stream(ns, request, Far::Guest(guest), shape, finish, |opened| {
+        self.stream(ns, request, (Far::Guest(guest), slot), shape, finish, |opened| {
             codec::encode_as(request.format, &opened)
         })
         .await
@@ -105,21 +108,23 @@ impl Router {
 
     async fn get(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
         let body: GetRequest = request.decode()?;
+        let slot = self.permits.stream(ns)?;
         let link = self.link(ns, name).await?;
         let guest = link.open(guest_calls::get_open(&body, WINDOW)?).map_err(ErrorBody::from)?;
         let finish: Finish = Box::new(|bytes| encoded(&guest_calls::get_result(bytes)?));
         let shape = Shape { down: &[Channel::Data], up: None };
-        self.stream(ns, request, Far::Guest(guest), shape, finish, |opened| {
+        self.stream(ns, request, (Far::Guest(guest), slot), shape, finish, |opened| {
             codec::encode_as(request.format, &opened)
         })
         .await
     }
 
+    /// A stream to and from `far`; the permit for it was there before anything of it was begun.
     pub(super) async fn stream(
         &self,
         ns: &Token,
         request: &Request,
-        far: Far,
+        (far, slot): (Far, Permit),
         shape: Shape,
         finish: Finish,
         reply: impl FnOnce(drover_schemas::stream::StreamOpened) -> Result<Vec<u8>, codec::EncodeError>,
@@ -129,7 +134,10 @@ impl Router {
             ErrorBody::new(ErrorCode::Internal, format!("the reply could not be encoded: {e}"))
         })?;
         let services = self.services.clone();
-        let pump = async move { stream::run(&services, opening, far, shape, finish).await };
+        let pump = async move {
+            stream::run(&services, opening, far, shape, finish).await;
+            drop(slot);
+        };
         Ok(Reply::Stream(body, Box::pin(pump)))
     }
 }

@@ -169,6 +169,11 @@ pub(super) async fn host_info(router: &Router) -> HostInfo {
         capacity: services.state.capacity(),
         states,
         outbox: services.journal.outbox_used().0,
+        outbox_percent: services.journal.outbox_percent().into(),
+        events: services.seen.log(),
+        clock_offset_ms: services.seen.clock_offset_ms(),
+        alarms: services.alarms.active(),
+        namespaces: router.namespace_uses(),
         labels: BTreeMap::new(),
         confinement: confinement(services),
     }

@@ -122,7 +122,10 @@ fn push_event(
     row.seq += 1;
     let status = status(&services.host, row, next, live, false);
     match outbox_row(&services.subjects, &services.host, row, draft, Some(&status), now) {
-        Ok(outbox) => batch.push(Write::PutOutbox { class: EventClass::State, row: Box::new(outbox) }),
+        Ok(outbox) => {
+            services.budget.spend(&row.namespace);
+            batch.push(Write::PutOutbox { class: EventClass::State, row: Box::new(outbox) });
+        }
         // Cannot happen with these types; the sequence stays gapless all the same.
         Err(error) => {
             row.seq -= 1;

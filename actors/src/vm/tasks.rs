@@ -137,7 +137,7 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
     // A create and a start have reserved already; a restart by policy takes its share here.
     services
         .state
-        .reserve(row.vm_id, &row.spec)
+        .reserve(&row.namespace, row.vm_id, &row.spec)
         .map_err(|e| Cause::new(CauseKind::HostResource, e.message).with("step", "capacity"))?;
     services.network.attach(vm_net(row)).await.map_err(|e| {
         Cause::new(CauseKind::TapRefused, format!("the network could not be made: {}", chain(&e)))

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::usage::{Alarm, EventLog, NamespaceUse};
 use crate::id::{InstallationId, VmId};
 use crate::token::Token;
 
@@ -90,6 +91,21 @@ pub struct HostInfo {
     pub states: BTreeMap<String, u64>,
     /// Events that wait to be stored by the bus.
     pub outbox: u64,
+    /// How full the space for them is; above 95 verbs that change a VM are refused.
+    #[serde(default)]
+    pub outbox_percent: u64,
+    /// How the stream of events stands and how long it keeps them; absent until it was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<EventLog>,
+    /// How far the host's clock is ahead of the bus server's, to within half of a round trip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_offset_ms: Option<i64>,
+    /// What is wrong now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alarms: Vec<Alarm>,
+    /// What namespaces use, by name; the first 500 that use anything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<NamespaceUse>,
     /// Labels for placement.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

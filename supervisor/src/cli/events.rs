@@ -1,14 +1,14 @@
 //! `drover events`: the log, and what happens now, without gap or duplicate.
 
-use drover_schemas::Token;
 use drover_schemas::body::status::AgentState;
 use drover_schemas::event::{VmEvent, VmEventKind};
 use drover_schemas::state::VmState;
+use drover_schemas::{RequestId, Token};
 use jiff::{SignedDuration, Timestamp};
 
 use super::Global;
 use super::exit::CliError;
-use crate::client::{EventFeed, Since, time};
+use crate::client::{EventFeed, Since, Wanted, time};
 
 /// Arguments of `events`.
 #[derive(Debug, clap::Args)]
@@ -16,6 +16,15 @@ pub struct EventsArgs {
     /// Only events of this VM.
     #[arg(long, value_name = "NAME")]
     vm: Option<Token>,
+    /// Only events of this kind, such as state, rebooted or panic; may be repeated.
+    #[arg(long, value_name = "KIND", value_parser = parse_kind)]
+    kind: Vec<VmEventKind>,
+    /// Only events that this request led to.
+    #[arg(long, value_name = "ID")]
+    request_id: Option<RequestId>,
+    /// Begin with the last state of each VM, and go on from there.
+    #[arg(long, conflicts_with_all = ["since", "kind", "request_id"])]
+    last: bool,
     /// From here on: a position of the stream, a time (2026-01-31T12:00:00Z), or how long ago (10m).
     /// Without it the whole log, and with --follow only what happens from now on.
     #[arg(long, value_name = "SEQ|TIME|DURATION")]
@@ -27,12 +36,14 @@ pub struct EventsArgs {
 
 pub(super) async fn run(args: &EventsArgs, global: &Global) -> Result<u8, CliError> {
     let since = match &args.since {
+        None if args.last => Since::Last,
         Some(text) => parse_since(text).map_err(CliError::Usage)?,
         None if args.follow => Since::Now,
         None => Since::Beginning,
     };
     let client = global.connect.connect().await?;
-    let mut feed = EventFeed::open(&client, args.vm.clone(), since, args.follow).await?;
+    let wanted = Wanted { vm: args.vm.clone(), kinds: args.kind.clone(), request_id: args.request_id };
+    let mut feed = EventFeed::open(&client, wanted, since, args.follow).await?;
     loop {
         let next = tokio::select! {
             next = feed.next() => next?,
@@ -51,6 +62,11 @@ pub(super) async fn run(args: &EventsArgs, global: &Global) -> Result<u8, CliErr
         };
         global.output.print_item(&event, line)?;
     }
+}
+
+fn parse_kind(text: &str) -> Result<VmEventKind, String> {
+    let found = VmEventKind::ALL.into_iter().find(|kind| kind.as_str() == text);
+    found.ok_or_else(|| format!("known: {}", VmEventKind::ALL.map(VmEventKind::as_str).join(", ")))
 }
 
 fn parse_since(text: &str) -> Result<Since, String> {
@@ -109,5 +125,7 @@ mod tests {
         let Ok(Since::UnixMs(at)) = parse_since("10m") else { panic!("no duration") };
         assert!(time::now_unix_ms() - at >= 600_000);
         assert!(parse_since("yesterday-ish").is_err());
+        assert_eq!(parse_kind("operation-failed"), Ok(VmEventKind::OperationFailed));
+        assert!(parse_kind("unknown").unwrap_err().contains("agent-dropped"));
     }
 }

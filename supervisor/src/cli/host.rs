@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use drover_schemas::body::host::{HostInfo, OrphansReply};
+use drover_schemas::body::usage::{EventLog, NamespaceUse, QuotaUse};
 use drover_schemas::size::ByteSize;
 use drover_schemas::{Token, VmId};
 
@@ -200,7 +201,19 @@ fn describe(info: &HostInfo) -> String {
     row("running", format!("{} of {} that its descriptors allow", capacity.running, capacity.running_limit));
     let states: Vec<String> = info.states.iter().map(|(state, count)| format!("{count} {state}")).collect();
     row("vms", format!("{} ({})", capacity.vms, states.join(", ")));
-    row("outbox", format!("{} events wait for the bus", info.outbox));
+    row("outbox", format!("{} events wait for the bus ({} % full)", info.outbox, info.outbox_percent));
+    if let Some(log) = &info.events {
+        row("events", retention(log));
+    }
+    if let Some(offset) = info.clock_offset_ms {
+        row("clock", format!("{offset} ms ahead of the bus server's"));
+    }
+    for alarm in &info.alarms {
+        row("ALARM", format!("{} for {}: {}", alarm.alarm, time::age(alarm.since_unix_ms), alarm.message));
+    }
+    for of in &info.namespaces {
+        row("namespace", format!("{}: {}", of.namespace, usage(of)));
+    }
     row("features", info.features.join(" "));
     for (key, value) in &info.labels {
         row("label", format!("{key}={value}"));
@@ -209,6 +222,45 @@ fn describe(info: &HostInfo) -> String {
         row(key, value.clone());
     }
     render(&mut table)
+}
+
+fn retention(log: &EventLog) -> String {
+    let age = log.max_age_ms.map_or_else(|| "any time".to_owned(), |ms| format!("{} h", ms / 3_600_000));
+    let size = log.max_bytes.map_or_else(|| "any size".to_owned(), mib);
+    let oldest = log.oldest_unix_ms.map(|at| format!(", the oldest {} ago", time::age(at)));
+    let behind = match log.readers_behind {
+        0 => String::new(),
+        count => format!("; {count} readers have not read all"),
+    };
+    format!(
+        "{} kept in {}, {} of {size}, for {age}{}{behind}",
+        log.events,
+        log.stream,
+        mib(log.bytes),
+        oldest.unwrap_or_default(),
+    )
+}
+
+/// What a namespace uses, of what it may where there is a quota.
+fn usage(of: &NamespaceUse) -> String {
+    let count = |of: QuotaUse, what: &str| match of.limit {
+        Some(limit) => format!("{} of {limit} {what}", of.used),
+        None => format!("{} {what}", of.used),
+    };
+    let bytes = |of: QuotaUse, what: &str| match of.limit {
+        Some(limit) => format!("{} of {} {what}", mib(of.used), mib(limit)),
+        None => format!("{} {what}", mib(of.used)),
+    };
+    let mut parts = vec![
+        count(of.vms, "VMs"),
+        count(of.cpus, "cpus"),
+        bytes(of.memory_bytes, "memory"),
+        bytes(of.disk_bytes, "disk"),
+        count(of.requests, "requests"),
+        count(of.streams, "streams"),
+    ];
+    parts.extend(of.events_per_hour.limit.map(|_| count(of.events_per_hour, "events an hour")));
+    parts.join(", ")
 }
 
 /// Mebibytes, for tables.

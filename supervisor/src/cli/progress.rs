@@ -10,7 +10,7 @@ use drover_schemas::event::VmEvent;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::events::sentence;
-use crate::client::{Client, ClientError, EventFeed, Since};
+use crate::client::{Client, ClientError, EventFeed, Since, Wanted};
 
 /// How long the events of a reply are waited for that has come already.
 const CATCH_UP: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ where
     F: Future<Output = Result<ChangeReply, ClientError>>,
 {
     let mut steps = Steps::new(title);
-    let mut feed = match EventFeed::open(client, Some(name.clone()), Since::Now, true).await {
+    let mut feed = match EventFeed::open(client, Wanted::of_vm(name.clone()), Since::Now, true).await {
         Ok(feed) => Some(feed),
         Err(error) => {
             tracing::debug!(error = %drover_actors::chain(&error), "events cannot be shown");

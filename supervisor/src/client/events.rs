@@ -8,10 +8,10 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use async_nats::Subscriber;
-use drover_schemas::body::events::EventsReadRequest;
+use drover_schemas::body::events::{EventsLastRequest, EventsReadRequest};
 use drover_schemas::codec;
-use drover_schemas::event::VmEvent;
-use drover_schemas::{Token, VmId};
+use drover_schemas::event::{VmEvent, VmEventKind};
+use drover_schemas::{RequestId, Token, VmId};
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -30,18 +30,47 @@ pub enum Since {
     Cursor(u64),
     /// At this time.
     UnixMs(u64),
+    /// With the last state of each VM.
+    Last,
     /// With what happens from now on.
     Now,
+}
+
+/// Which events of a namespace are wanted; all of them by default.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Only of this VM.
+    pub vm: Option<Token>,
+    /// Only of these kinds, if there are any.
+    pub kinds: Vec<VmEventKind>,
+    /// Only what this request led to.
+    pub request_id: Option<RequestId>,
+}
+
+impl Wanted {
+    /// Those of one VM.
+    #[must_use]
+    pub fn of_vm(vm: Token) -> Self {
+        Self { vm: Some(vm), ..Self::default() }
+    }
+
+    fn takes(&self, event: &VmEvent) -> bool {
+        self.vm.as_ref().is_none_or(|vm| *vm == event.name)
+            && (self.kinds.is_empty() || self.kinds.contains(&event.kind))
+            && self.request_id.is_none_or(|id| event.request_id == Some(id))
+    }
 }
 
 /// A feed of a namespace's events, or of one VM's.
 #[derive(Debug)]
 pub struct EventFeed {
     client: Client,
-    vm: Option<Token>,
+    wanted: Wanted,
     live: Option<Subscriber>,
     connects: watch::Receiver<u64>,
     ready: VecDeque<VmEvent>,
+    /// Next request for last states, while those are being read.
+    last: Option<EventsLastRequest>,
     /// Next request to the log, while the log is being read.
     page: Option<EventsReadRequest>,
     /// Where to go on in the log after a gap.
@@ -57,12 +86,12 @@ impl EventFeed {
     /// The subscription was refused.
     pub async fn open(
         client: &Client,
-        vm: Option<Token>,
+        wanted: Wanted,
         since: Since,
         follow: bool,
     ) -> Result<Self, ClientError> {
         let ns = client.namespace();
-        let subject = match &vm {
+        let subject = match &wanted.vm {
             Some(name) => client.subjects().vm_events(ns, name),
             None => client.subjects().ns_events(ns),
         };
@@ -78,25 +107,33 @@ impl EventFeed {
             Since::Beginning => Some((None, None)),
             Since::Cursor(at) => Some((Some(at.saturating_sub(1)), None)),
             Since::UnixMs(at) => Some((None, Some(at))),
-            Since::Now => None,
+            Since::Last | Since::Now => None,
         };
-        let page = page.map(|(after, since_unix_ms)| EventsReadRequest {
-            vm: vm.clone(),
-            after,
-            since_unix_ms,
-            limit: Some(PAGE),
-        });
-        Ok(Self {
+        let last = (since == Since::Last).then(EventsLastRequest::default);
+        let mut feed = Self {
             client: client.clone(),
-            vm,
+            wanted,
+            last,
             live,
             connects,
             ready: VecDeque::new(),
-            page,
+            page: None,
             after: None,
             last_time_ms: super::time::now_unix_ms(),
             seen: HashMap::new(),
-        })
+        };
+        feed.page = page.map(|(after, since_unix_ms)| feed.request(after, since_unix_ms));
+        Ok(feed)
+    }
+
+    /// Reads the log. A feed that follows needs all events of a VM to see a gap, and picks by itself.
+    fn request(&self, after: Option<u64>, since_unix_ms: Option<u64>) -> EventsReadRequest {
+        let Wanted { vm, kinds, request_id } = self.wanted.clone();
+        let (kinds, request_id) = match self.live {
+            Some(_) => (Vec::new(), None),
+            None => (kinds, request_id),
+        };
+        EventsReadRequest { vm, kinds, request_id, after, since_unix_ms, limit: Some(PAGE) }
     }
 
     /// The next event; `None` when the log is at its end and the feed does not follow.
@@ -107,6 +144,10 @@ impl EventFeed {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(Some(event));
+            }
+            if let Some(request) = self.last.take() {
+                self.read_last(request).await?;
+                continue;
             }
             if let Some(request) = self.page.take() {
                 self.read_page(request).await?;
@@ -127,13 +168,31 @@ impl EventFeed {
         }
     }
 
+    /// The last state of each VM; then the log goes on behind the first page.
+    async fn read_last(&mut self, request: EventsLastRequest) -> Result<(), ClientError> {
+        let page = self.client.last_events(&request, PAGE_DEADLINE).await?;
+        for stored in page.events {
+            if self.note(&stored.event) && self.wanted.takes(&stored.event) {
+                self.ready.push_back(stored.event);
+            }
+        }
+        match page.next_cursor {
+            Some(cursor) => self.last = Some(EventsLastRequest { cursor: Some(cursor), ..request }),
+            None => self.page = Some(self.request(Some(page.after), None)),
+        }
+        Ok(())
+    }
+
     async fn read_page(&mut self, request: EventsReadRequest) -> Result<(), ClientError> {
         let page = self.client.read_events(&request, PAGE_DEADLINE).await?;
         for stored in page.events {
             self.after = Some(stored.cursor);
-            if self.note(&stored.event) {
+            if self.note(&stored.event) && self.wanted.takes(&stored.event) {
                 self.ready.push_back(stored.event);
             }
+        }
+        if page.trimmed {
+            warn!(after = request.after, "events were missed: they are not kept any more");
         }
         let moved = request.after != Some(page.next_cursor);
         // 0 stands for an empty page from a time on, not for the beginning of the log.
@@ -152,7 +211,7 @@ impl EventFeed {
         if last.is_some_and(|last| event.seq > last + 1) {
             warn!(vm = %event.name, seq = event.seq, last, "live events were lost; reading the log");
             self.reread();
-        } else if self.note(&event) {
+        } else if self.note(&event) && self.wanted.takes(&event) {
             self.ready.push_back(event);
         }
     }
@@ -160,12 +219,7 @@ impl EventFeed {
     /// Goes back to the log where it was left; what was seen is skipped.
     fn reread(&mut self) {
         let since_unix_ms = self.after.is_none().then_some(self.last_time_ms.saturating_sub(1));
-        self.page = Some(EventsReadRequest {
-            vm: self.vm.clone(),
-            after: self.after,
-            since_unix_ms,
-            limit: Some(PAGE),
-        });
+        self.page = Some(self.request(self.after, since_unix_ms));
     }
 
     /// Whether the event is new.

@@ -21,7 +21,7 @@ mod verbs;
 
 pub use connect::{Auth, Target, Tls};
 pub use error::ClientError;
-pub use events::{EventFeed, Since};
+pub use events::{EventFeed, Since, Wanted};
 pub use request::CallOptions;
 pub use session::Opening;
 pub use session_io::{Input, Output};

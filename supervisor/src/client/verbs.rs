@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use drover_schemas::body::events::{EventsReadReply, EventsReadRequest};
+use drover_schemas::body::events::{EventsLastReply, EventsLastRequest, EventsReadReply, EventsReadRequest};
 use drover_schemas::body::guest::Empty;
 use drover_schemas::body::host::{
     BackupReply, DrainReply, DrainRequest, HostInfo, OrphanRemoveRequest, OrphansReply,
@@ -108,6 +108,20 @@ impl Client {
         deadline: Duration,
     ) -> Result<EventsReadReply, ClientError> {
         let verb = Token::new("read").map_err(|e| ErrorBody::new(ErrorCode::Internal, e.to_string()))?;
+        let subject = Subject::Registry { ns: self.namespace().clone(), family: Family::Events, verb };
+        self.call(&subject, request, CallOptions::read(deadline)).await
+    }
+
+    /// `events.last`: one page.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn last_events(
+        &self,
+        request: &EventsLastRequest,
+        deadline: Duration,
+    ) -> Result<EventsLastReply, ClientError> {
+        let verb = Token::new("last").map_err(|e| ErrorBody::new(ErrorCode::Internal, e.to_string()))?;
         let subject = Subject::Registry { ns: self.namespace().clone(), family: Family::Events, verb };
         self.call(&subject, request, CallOptions::read(deadline)).await
     }

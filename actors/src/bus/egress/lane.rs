@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID, NATS_MESSAGE_TTL};
+use async_nats::header::{
+    NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID, NATS_MESSAGE_TTL,
+};
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
@@ -132,6 +134,8 @@ impl Lane {
         headers.insert(NATS_MESSAGE_ID, id.as_str());
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string());
         headers.insert(EXPECTED_SUBJECT, row.filter.as_str());
+        // Another stream that takes the subjects is not where readers look.
+        headers.insert(NATS_EXPECTED_STREAM, self.shared.config.assets.events_stream().as_str());
         let message = PublishMessage::build().payload(row.body.0.clone()).headers(headers);
         let sent = self.shared.js.send_publish(row.subject.clone(), message).await;
         let ack = sent.map_err(|e| e.kind())?.await.map_err(|e| e.kind())?;

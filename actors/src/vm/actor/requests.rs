@@ -1,6 +1,7 @@
 //! Requests that change the VM: each id has one effect and one outcome, which whoever asks again is told.
 
 use drover_schemas::body::vm::{ChangeReply, Outcome};
+use drover_schemas::state::Verb;
 use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token};
 
 use super::{VmActorState, VmRef};
@@ -25,6 +26,8 @@ impl VmActorState {
             Remembered::InFlight => return self.on_attach(request_id, change.reply),
         }
         if let Err(error) = self.preconditions(&change).and_then(|()| self.admit(&change)) {
+            // A start reserves before it is admitted.
+            self.give_back_capacity();
             let _ = change.reply.send(Err(error));
             return;
         }
@@ -50,6 +53,7 @@ impl VmActorState {
         self.permits.insert(change.request_id, change.permit);
         let result = self.commit(myself, next, effects, Some((change.request_id, row))).await;
         if let Err(error) = result {
+            self.give_back_capacity();
             self.permits.remove(&change.request_id);
             for waiter in self.waiters.remove(&change.request_id).unwrap_or_default() {
                 let _ = waiter.send(Err(error.to_body()));
@@ -94,6 +98,11 @@ impl VmActorState {
                 return Err(ErrorBody::new(ErrorCode::Busy, message).with("operation", operation));
             }
             Admission::Adopting => return Err(adopting()),
+        }
+        // What gives something back is never refused for lack of room.
+        let frees = matches!(change.verb, Verb::Delete | Verb::Stop | Verb::StopForce | Verb::Shutdown);
+        if !frees && self.machine.admit(change.verb) == Admission::Accept {
+            self.services.admits_events_of(&self.row.namespace)?;
         }
         if self.gone.is_some() {
             return Err(ErrorBody::new(ErrorCode::NotFound, "the VM has just been deleted"));

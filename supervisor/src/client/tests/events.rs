@@ -10,7 +10,7 @@ use drover_schemas::state::VmState;
 use tokio::time::timeout;
 
 use super::{SOON, TestBus, connect, ok, respond, token};
-use crate::client::{EventFeed, Since};
+use crate::client::{EventFeed, Since, Wanted};
 
 fn event(seq: u64) -> VmEvent {
     VmEvent {
@@ -44,11 +44,16 @@ async fn every_event_comes_once_and_in_order() {
         let next_cursor = page.last().map_or(request.after.unwrap_or(0), |seq| seq * 10);
         let end = page.last().is_none_or(|seq| *seq == last);
         let events = page.into_iter().map(|seq| StoredEvent { cursor: seq * 10, event: event(seq) });
-        Some(ok(&EventsReadReply { events: events.collect(), next_cursor, end }))
+        Some(ok(&EventsReadReply {
+            events: events.collect(),
+            next_cursor,
+            end,
+            ..EventsReadReply::default()
+        }))
     })
     .await;
     let client = connect(&bus).await;
-    let mut feed = EventFeed::open(&client, None, Since::Beginning, true).await.unwrap();
+    let mut feed = EventFeed::open(&client, Wanted::default(), Since::Beginning, true).await.unwrap();
     let host = connect(&bus).await;
     let publish = async |seq: u64| {
         let body = codec::encode(&event(seq)).unwrap();
@@ -72,10 +77,10 @@ async fn every_event_comes_once_and_in_order() {
 async fn a_feed_that_does_not_follow_ends_with_the_log() {
     let Some(bus) = TestBus::start().await else { return };
     let _host = respond(&bus, "cmd.default.events.read", |_, _| {
-        Some(ok(&EventsReadReply { events: Vec::new(), next_cursor: 0, end: true }))
+        Some(ok(&EventsReadReply { end: true, ..EventsReadReply::default() }))
     })
     .await;
     let client = connect(&bus).await;
-    let mut feed = EventFeed::open(&client, None, Since::Beginning, false).await.unwrap();
+    let mut feed = EventFeed::open(&client, Wanted::default(), Since::Beginning, false).await.unwrap();
     assert!(timeout(SOON, feed.next()).await.unwrap().unwrap().is_none());
 }

@@ -22,6 +22,7 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "contract.read": Verb("cmd.{ns}.contract.read", False, None),
+    "events.last": Verb("cmd.{ns}.events.last", False, None),
     "events.read": Verb("cmd.{ns}.events.read", False, None),
     "guest.exec": Verb("cmd.{ns}.vm.{name}.guest.exec", True, Stream(("stdin",), ("stdout", "stderr",))),
     "guest.get": Verb("cmd.{ns}.vm.{name}.guest.get", True, Stream((), ("data",))),
@@ -72,6 +73,16 @@ class AgentStatus(TypedDict):
     state: AgentState
     # Version of the agent.
     version: NotRequired[str | None]
+
+
+class Alarm(TypedDict):
+    """Something that an operator should look at, for as long as it is so. Its begin and its end are events."""
+    # What a rule can match: `slow_consumer`, `outbox_filling`, `clock_offset`.
+    alarm: str
+    # One sentence for a person.
+    message: str
+    # Since when.
+    since_unix_ms: int
 
 
 class BackupReply(TypedDict):
@@ -264,23 +275,73 @@ class ErrorBody(TypedDict):
     retryable: bool
 
 
+class EventLog(TypedDict):
+    """How the stream of events stands and how long it keeps them."""
+    # How much they are.
+    bytes: int
+    # How many are kept now, of all hosts and namespaces.
+    events: int
+    # Position of the oldest.
+    first_cursor: int
+    # Position of the newest.
+    last_cursor: int
+    # How long events are kept; absent for ever.
+    max_age_ms: NotRequired[int | None]
+    # How much of them is kept; absent for all.
+    max_bytes: NotRequired[int | None]
+    # When the oldest was stored.
+    oldest_unix_ms: NotRequired[int | None]
+    # Readers that the stream knows by name (durable consumers) and that have not read everything.
+    readers_behind: int
+    # When all this was seen, by the host's clock.
+    seen_unix_ms: int
+    # Name of the stream.
+    stream: str
+
+
+class EventsLastReply(TypedDict):
+    """Reply of `events.last`: where the VMs of the namespace are, and where their log goes on. Whoever reads all pages and then `events.read` from `after` on misses nothing: an event whose `seq` is not above that of the VM's here is known already. A VM that has not changed for as long as events are kept is not here; `vm.list` has it."""
+    # Pass it to `events.read` when all pages are read; the same on every page.
+    after: int
+    # The last event of kind `state` of each VM that is not deleted, by the time of its change. A VM that changes while pages are read comes again on a later one.
+    events: list[StoredEvent]
+    # Where the next page begins; absent on the last.
+    next_cursor: NotRequired[str | None]
+
+
+class EventsLastRequest(TypedDict):
+    """Request of `events.last`."""
+    # `next_cursor` of the page before.
+    cursor: NotRequired[str | None]
+    # At most this many VMs; 100 if left out, 500 at most.
+    limit: NotRequired[int | None]
+
+
 class EventsReadReply(TypedDict):
-    """Reply of `events.read`."""
+    """Reply of `events.read`. A page may be empty although there is more: the host looks at a few thousand events for each. Go on until `end`."""
     # No event was stored after these when the page was read.
     end: bool
     # Events in order.
     events: list[StoredEvent]
     # Pass it as `after` to go on.
     next_cursor: int
+    # Rejections among them; none if the events of one VM or of some kinds were asked for.
+    rejections: NotRequired[list[StoredRejection]]
+    # Events behind `after` are not kept any more: some may have been missed.
+    trimmed: NotRequired[bool]
 
 
 class EventsReadRequest(TypedDict):
-    """Request of `events.read`."""
+    """Request of `events.read`. Without filters it reads every event of the namespace."""
     # Only events after this position of the stream (`next_cursor` of the page before).
     after: NotRequired[int | None]
+    # Only events of these kinds; all if left out.
+    kinds: NotRequired[list[VmEventKind]]
     # At most this many; 100 if left out, 500 at most.
     limit: NotRequired[int | None]
-    # Only events at or after this time.
+    # Only events that this request led to, its rejection among them. Without `after` and `since_unix_ms` the log is read from an hour before the id was made.
+    request_id: NotRequired[RequestId | None]
+    # Only events at or after this time; `after` goes before it.
     since_unix_ms: NotRequired[int | None]
     # Only events of this VM name.
     vm: NotRequired[Token | None]
@@ -414,10 +475,16 @@ class HostEvent(TypedDict):
 
 class HostInfo(TypedDict):
     """Reply of `host.<host>.info`."""
+    # What is wrong now.
+    alarms: NotRequired[list[Alarm]]
     # Capacity and promises.
     capacity: Capacity
+    # How far the host's clock is ahead of the bus server's, to within half of a round trip.
+    clock_offset_ms: NotRequired[int | None]
     # How VMs are confined and limited here, in words.
     confinement: NotRequired[dict[str, str]]
+    # How the stream of events stands and how long it keeps them; absent until it was seen.
+    events: NotRequired[EventLog | None]
     # Features that this version offers, for peers of other versions.
     features: list[str]
     # Name of the host.
@@ -428,8 +495,12 @@ class HostInfo(TypedDict):
     kernel: str
     # Labels for placement.
     labels: NotRequired[dict[str, str]]
+    # What namespaces use, by name; the first 500 that use anything.
+    namespaces: NotRequired[list[NamespaceUse]]
     # Events that wait to be stored by the bus.
     outbox: int
+    # How full the space for them is; above 95 verbs that change a VM are refused.
+    outbox_percent: NotRequired[int]
     # `adopting`, `connecting` (the stream or a bucket of the bus is not there yet), `ready` or `draining`.
     phase: str
     # Process id of the daemon, by its own account.
@@ -592,6 +663,26 @@ class NamespaceSample(TypedDict):
     vms: list[VmSample]
 
 
+class NamespaceUse(TypedDict):
+    """What a namespace uses of a host, and the most that it may."""
+    # Virtual CPUs of VMs that run or have been promised to.
+    cpus: QuotaUse
+    # Disks that VMs of any state may write to, at their full length.
+    disk_bytes: QuotaUse
+    # Events of the last hour, by a bucket that empties evenly; counted where there is a limit.
+    events_per_hour: QuotaUse
+    # Memory of their guests.
+    memory_bytes: QuotaUse
+    # The namespace.
+    namespace: Token
+    # Requests in flight.
+    requests: QuotaUse
+    # Streams that are open.
+    streams: QuotaUse
+    # VMs of any state.
+    vms: QuotaUse
+
+
 class NicSpec(TypedDict):
     """One network interface of a VM."""
     # The host's network to join.
@@ -676,6 +767,14 @@ class PutRequest(TypedDict):
     sha256: NotRequired[str | None]
     # How many bytes will follow.
     size_bytes: int
+
+
+class QuotaUse(TypedDict):
+    """How much of a quota is used."""
+    # The most that may be; absent where the host's own limits are the only ones.
+    limit: NotRequired[int | None]
+    # Used now.
+    used: int
 
 
 class RejectedEvent(TypedDict):
@@ -794,6 +893,14 @@ class StoredEvent(TypedDict):
     cursor: int
     # The event.
     event: VmEvent
+
+
+class StoredRejection(TypedDict):
+    """A request that was refused and that nobody waited for, with its place in the stream."""
+    # Position in the stream.
+    cursor: int
+    # The event.
+    event: RejectedEvent
 
 
 class StreamEnd1(TypedDict):
