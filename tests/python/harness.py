@@ -134,6 +134,13 @@ class Host:
         self.daemon.send_signal(signal.SIGKILL)
         self.daemon.wait()
 
+    def freeze(self):
+        """Stops the daemon where it is, until `thaw`."""
+        self.daemon.send_signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self.daemon.send_signal(signal.SIGCONT)
+
     def told(self):
         with open(os.path.join(self.folder, "host.log"), encoding="utf-8", errors="replace") as file:
             return file.read()
@@ -252,6 +259,7 @@ class Bus:
             await asyncio.sleep(0.05)
 
     async def until(self, what, look, patience=PATIENCE):
+        """As `wait_for`; `look` is awaited."""
         deadline = time.monotonic() + patience
         while True:
             seen = await look()

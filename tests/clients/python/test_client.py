@@ -98,6 +98,29 @@ class OnAHost(unittest.IsolatedAsyncioTestCase):
             stream.close("data")
             self.assertEqual((await stream.result())["sha256"], hashlib.sha256(data).hexdigest())
 
+    async def test_a_stream_waits_for_a_host_that_is_not_back_yet(self):
+        drover = self.drover
+        await drover.create("w", wait="agent")
+        data = os.urandom(3_000_000)
+        async with drover.open("guest.put", {"path": "/tmp/w", "size_bytes": len(data)}, name="w") as (_, stream):
+            await stream.write("data", data[:1_000_000])
+            self.host.freeze()
+            self.host.stop_nats()
+            rest = asyncio.create_task(stream.write("data", data[1_000_000:]))
+            stats = drover.nats.stats
+            reconnects = stats["reconnects"]
+            self.host.start_nats()
+            while stats["reconnects"] == reconnects:
+                await asyncio.sleep(0.01)
+            heard = stats["in_msgs"]
+            # The server answers for the host: nobody listens.
+            while stats["in_msgs"] == heard:
+                await asyncio.sleep(0.01)
+            self.host.thaw()
+            await rest
+            stream.close("data")
+            self.assertEqual((await stream.result())["sha256"], hashlib.sha256(data).hexdigest())
+
     async def test_a_create_is_done_once_whatever_dies_meanwhile(self):
         request_id = new_request_id()
         create = asyncio.create_task(self.drover.create("k", wait="agent", request_id=request_id))

@@ -1,8 +1,9 @@
-import { decode, encode } from "@msgpack/msgpack";
+import { encode } from "@msgpack/msgpack";
 import { createInbox, errors, headers as newHeaders, connect as toNats } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 
 import { DroverError, NoOutcome } from "./errors.js";
+import { nobodyListens, read } from "./reply.js";
 import { Stream } from "./stream.js";
 
 export { DroverError, NoOutcome, Stream };
@@ -93,7 +94,7 @@ export class Client {
       if (!first) throw new errors.TimeoutError();
       waiting = undefined;
       const { value } = first;
-      if (value.headers?.code === 503) throw new errors.NoRespondersError(subject);
+      if (nobodyListens(value)) throw new errors.NoRespondersError(subject);
       return read(value);
     };
     try {
@@ -152,10 +153,4 @@ function headersOf(requestId, left) {
   headers.set("Drover-Deadline-Ms", String(Math.max(1, Math.floor(left))));
   if (requestId) headers.set("Drover-Request-Id", requestId);
   return headers;
-}
-
-function read(message) {
-  const body = decode(message.data);
-  if (message.headers?.has("Nats-Service-Error-Code")) throw new DroverError(body);
-  return body;
 }

@@ -3,12 +3,14 @@
 import { decode, encode } from "@msgpack/msgpack";
 
 import { DroverError } from "./errors.js";
+import { nobodyListens, read } from "./reply.js";
 
 const CHUNK = 64 * 1024;
 const WINDOW = 512 * 1024;
 const ACK_EVERY = 5_000;
 const RESEND_AFTER = 2_000;
 const KEEP_ALIVE_EVERY = 20_000;
+const ABSENT_KEEP_ALIVE = 1_000;
 const PEER_LOST_AFTER = 60_000;
 const TICK = 250;
 
@@ -230,8 +232,17 @@ export class Stream {
 
   async #listen(messages) {
     for (let next = await messages.next(); !next.done && !this.#over; next = await messages.next()) {
+      if (nobodyListens(next.value)) {
+        // The host is reconnecting, or gone: it is told again soon where we are.
+        this.#said = Math.min(this.#said, Date.now() - KEEP_ALIVE_EVERY + ABSENT_KEEP_ALIVE);
+        continue;
+      }
       this.#heard = Date.now();
-      this.#take(decode(next.value.data));
+      try {
+        this.#take(read(next.value));
+      } catch (error) {
+        this.#finish(() => this.#settle.reject(error));
+      }
     }
   }
 

@@ -32,6 +32,7 @@ from ._contract import (
     VmSpec,
     VmStatus,
 )
+from ._reply import nobody_listens, read
 from .errors import DroverError, NoOutcome
 from .stream import Stream
 
@@ -99,7 +100,7 @@ class Client:
                 message = await self.nats.request(
                     subject, payload, min(left, _ATTEMPT), headers=_headers(request_id, min(left, _ATTEMPT))
                 )
-                return _read(message)
+                return read(message)
             except DroverError as error:
                 if not error.retryable:
                     raise
@@ -123,7 +124,7 @@ class Client:
                 min(left, _ATTEMPT),
                 headers=_headers(None, min(left, _ATTEMPT)),
             )
-            found = _read(reply)
+            found = read(reply)
         except (NoRespondersError, NatsTimeout):
             return None
         if found["found"] == "gone" and found["request_id"] == request_id:
@@ -159,8 +160,8 @@ class Client:
             await self.nats.publish(subject, payload, reply=inbox.subject, headers=_headers(request_id, left))
             try:
                 message = await inbox.next_msg(timeout=min(left, _ATTEMPT))
-                if (message.headers or {}).get("Status") != "503":
-                    return _read(message)
+                if not nobody_listens(message):
+                    return read(message)
                 why = "nobody listens"
                 await self._became(name, None, left)
             except DroverError as error:
@@ -281,10 +282,3 @@ class Client:
 def _headers(request_id: str | None, left: float) -> dict[str, str]:
     headers = {"Content-Type": _MSGPACK, "Drover-Deadline-Ms": str(max(1, int(left * 1000)))}
     return {**headers, "Drover-Request-Id": request_id} if request_id else headers
-
-
-def _read(message: Any) -> Any:
-    body = msgpack.unpackb(message.data)
-    if message.headers and "Nats-Service-Error-Code" in message.headers:
-        raise DroverError(body)
-    return body

@@ -13,6 +13,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from ._contract import StreamFrame, StreamOpened
+from ._reply import nobody_listens, read
 from .errors import DroverError, StreamBroken
 
 CHUNK = 64 * 1024
@@ -20,6 +21,7 @@ WINDOW = 512 * 1024
 ACK_EVERY = 5.0
 RESEND_AFTER = 2.0
 KEEP_ALIVE_EVERY = 20.0
+ABSENT_KEEP_ALIVE = 1.0
 PEER_LOST_AFTER = 60.0
 
 Result = TypeVar("Result")
@@ -241,8 +243,12 @@ class Stream(Generic[Result]):
                     changed = None
                 if incoming.done():
                     message, incoming = incoming.result(), None
+                    if nobody_listens(message):
+                        # The host is reconnecting, or gone: it is told again soon where we are.
+                        said = min(said, now - KEEP_ALIVE_EVERY + ABSENT_KEEP_ALIVE)
+                        continue
                     heard = time.monotonic()
-                    if self._take(cast(StreamFrame, msgpack.unpackb(message.data)), heard):
+                    if self._take(cast(StreamFrame, read(message)), heard):
                         return
         finally:
             for task in (incoming, changed):
