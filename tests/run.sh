@@ -11,7 +11,8 @@
 #   faults       daemon, VMM and bus are killed, hung and cut off, and what is left is looked at
 #   death        as faults, and each cause of an end, what a VMM can reach, and a short soak; the real hypervisor is looked
 #                at too if CLOUD_HYPERVISOR names it
-#   bus          the bus under fire: floods, quotas, what is too large, a stream that is tampered with
+#   bus          the bus under fire: floods, quotas, what is too large, a stream that is tampered with, three hosts
+#                on a cluster whose servers are killed
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
 #   nested       the end-to-end suites with the real Cloud Hypervisor that CLOUD_HYPERVISOR names, on a throw-away
@@ -29,7 +30,7 @@ while [ $# -gt 0 ]; do
     case $1 in
         --budget) BUDGET=${2:?--budget takes seconds}; shift 2 ;;
         --seed) SEED=${2:?--seed takes a number}; shift 2 ;;
-        -h | --help) sed -n '2,22p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+        -h | --help) sed -n '2,23p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
         unit | wire | e2e | faults | death | bus | soak | conformance | nested | fuzz | bench) SUITES+=("$1"); shift ;;
         *) die "unknown suite $1; see --help" ;;
     esac
@@ -184,6 +185,8 @@ fi
 if wants bus; then
     step bus "more than there is room for" real overload 2
     step bus "the log of events, tampered with" real events 2
+    step bus "what judges a history" cargo test --locked --workspace --lib -- contest
+    step bus "servers of a cluster are killed" real model 1
     grep -h '^FLOOD' "$LOGS"/bus-*.log
 fi
 

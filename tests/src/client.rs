@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap, Message, RequestErrorKind};
+use async_nats::{Client, HeaderMap, Message, RequestErrorKind, ServerAddr};
 use drover_schemas::body::host::HostInfo;
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::ChangeReply;
@@ -69,15 +69,28 @@ pub struct Ask {
 }
 
 impl Bus {
-    /// A client that connects in the background, for as long as it takes.
+    /// A client that connects in the background, for as long as it takes, to this server and no other.
     ///
     /// # Panics
     /// The address is not one.
     pub async fn connect(url: &str) -> Self {
+        Self::connect_to(&[url.to_owned()]).await
+    }
+
+    /// As [`Bus::connect`], to any of these servers.
+    ///
+    /// # Panics
+    /// An address is not one.
+    pub async fn connect_to(urls: &[String]) -> Self {
+        let servers: Result<Vec<ServerAddr>, _> = urls.iter().map(|url| url.parse()).collect();
         let options = async_nats::ConnectOptions::new()
             .retry_on_initial_connect()
+            .ignore_discovered_servers()
+            // A link may be cut without a word.
+            .ping_interval(Duration::from_secs(2))
+            .connection_timeout(Duration::from_secs(2))
             .reconnect_delay_callback(|_| Duration::from_millis(50));
-        Self { nats: options.connect(url).await.expect("a literal address") }
+        Self { nats: options.connect(servers.expect("literal addresses")).await.expect("options that do") }
     }
 
     /// A request in MessagePack; `tail` is what follows `drover.v1.cmd.default.`, or a whole subject.

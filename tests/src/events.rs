@@ -22,10 +22,18 @@ pub type Logs = BTreeMap<VmId, Vec<VmEvent>>;
 /// The log breaks one of these rules.
 pub async fn log(bus: &Bus) -> Logs {
     until("everything is told", async || bus.host().await.ok().filter(|host| host.outbox == 0)).await;
+    logs(read(bus).await)
+}
+
+/// Every event of every VM that is in the stream now, in its order.
+///
+/// # Panics
+/// The stream cannot be read, or holds what the contract does not know.
+pub async fn read(bus: &Bus) -> Vec<VmEvent> {
     let js = async_nats::jetstream::new(bus.nats.clone());
     let stream = js.get_stream("DROVER_EVENTS").await.expect("the stream of events");
     let state = stream.cached_info().state.clone();
-    let (mut logs, mut ids) = (Logs::new(), HashSet::new());
+    let mut events = Vec::new();
     for sequence in state.first_sequence..=state.last_sequence {
         let message = stream.get_raw_message(sequence).await.expect("a message of the stream");
         if !message.subject.contains(".vm.") {
@@ -35,7 +43,20 @@ pub async fn log(bus: &Bus) -> Logs {
         let event: VmEvent = codec::decode(&message.payload).expect("an event");
         let id = message.headers.get(ce::ID).expect("an event's id").to_string();
         assert_eq!(id, event_id(event.vm_id, event.seq));
-        assert!(ids.insert(id), "{event:?} is in the log twice");
+        events.push(event);
+    }
+    events
+}
+
+/// The log of each VM, checked as a log; `events` in the order of the stream.
+///
+/// # Panics
+/// A log breaks one of the rules of [`log()`].
+#[must_use]
+pub fn logs(events: Vec<VmEvent>) -> Logs {
+    let (mut logs, mut ids) = (Logs::new(), HashSet::new());
+    for event in events {
+        assert!(ids.insert((event.vm_id, event.seq)), "{event:?} is in the log twice");
         let log = logs.entry(event.vm_id).or_default();
         assert_eq!(event.seq, log.len() as u64 + 1, "a gap before {event:?}");
         if let Some(before) = log.last() {

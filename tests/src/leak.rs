@@ -8,6 +8,7 @@ use drover_schemas::VmId;
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::id::InstallationId;
 
+use crate::netns::nsenter;
 use crate::node::Node;
 
 /// Processes that bear the mark of `vm_id`, or work in its run directory below `run`.
@@ -23,6 +24,20 @@ pub fn processes(run: &Path, vm_id: VmId) -> Vec<(i32, String)> {
 pub fn all_processes(run: &Path) -> Vec<(i32, String)> {
     let dir = format!("{}/", run.display());
     find(|command, _| command.contains(&dir))
+}
+
+/// The VMMs that work below `run`, by process id, and which VM each is of.
+#[must_use]
+pub fn vmms(run: &Path) -> Vec<(i32, VmId)> {
+    let dir = format!("{}/", run.display());
+    let of = |command: &str| {
+        let name = command.split_once(&dir)?.1.get(..26)?;
+        name.to_ascii_uppercase().parse().ok()
+    };
+    // The holder's command line has that of its VMM within it.
+    let is_vmm = |command: &str| command.contains("--api-socket") && !command.contains("drover-hold");
+    let all = all_processes(run).into_iter().filter(|(_, command)| is_vmm(command));
+    all.filter_map(|(pid, command)| Some((pid, of(&command)?))).collect()
 }
 
 fn find(matches: impl Fn(&str, &str) -> bool) -> Vec<(i32, String)> {
@@ -77,11 +92,11 @@ pub fn runtime(host: &Node, vm: &VmStatus) -> Vec<String> {
         .into_iter()
         .map(|(pid, c)| format!("process {pid} {c}"))
         .collect();
-    let links = shown("ip", &["-j", "-d", "link"]);
+    let links = shown(host, "ip", &["-j", "-d", "link"]);
     if links.contains(&vm.vm_id.to_string()) {
         left.push("a TAP".into());
     }
-    let rules = shown("nft", &["list", "ruleset"]);
+    let rules = shown(host, "nft", &["list", "ruleset"]);
     left.extend(
         vm.nics.iter().filter(|nic| rules.contains(&nic.tap)).map(|nic| format!("rules of {}", nic.tap)),
     );
@@ -100,18 +115,23 @@ pub fn runtime(host: &Node, vm: &VmStatus) -> Vec<String> {
 /// As [`runtime`].
 #[must_use]
 pub fn anything(host: &Node, vm: &VmStatus) -> Vec<String> {
-    let name = vm.vm_id.to_string().to_ascii_lowercase();
     let mut left = runtime(host, vm);
-    for dir in [host.run_dir().join(&name), host.state_dir().join("disks").join(&name)] {
-        if dir.exists() {
-            left.push(dir.display().to_string());
-        }
-    }
+    left.extend(files(host, vm.vm_id));
     left
 }
 
-fn shown(program: &str, args: &[&str]) -> String {
-    let done = Command::new(program).args(args).output().expect("the program is there");
+/// The folders that a VM still has.
+#[must_use]
+pub fn files(host: &Node, vm_id: VmId) -> Vec<String> {
+    let name = vm_id.to_string().to_ascii_lowercase();
+    let dirs = [host.run_dir().join(&name), host.state_dir().join("disks").join(&name)];
+    dirs.iter().filter(|dir| dir.exists()).map(|dir| dir.display().to_string()).collect()
+}
+
+fn shown(host: &Node, program: &str, args: &[&str]) -> String {
+    let mut words = host.netns.as_deref().map(nsenter).unwrap_or_default();
+    words.push(program.to_owned());
+    let done = Command::new(&words[0]).args(&words[1..]).args(args).output().expect("the program is there");
     assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8_lossy(&done.stdout).into_owned()
 }

@@ -6,7 +6,9 @@
 //! | [`netns`] | a network namespace that goes away again |
 //! | [`node`] | one host: its folders, its configuration, its daemon |
 //! | [`client`] | requests as any client writes them, and what comes back |
+//! | [`cluster`] | three hosts and three servers behind links that can be cut |
 //! | [`collector`] | a receiver of traces |
+//! | [`contest`] | clients that want the same names, while anything fails, and what they were told |
 //! | [`contract`] | messages held against the published contract |
 //! | [`events`] | the log of events, checked as a log |
 //! | [`flood`] | a tenant that asks for far too much |
@@ -26,7 +28,9 @@
 )]
 
 pub mod client;
+pub mod cluster;
 pub mod collector;
+pub mod contest;
 pub mod contract;
 pub mod events;
 pub mod flood;

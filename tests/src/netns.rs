@@ -36,14 +36,30 @@ impl NetNs {
     /// It cannot be made.
     #[must_use]
     pub fn enter() -> Self {
+        let this = Self::make();
+        let file = File::open(format!("/run/netns/{}", this.name)).expect("the namespace was just made");
+        setns(&file, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+        CURRENT.set(Some(this.name.clone()));
+        this
+    }
+
+    /// Makes a namespace with a loopback interface that is up, for others than this thread.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    #[must_use]
+    pub fn make() -> Self {
         let name = format!("dvt-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         ip(&["netns", "add", &name]);
         let this = Self { name };
-        let file = File::open(format!("/run/netns/{}", this.name)).expect("the namespace was just made");
-        setns(&file, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
-        ip(&["link", "set", "lo", "up"]);
-        CURRENT.set(Some(this.name.clone()));
+        ip(&["-n", &this.name, "link", "set", "lo", "up"]);
         this
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 }
 
@@ -53,7 +69,35 @@ impl Drop for NetNs {
     }
 }
 
-fn ip(args: &[&str]) {
+/// The words before a command that runs in the namespace `name`; the process keeps its id.
+pub(crate) fn nsenter(name: &str) -> Vec<String> {
+    vec!["nsenter".into(), format!("--net=/run/netns/{name}")]
+}
+
+/// Carries `body` out on a thread of its own in a namespace of its own. What it spawns on its `LocalSet` stays on
+/// that thread, for only it is in the namespace.
+///
+/// # Panics
+/// `body` does, or says that it did.
+pub(crate) fn apart<F>(body: F)
+where
+    F: AsyncFnOnce() -> std::thread::Result<()> + Send + 'static,
+{
+    let thread = std::thread::spawn(move || {
+        let _namespace = NetNs::enter();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        tokio::task::LocalSet::new().block_on(&runtime, body())
+    });
+    if let Err(panic) = thread.join().expect("the world's end does not fail") {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs `ip`.
+///
+/// # Panics
+/// It fails.
+pub(crate) fn ip(args: &[&str]) {
     let done = Command::new("ip").args(args).output().expect("run ip");
     assert!(done.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&done.stderr));
 }

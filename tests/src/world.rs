@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::client::Bus;
-use crate::netns::NetNs;
+use crate::netns::apart;
 use crate::node::{Node, signal, spawn};
 use crate::programs::Programs;
 use crate::wait::{patience_factor, until};
@@ -112,15 +112,7 @@ where
         Ok(programs) => programs,
         Err(reason) => return println!("SKIP {test}: {reason}"),
     };
-    let thread = std::thread::spawn(move || {
-        let _namespace = NetNs::enter();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        // Bodies may spawn tasks that stay on this thread, for only it is in the namespace.
-        tokio::task::LocalSet::new().block_on(&runtime, live(options, programs, body))
-    });
-    if let Err(panic) = thread.join().expect("the world's end does not fail") {
-        std::panic::resume_unwind(panic);
-    }
+    apart(async move || live(options, programs, body).await);
 }
 
 async fn live<F>(options: Options, programs: Programs, body: F) -> std::thread::Result<()>
@@ -128,17 +120,16 @@ where
     F: AsyncFnOnce(&mut World),
 {
     let mut world = World::new(options, programs).await;
-    let budget = world.options.budget * patience_factor();
-    let lived = AssertUnwindSafe(async {
+    let budget = world.options.budget;
+    let result = within(budget, async {
         if world.options.started {
             world.start_nats().await;
             world.hosts.iter_mut().for_each(Node::start);
             world.ready().await;
         }
-        let done = tokio::time::timeout(budget, Box::pin(body(&mut world))).await;
-        assert!(done.is_ok(), "the test is not over within {budget:?}");
-    });
-    let result = lived.catch_unwind().await;
+        body(&mut world).await;
+    })
+    .await;
     if result.is_err() {
         let listed = world.drover(&["vm", "ls", "-o", "json", "--deadline", "5"]).await;
         println!("the VMs:\n{}", String::from_utf8_lossy(&listed.stdout));
@@ -146,6 +137,16 @@ where
     }
     world.end().await;
     result
+}
+
+/// Carries out a test's body, which may take so long; catches its panic.
+pub(crate) async fn within(budget: Duration, body: impl Future<Output = ()>) -> std::thread::Result<()> {
+    let budget = budget * patience_factor();
+    let lived = AssertUnwindSafe(async {
+        let done = tokio::time::timeout(budget, Box::pin(body)).await;
+        assert!(done.is_ok(), "the test is not over within {budget:?}");
+    });
+    lived.catch_unwind().await
 }
 
 impl World {

@@ -21,6 +21,7 @@ use crate::world::World;
 use crate::{events, leak};
 pub use model::{Model, Op};
 use worker::Worker;
+pub(crate) use worker::list;
 
 /// How a run is made.
 #[derive(Debug, Clone)]

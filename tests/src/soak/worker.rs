@@ -139,7 +139,7 @@ impl Worker {
 }
 
 /// Every VM of the namespace, page by page.
-pub(super) async fn list(bus: &Bus) -> Vec<VmStatus> {
+pub(crate) async fn list(bus: &Bus) -> Vec<VmStatus> {
     let mut vms = Vec::new();
     let mut cursor = Value::Null;
     loop {
