@@ -1,6 +1,7 @@
 //! Subscriptions: those of the host, and one for each VM as long as it stands in the directory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tracing::{error, warn};
@@ -14,13 +15,20 @@ use crate::services::Shared;
 
 /// The queue group of hosts that take new VMs.
 pub const PLACERS: &str = "placers";
+/// How long the connections for VMs may take once there is one for the host.
+const LANES_CONNECT: Duration = Duration::from_secs(5);
 
 /// Subscribes to everything that this host answers. The client keeps subscriptions over a reconnect.
 pub async fn subscribe_all(services: Shared, directory: Arc<Directory>, router: Router, bus: Bus) {
-    // A subscription that is made before the first connection is kept by the client and sent with it.
     let client = bus.client.clone();
+    // A subscription that is made before the first connection is kept by the client and sent with it.
     for (namespace, name) in directory.names() {
         directory.serve(&services, &namespace, &name).await;
+    }
+    // VMs are heard on connections of their own: whoever hears of the host can ask for them too.
+    bus.connected().await;
+    if tokio::time::timeout(LANES_CONNECT, services.lanes.connected()).await.is_err() {
+        warn!("a connection for VMs is not there yet; the host answers without it");
     }
     let mut host = Vec::new();
     match client.subscribe(services.subjects.host_wildcard(&services.host)).await {

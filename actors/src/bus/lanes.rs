@@ -80,6 +80,14 @@ impl Lanes {
         bus.client.clone()
     }
 
+    /// Waits until there is a connection for each namespace that has asked for one, and for verbs of any host.
+    pub async fn connected(&self) {
+        let lanes: Vec<Bus> = self.inner.lock().await.lanes.iter().map(|(bus, _)| bus.clone()).collect();
+        for bus in lanes.iter().chain([&self.front]) {
+            bus.connected().await;
+        }
+    }
+
     /// How often subscriptions of all connections were too slow and lost messages.
     pub async fn slow_consumers(&self) -> u64 {
         let inner = self.inner.lock().await;
