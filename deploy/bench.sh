@@ -87,6 +87,7 @@ cat > "$work/host.yaml" << END
   "networks": [{"name": "default", "subnet": "10.78.0.0/20"}],
   "vmm": {"path": "$bin/softvmm", "hold": "$hold", "overhead": "32MiB"},
   "capacity": {"cpu_ratio": 1000.0, "quarantine_s": 1, "memory": "200GiB", "memory_reserve": "512MiB"},
+  "quotas": {"default": {"requests": 1024}},
   "log": {"filter": "info,async_nats=warn"}
 }
 END
@@ -106,7 +107,7 @@ done
 sed -n 's/.*"installation": *"\([0-9A-Za-z]*\)".*/\1/p' "$work/host.json" | tr '[:upper:]' '[:lower:]' > "$work/installation"
 say "measuring" >&2
 # Here nobody else's VMs are on the host, so its daemon may be killed.
-[ $# -gt 0 ] || set -- get create at-once exec files memory adoption
+[ $# -gt 0 ] || set -- get load events create at-once exec files memory adoption
 # In the background, so that a signal to this script reaches it.
 nsenter --net="/run/netns/$netns" "$bin/drover" bench "$@" &
 bench_pid=$!

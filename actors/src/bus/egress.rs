@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::decide::{Anomaly, StopReason};
+pub use self::lane::EXPECTED_SUBJECT;
 use super::assets::{AssetsConfig, AssetsReport};
 use super::connect::Bus;
 use crate::journal::{JournalError, JournalHandle};

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use drover_schemas::Token;
 use drover_schemas::body::guest::Empty;
 use drover_schemas::body::host::HostInfo;
+use drover_schemas::subject::Subject;
 use futures_util::StreamExt as _;
 use tokio::task::JoinHandle;
 
@@ -34,18 +35,38 @@ pub fn describe(client: &Client, info: &HostInfo) -> HostDescription {
     }
 }
 
+/// A `get` that is asked again and again.
+pub struct GetCall<'a> {
+    client: &'a Client,
+    subject: Subject,
+    /// The request.
+    pub body: Bytes,
+}
+
+impl<'a> GetCall<'a> {
+    /// Of VM `name`.
+    pub fn new(client: &'a Client, name: &Token) -> Result<Self, ClientError> {
+        let body = drover_schemas::codec::encode(&Empty {}).map_err(ClientError::Encode)?.into();
+        Ok(Self { client, subject: client.vm_subject(name, "get")?, body })
+    }
+
+    /// One call; gives the reply.
+    pub async fn ask(&self) -> Result<Bytes, ClientError> {
+        let options = CallOptions::read(Duration::from_secs(5));
+        self.client.call_bytes(&self.subject, self.body.clone(), options).await
+    }
+}
+
 /// `get` and a bare echo by turns. The echo answers from a connection of its own, as a host does,
 /// with as many bytes as `get` does.
 pub async fn get(client: &Client, name: &Token, calls: usize) -> Result<Row, ClientError> {
-    let subject = client.vm_subject(name, "get")?;
-    let body: Bytes = drover_schemas::codec::encode(&Empty {}).map_err(ClientError::Encode)?.into();
-    let options = CallOptions::read(Duration::from_secs(5));
-    let reply = client.call_bytes(&subject, body.clone(), options).await?;
+    let call = GetCall::new(client, name)?;
+    let reply = call.ask().await?;
     let echo = Echo::start(client, reply.clone()).await?;
     let (mut drover, mut bare) = (Sample::default(), Sample::default());
     for _ in 0..calls.max(1) {
-        drover.time(client.call_bytes(&subject, body.clone(), options)).await?;
-        bare.time(echo.ask(body.clone())).await?;
+        drover.time(call.ask()).await?;
+        bare.time(echo.ask(call.body.clone())).await?;
     }
     Ok(Row::new(&format!("get, {} bytes", reply.len()), "us", drover.percentiles(1e6))
         .against("a bare NATS request and echo of the same size", Ok(bare.percentiles(1e6)))

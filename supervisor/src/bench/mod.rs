@@ -10,8 +10,10 @@
 mod adoption;
 mod byhand;
 mod creates;
+mod events;
 mod guest;
 mod host;
+mod load;
 mod machine;
 mod memory;
 mod plain;
@@ -50,7 +52,7 @@ pub struct BenchArgs {
     /// Template of the VMs that are made for it; they are deleted at the end.
     #[arg(long, short, value_name = "TEMPLATE")]
     template: Option<Token>,
-    /// How many calls of `get` give a percentile; of `exec`, a tenth of it.
+    /// How many calls of `get` give a percentile, at the least; of `exec`, a tenth of it.
     #[arg(long, default_value_t = 2_000, value_name = "N")]
     calls: usize,
     /// How many VMs are created one after another [default: 20 where guests are processes, else 3].
@@ -84,6 +86,10 @@ pub struct BenchArgs {
 enum What {
     /// `get` over the bus against a bare NATS echo of the same size.
     Get,
+    /// `get` with 1, 16 and 256 in flight: requests in a second and their times, against a bare echo.
+    Load,
+    /// Events into the stream, against bare publishes with the same expectations.
+    Events,
     /// From create to an agent that answers, against the same by hand.
     Create,
     /// Many creates at once, against the same by hand.
@@ -173,6 +179,14 @@ async fn measure(
     if args.wants(What::Get) {
         progress.set_message(format!("{} calls of get", args.calls));
         rows.push(host::get(client, &vm.name, args.calls).await?);
+    }
+    if args.wants(What::Load) {
+        progress.set_message("many calls of get in flight");
+        rows.extend(load::rows(client, &vm.name, args.calls).await?);
+    }
+    if args.wants(What::Events) {
+        progress.set_message("events");
+        rows.push(events::row(client).await);
     }
     if args.wants(What::Create) {
         let creates = count(args.creates, 20, 3);

@@ -31,6 +31,12 @@ impl Percentiles {
         };
         Self { p50: at(0.5), p99: at(0.99), count: values.len() }
     }
+
+    /// Of rates: 99 of 100 are above the second number.
+    pub fn of_rates(rates: Vec<f64>) -> Self {
+        let Self { p50, p99, count } = Self::of(rates.into_iter().map(|rate| -rate).collect());
+        Self { p50: -p50, p99: -p99, count }
+    }
 }
 
 impl Sample {
@@ -73,6 +79,8 @@ mod tests {
     #[test]
     fn percentiles_are_those_of_the_nearest_rank() {
         let sample = Sample((1..=100).rev().map(Duration::from_millis).collect());
+        let rates = Percentiles::of_rates((1..=100).map(f64::from).collect());
+        assert_eq!((rates.p50, rates.p99), (51.0, 2.0));
         let found = sample.percentiles(1e3);
         assert_eq!((found.p50, found.p99, found.count), (50.0, 99.0, 100));
         assert_eq!(Sample::default().percentiles(1.0).count, 0);

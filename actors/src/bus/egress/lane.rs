@@ -20,8 +20,8 @@ use crate::journal::{Batch, Op, OutboxRow, Position, StatusUpdate};
 /// Events that are read at a time, and acknowledged in one commit.
 const PAGE: usize = 32;
 const CE_ID: &str = "ce-id";
-/// Whose last sequence is expected: any subject of the filter. The client has no name for it.
-const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+/// Header that says whose last sequence is expected: any subject of the filter. The client has no name for it.
+pub const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// How long the bucket of states remembers that an entry went.
 const STATUS_TOMBSTONE: &str = "1h";
 
