@@ -67,7 +67,7 @@ pub async fn rows(client: &Client, name: &Token, calls: usize) -> Result<Vec<Row
         let time = Row::new(&format!("get, {level} in flight, one"), "us", drover.times.percentiles(1e6))
             .against(ECHO, Ok(bare.times.percentiles(1e6)));
         rows.extend([rate, time].map(|row| match &busy {
-            Some(error) => row.unmeasured(&format!("{}", error.message)),
+            Some(error) => row.unmeasured(&error.message),
             None => row,
         }));
     }
