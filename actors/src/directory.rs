@@ -188,7 +188,7 @@ impl Directory {
             if slot.served.swap(true, Ordering::Relaxed) {
                 return;
             }
-            let client = services.lanes.of(namespace).await;
+            let client = services.lanes.of(namespace).await.client;
             match client.subscribe(services.subjects.vm_wildcard(namespace, name)).await {
                 Ok(subscriber) => {
                     tokio::spawn(read(router, client, subscriber, slot));

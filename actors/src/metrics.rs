@@ -46,6 +46,14 @@ pub struct Metrics {
     pub request_duration: Histogram,
     /// Requests that met a full mailbox or share.
     pub busy: Counter,
+    /// Streams that are open.
+    pub streams: Gauge,
+    /// Memory that their windows may take.
+    pub stream_windows: Gauge<u64, AtomicU64>,
+    /// Bytes of streams that were sent to clients, also those that were sent again.
+    pub stream_sent_bytes: Counter,
+    /// Bytes of streams that were sent again.
+    pub stream_resent_bytes: Counter,
     /// VMs in the journal.
     pub vms: Gauge,
     /// VMs whose VMM runs.
@@ -88,6 +96,10 @@ impl Default for Metrics {
             requests: Family::default(),
             request_duration: Histogram::new(exponential_buckets(0.000_1, 2.0, 18)),
             busy: Counter::default(),
+            streams: Gauge::default(),
+            stream_windows: Gauge::default(),
+            stream_sent_bytes: Counter::default(),
+            stream_resent_bytes: Counter::default(),
             vms: Gauge::default(),
             vms_running: Gauge::default(),
             vmm_exits: Counter::default(),
@@ -114,6 +126,12 @@ impl Default for Metrics {
             m.request_duration.clone(),
         );
         registry.register("requests_busy", "Requests refused for lack of a permit", m.busy.clone());
+        registry.register("streams", "Streams that are open", m.streams.clone());
+        let (windows, sent, resent) = ("stream_windows", "stream_sent", "stream_resent");
+        let of = (m.stream_windows.clone(), m.stream_sent_bytes.clone(), m.stream_resent_bytes.clone());
+        registry.register_with_unit(windows, "Memory that windows of streams may take", Unit::Bytes, of.0);
+        registry.register_with_unit(sent, "Bytes sent to clients over streams", Unit::Bytes, of.1);
+        registry.register_with_unit(resent, "Those of them that were sent again", Unit::Bytes, of.2);
         registry.register("vms", "VMs in the journal", m.vms.clone());
         registry.register("vms_running", "VMs whose VMM runs", m.vms_running.clone());
         registry.register("vmm_exits", "VMMs that ended unasked", m.vmm_exits.clone());

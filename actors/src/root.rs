@@ -45,6 +45,8 @@ use crate::router::{HostPhase, Router};
 use crate::service::ServiceMsg;
 use crate::services::{Limits, Programs, Services, Shared};
 use crate::spec::Templates;
+use crate::stream::budget::Budget;
+use crate::stream::{StreamLimits, Streams};
 use crate::vm::message::VmMsg;
 
 /// What this version offers, for peers of other versions.
@@ -87,6 +89,8 @@ pub struct HostSetup {
     pub outbox_bytes: u64,
     /// Prefixes of reply subjects beside the usual ones.
     pub reply_prefixes: Vec<String>,
+    /// What streams may take.
+    pub streams: StreamLimits,
 }
 
 /// A host cannot start.
@@ -276,6 +280,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         egress::start(journal.clone(), bus.clone(), EgressConfig::new(setup.assets.clone()));
     let log = HostLog::start(journal.clone(), subjects.clone(), setup.host.clone());
     let metrics = Metrics::default();
+    let policy = ReplyPolicy::new(&setup.reply_prefixes);
     let services = Arc::new(Services {
         host: setup.host,
         installation,
@@ -283,7 +288,12 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         alarms: Alarms::new(log.clone(), metrics.clone()),
         log,
         client: bus.client.clone(),
-        bulk: bulk.client.clone(),
+        streams: Streams {
+            bulk,
+            policy: policy.clone(),
+            budget: Budget::new(setup.streams.max_memory_bytes),
+            peer_lost: setup.streams.peer_lost,
+        },
         lanes,
         journal,
         egress,
@@ -326,7 +336,6 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         .await
         .map_err(actor("manager"))?;
     let (phase_tx, phase) = watch::channel(HostPhase::Adopting);
-    let policy = ReplyPolicy::new(&setup.reply_prefixes);
     let router =
         Router::new(services.clone(), Arc::clone(&directory), manager.clone(), policy, phase.clone());
     directory.set_router(router.clone());

@@ -92,7 +92,8 @@ type Answer = Result<Reply, ErrorBody>;
 /// A reply, encoded in the request's format when it is sent; or a stream that goes on by itself.
 enum Reply {
     Body(Vec<u8>),
-    Stream(Vec<u8>, std::pin::Pin<Box<dyn Future<Output = ()> + Send>>),
+    /// The reply, the connection of the frames that follow it, and their pump.
+    Stream(Vec<u8>, Client, std::pin::Pin<Box<dyn Future<Output = ()> + Send>>),
 }
 
 impl Router {
@@ -211,15 +212,15 @@ impl Router {
         let responder = match verb {
             // On the connection on which the VM was subscribed for: who asks for it next is heard.
             "create" => match created_in(&request) {
-                Some(ns) => request.responder.over(self.services.lanes.of(&ns).await),
+                Some(ns) => request.responder.over(self.services.lanes.of(&ns).await.client),
                 None => request.responder,
             },
             _ => request.responder,
         };
         match answer {
             Ok(Reply::Body(body)) => responder.ok_bytes(body.into()).await,
-            Ok(Reply::Stream(body, pump)) => {
-                responder.over(self.services.bulk.clone()).ok_bytes(body.into()).await;
+            Ok(Reply::Stream(body, client, pump)) => {
+                responder.over(client).ok_bytes(body.into()).await;
                 pump.await;
             }
             Err(error) => responder.error(error).await,

@@ -65,7 +65,9 @@ async fn vms(services: &Services, directory: &Directory) -> BTreeMap<Token, Vec<
 async fn send<T: Serialize + Sync>(services: &Services, subject: &Subject, sample: &T) {
     match codec::encode(sample) {
         Ok(body) => {
-            if let Err(error) = services.bulk.publish(services.subjects.build(subject), body.into()).await {
+            if let Err(error) =
+                services.streams.bulk.client.publish(services.subjects.build(subject), body.into()).await
+            {
                 debug!(%error, "a sample was not published");
             }
         }

@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::network::NetworkHandle;
 use crate::quota::EventBudget;
 use crate::spec::Templates;
+use crate::stream::Streams;
 
 /// How long a request waits for the assets of the bus.
 const ASSETS_WITHIN: Duration = Duration::from_secs(5);
@@ -76,10 +77,10 @@ pub struct Services {
     pub subjects: Subjects,
     /// The control connection.
     pub client: async_nats::Client,
-    /// The connection for bulk data, so that a shell stays quick while gigabytes move.
-    pub bulk: async_nats::Client,
     /// The connections for requests.
     pub lanes: Lanes,
+    /// Streams, and the connection for bulk data.
+    pub streams: Streams,
     /// The journal.
     pub journal: JournalHandle,
     /// The host's own events.

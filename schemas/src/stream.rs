@@ -20,8 +20,11 @@ pub const MAX_CHUNK: usize = 64 * 1024;
 pub const MAX_WINDOW: u64 = 512 * 1024;
 /// The receiver repeats its acknowledgement after this time, in milliseconds.
 pub const ACK_INTERVAL_MS: u64 = 5_000;
-/// The sender resends after this much silence with data outstanding, in milliseconds.
+/// The sender resends after this much silence with data outstanding, in milliseconds. Each time that nothing comes of
+/// it the time doubles, up to [`MAX_RESEND_MS`].
 pub const RESEND_MS: u64 = 2_000;
+/// The longest time between two resends, in milliseconds.
+pub const MAX_RESEND_MS: u64 = 16_000;
 /// Both ends say that they are there this often, in milliseconds.
 pub const KEEP_ALIVE_MS: u64 = 20_000;
 /// A stream outlives the loss of its peer by this time, in milliseconds.
@@ -71,6 +74,9 @@ pub struct StreamFrame {
     /// The last frame: the outcome of the whole stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<StreamEnd>,
+    /// The client has the last frame; until it says so, the host repeats it for a minute.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub done: bool,
 }
 
 /// The outcome of a stream.
@@ -108,6 +114,11 @@ pub struct Sender {
     eof_sent: bool,
     eof_acked: bool,
     last_progress_ms: u64,
+    /// How much silence there must be for the next resend.
+    patience_ms: u64,
+    /// Everything that was sent before the last resend lies below: what repeats an acknowledgement up to here may
+    /// come from bytes that arrived twice, and another resend would go on for ever.
+    resent_below: u64,
     resent: u64,
 }
 
@@ -149,6 +160,8 @@ impl Sender {
             eof_sent: false,
             eof_acked: false,
             last_progress_ms: 0,
+            patience_ms: RESEND_MS,
+            resent_below: 0,
             resent: 0,
         }
     }
@@ -183,8 +196,9 @@ impl Sender {
 
     /// The next frame to send, if any.
     pub fn poll(&mut self, now_ms: u64) -> Option<StreamFrame> {
-        if self.outstanding() && now_ms.saturating_sub(self.last_progress_ms) >= RESEND_MS {
+        if self.outstanding() && now_ms.saturating_sub(self.last_progress_ms) >= self.patience_ms {
             self.resend_from_base(now_ms);
+            self.patience_ms = (self.patience_ms * 2).min(MAX_RESEND_MS);
         }
         let mut at = self.base;
         for chunk in &self.chunks {
@@ -220,13 +234,15 @@ impl Sender {
 
     fn resend_from_base(&mut self, now_ms: u64) {
         self.resent += self.next - self.base;
+        self.resent_below = self.resent_below.max(self.next + u64::from(self.eof_sent));
         self.next = self.base;
         self.eof_sent = false;
         self.last_progress_ms = now_ms;
     }
 
     /// The peer has everything below `acked_off` and takes `window` more. The end of a channel
-    /// counts as one more byte, so that it is acknowledged too.
+    /// counts as one more byte, so that it is acknowledged too. The same offset again, without more
+    /// room, means that something after it was lost: it is sent again, unless it is on its way again already.
     ///
     /// # Errors
     /// [`StreamError::AckBeyondSent`] for an acknowledgement of what was never sent.
@@ -235,8 +251,13 @@ impl Sender {
         if acked_off > sent {
             return Err(StreamError::AckBeyondSent { acked_off, sent });
         }
+        let limit = self.limit.max(acked_off.saturating_add(window.min(MAX_WINDOW)));
+        let repeats = acked_off == self.base && limit == self.limit && self.outstanding();
         if acked_off > self.base {
             self.last_progress_ms = now_ms;
+            self.patience_ms = RESEND_MS;
+        } else if repeats && acked_off > self.resent_below {
+            self.resend_from_base(now_ms);
         }
         self.eof_acked |= acked_off > self.end;
         let data_acked = acked_off.min(self.end).max(self.base);
@@ -252,12 +273,14 @@ impl Sender {
         }
         self.base = data_acked;
         self.next = self.next.max(self.base);
-        self.limit = self.limit.max(data_acked.saturating_add(window.min(MAX_WINDOW)));
+        self.limit = limit;
         Ok(())
     }
 
-    /// The peer told of a gap: send again from what it has.
+    /// The connection was lost and is back, and what was on its way most likely is not: sends again what is not
+    /// acknowledged.
     pub fn resend(&mut self, now_ms: u64) {
+        self.patience_ms = RESEND_MS;
         if self.next > self.base || self.eof_sent {
             self.resend_from_base(now_ms);
         }
@@ -288,7 +311,7 @@ impl Sender {
     /// When [`Sender::poll`] wants to be called though nothing happened, if at all.
     #[must_use]
     pub fn wake_at_ms(&self) -> Option<u64> {
-        self.outstanding().then(|| self.last_progress_ms + RESEND_MS)
+        self.outstanding().then(|| self.last_progress_ms + self.patience_ms)
     }
 }
 
@@ -301,8 +324,11 @@ pub struct Receiver {
     eof: bool,
     /// How far the peer may send.
     limit: u64,
+    /// The window when nothing waits.
+    full: u64,
     acked: u64,
     last_ack_ms: u64,
+    /// An acknowledgement is due at once.
     gap: bool,
 }
 
@@ -310,7 +336,16 @@ impl Receiver {
     /// A receiver that granted `window` bytes at the start.
     #[must_use]
     pub const fn new(channel: Channel, window: u64) -> Self {
-        Self { channel, got: 0, eof: false, limit: window, acked: 0, last_ack_ms: 0, gap: false }
+        Self {
+            channel,
+            got: 0,
+            eof: false,
+            limit: window,
+            full: window,
+            acked: 0,
+            last_ack_ms: 0,
+            gap: false,
+        }
     }
 
     /// Takes a data frame; returns the bytes that are new and in order.
@@ -340,8 +375,8 @@ impl Receiver {
 
     /// An acknowledgement, if one is due, with `window` bytes beyond what was handed on.
     pub fn poll_ack(&mut self, window: u64, now_ms: u64) -> Option<StreamFrame> {
-        let half = self.got.saturating_sub(self.acked) >= MAX_WINDOW / 4
-            || (self.got > self.acked && self.limit - self.got <= MAX_WINDOW / 2);
+        let half = self.got.saturating_sub(self.acked) >= self.full / 4
+            || (self.got > self.acked && self.limit - self.got <= self.full / 2);
         let due = now_ms.saturating_sub(self.last_ack_ms) >= ACK_INTERVAL_MS;
         let ended = self.eof && self.acked <= self.got;
         if !(half || due || self.gap || ended) {
@@ -363,6 +398,17 @@ impl Receiver {
             window: Some(window),
             ..StreamFrame::default()
         }
+    }
+
+    /// The connection was lost and is back, and the last acknowledgement most likely is not: another is due.
+    pub const fn repeat(&mut self) {
+        self.gap = true;
+    }
+
+    /// When [`Receiver::poll_ack`] wants to be called though nothing happened, if at all.
+    #[must_use]
+    pub fn wake_at_ms(&self) -> Option<u64> {
+        (!self.eof).then(|| self.last_ack_ms + ACK_INTERVAL_MS)
     }
 
     /// Everything below this offset has been handed on.

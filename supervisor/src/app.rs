@@ -12,6 +12,7 @@ use drover_actors::images::{ImageError, Images};
 use drover_actors::root::{HostSetup, RunningHost, StartError, start};
 use drover_actors::services::{Limits, Programs};
 use drover_actors::spec::{TemplateError, Templates};
+use drover_actors::stream::StreamLimits;
 use drover_actors::{chain, host::Totals};
 use drover_schemas::Token;
 use tokio::signal::unix::{SignalKind, signal};
@@ -270,6 +271,10 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
         quotas: config.quotas.quotas(),
         outbox_bytes: config.events.outbox.0,
         reply_prefixes: config.reply_prefixes,
+        streams: StreamLimits {
+            max_memory_bytes: config.streams.max_memory.0,
+            peer_lost: Duration::from_secs(config.streams.peer_timeout_s),
+        },
     })
 }
 

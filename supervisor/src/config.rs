@@ -11,6 +11,7 @@ use drover_actors::hypervisor::launcher::LauncherChoice;
 use drover_actors::network::NetworkDef;
 use drover_schemas::Token;
 use drover_schemas::size::ByteSize;
+use drover_schemas::stream::PEER_LOST_MS;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -24,6 +25,8 @@ pub use quotas::QuotasConfig;
 pub const DEFAULT_PATH: &str = "/etc/drover/host.yaml";
 /// Prefix of variables that override.
 pub const ENV_PREFIX: &str = "DROVER_CONFIG_";
+/// Room for one command with its three channels.
+const MIN_STREAM_MEMORY: u64 = 4 << 20;
 
 /// Configuration of a host.
 #[derive(Debug, Clone, Deserialize)]
@@ -53,6 +56,8 @@ pub struct HostConfig {
     pub capacity: CapacityConfig,
     /// What one namespace may have of it.
     pub quotas: QuotasConfig,
+    /// Commands, consoles and files that clients have open.
+    pub streams: StreamsConfig,
     /// What becomes of VMs when the daemon is stopped in order.
     pub shutdown: ShutdownConfig,
     /// The local port for metrics and health; none if left out.
@@ -125,6 +130,22 @@ pub struct CapacityConfig {
     pub quarantine_s: u64,
 }
 
+/// Commands, consoles and files that clients have open.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StreamsConfig {
+    /// The memory of all of them. A file takes 1 MiB at most, a console 1.1 MiB, a command 2.1 MiB.
+    pub max_memory: ByteSize,
+    /// How long a client that is not heard keeps its stream, in seconds.
+    pub peer_timeout_s: u64,
+}
+
+impl Default for StreamsConfig {
+    fn default() -> Self {
+        Self { max_memory: ByteSize::mib(512), peer_timeout_s: PEER_LOST_MS / 1_000 }
+    }
+}
+
 /// What becomes of VMs when the daemon is stopped in order.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -174,6 +195,7 @@ impl Default for HostConfig {
             vmm: VmmConfig::default(),
             capacity: CapacityConfig::default(),
             quotas: QuotasConfig::default(),
+            streams: StreamsConfig::default(),
             shutdown: ShutdownConfig::default(),
             admin: None,
             log: LogConfig::default(),
@@ -347,6 +369,14 @@ impl HostConfig {
             let reason = "VMs that do not go by themselves need 10 s to be forced; use 15 or more".to_owned();
             return Err(ConfigError::Range { key: "shutdown.timeout_s", reason });
         }
+        if self.streams.max_memory.0 < MIN_STREAM_MEMORY {
+            let reason = "not even one command fits; use 4MiB or more".to_owned();
+            return Err(ConfigError::Range { key: "streams.max_memory", reason });
+        }
+        if self.streams.peer_timeout_s == 0 {
+            let reason = "clients could not be heard in time; use 1 or more, 60 is usual".to_owned();
+            return Err(ConfigError::Range { key: "streams.peer_timeout_s", reason });
+        }
         if self.capacity.first_uid < 1_000 {
             let reason = "users below 1000 belong to the system; use 1000 or more".to_owned();
             return Err(ConfigError::Range { key: "capacity.first_uid", reason });
@@ -403,6 +433,8 @@ mod tests {
         assert_eq!(shipped.state_dir, default.state_dir);
         assert_eq!(shipped.capacity.cpu_ratio, default.capacity.cpu_ratio);
         assert_eq!(shipped.vmm.overhead, default.vmm.overhead);
+        assert_eq!(shipped.streams.max_memory, default.streams.max_memory);
+        assert_eq!(shipped.streams.peer_timeout_s, default.streams.peer_timeout_s);
         assert_eq!(shipped.shutdown.vms, default.shutdown.vms);
         assert_eq!(shipped.quotas.quotas(), default.quotas.quotas());
         assert_eq!(shipped.events.outbox, default.events.outbox);

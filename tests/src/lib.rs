@@ -5,6 +5,7 @@
 //! | [`world`] | one test's namespace, bus, hosts and guests, and their end |
 //! | [`netns`] | a network namespace that goes away again |
 //! | [`node`] | one host: its folders, its configuration, its daemon |
+//! | [`admin`] | metrics and health |
 //! | [`client`] | requests as any client writes them, and what comes back |
 //! | [`cluster`] | three hosts and three servers behind links that can be cut |
 //! | [`collector`] | a receiver of traces |
@@ -14,7 +15,9 @@
 //! | [`flood`] | a tenant that asks for far too much |
 //! | [`leak`] | what of a VM is still there |
 //! | [`logins`] | the ways in which a server can ask who connects |
+//! | [`relay`] | a way to the bus that cuts, loses and rewrites |
 //! | [`soak`] | random work, kills, and a model |
+//! | [`stream`] | a client's end of a stream, frame by frame |
 //! | [`wait`] | waiting for a level with a deadline |
 //!
 //! A test names what it proves, runs its body with [`world::run`], and ends only what it started. Paths
@@ -27,6 +30,7 @@
     reason = "a harness fails its test by a panic that says where"
 )]
 
+pub mod admin;
 pub mod client;
 pub mod cluster;
 pub mod collector;
@@ -39,6 +43,8 @@ pub mod logins;
 pub mod netns;
 pub mod node;
 mod programs;
+pub mod relay;
 pub mod soak;
+pub mod stream;
 pub mod wait;
 pub mod world;

@@ -4,15 +4,13 @@
 use drover_schemas::RequestId;
 use drover_schemas::body::guest::ExecReply;
 use drover_schemas::body::vm::ChangeReply;
+use drover_tests::admin::{ADMIN, page};
 use drover_tests::collector::{Collector, Span};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 const COLLECTOR: &str = "127.0.0.1:4318";
-const ADMIN: &str = "127.0.0.1:9464";
 
 async fn up(world: &mut World, change: impl FnOnce(&mut Value)) {
     let mut config = world.config();
@@ -83,17 +81,6 @@ fn a_trace_goes_from_the_callers_request_to_every_effect() {
         })
         .await;
     });
-}
-
-/// One page of the admin port: its status and body.
-async fn page(path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(ADMIN).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
 #[test]

@@ -25,7 +25,7 @@ const REMEMBERED: usize = 4_096;
 pub struct Lanes {
     config: BusConfig,
     /// Serves a namespace if no connection can be made for it.
-    control: Client,
+    control: Bus,
     /// Verbs that any host answers.
     front: Bus,
     others: Vec<watch::Receiver<BusState>>,
@@ -43,7 +43,7 @@ impl Lanes {
     #[must_use]
     pub fn new(config: BusConfig, control: &Bus, front: Bus, bulk: &Bus) -> Self {
         let others = vec![control.state.clone(), front.state.clone(), bulk.state.clone()];
-        Self { config, control: control.client.clone(), front, others, inner: Mutex::default() }
+        Self { config, control: control.clone(), front, others, inner: Mutex::default() }
     }
 
     /// The connection for verbs that any host answers.
@@ -53,14 +53,14 @@ impl Lanes {
     }
 
     /// The connection for the VMs of a namespace.
-    pub async fn of(&self, namespace: &Token) -> Client {
+    pub async fn of(&self, namespace: &Token) -> Bus {
         let mut inner = self.inner.lock().await;
         if let Some((bus, _)) = inner.by_namespace.get(namespace).and_then(|lane| inner.lanes.get(*lane)) {
-            return bus.client.clone();
+            return bus.clone();
         }
         if inner.by_namespace.len() >= REMEMBERED {
             let lane = hash(namespace) % inner.lanes.len().max(1);
-            return inner.lanes.get(lane).map_or_else(|| self.control.clone(), |(bus, _)| bus.client.clone());
+            return inner.lanes.get(lane).map_or_else(|| self.control.clone(), |(bus, _)| bus.clone());
         }
         if inner.lanes.len() < LANES {
             let name = format!("{} lane {}", self.config.name, inner.lanes.len() + 1);
@@ -77,7 +77,7 @@ impl Lanes {
         inner.by_namespace.insert(namespace.clone(), lane);
         let (bus, namespaces) = &mut inner.lanes[lane];
         *namespaces += 1;
-        bus.client.clone()
+        bus.clone()
     }
 
     /// Waits until there is a connection for each namespace that has asked for one, and for verbs of any host.

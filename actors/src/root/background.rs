@@ -162,6 +162,7 @@ async fn gauges(parts: Arc<Parts>) {
     let (mut lost, mut quotas) = (Lost::default(), QuotaGauges::default());
     loop {
         metrics.bus_connected.set(i64::from(bus.state.borrow().connected));
+        metrics.stream_windows.set(services.streams.budget.used_bytes());
         let slow = services.lanes.slow_consumers().await;
         alarms.note(&SLOW_CONSUMER, lost.lately(slow, Instant::now()));
         let fill = services.journal.outbox_percent().into();

@@ -37,11 +37,13 @@ impl Router {
             let text = "only the console can be followed; leave `follow` out for other logs";
             return Err(ErrorBody::new(ErrorCode::InvalidArgument, text).with("field", "follow"));
         }
-        let slot = self.permits.stream(ns)?;
-        let console = Console::open(dir, tail).await.map_err(|e| not_open(&e))?;
-        let offset = console.offset();
+        let far = async {
+            let console = Console::open(dir, tail).await.map_err(|e| not_open(&e))?;
+            let offset = console.offset();
+            Ok((Far::Console(Box::new(console)), offset))
+        };
         let shape = Shape { down: &[Channel::Stdout], up: None };
-        self.stream(ns, request, (Far::Console(Box::new(console)), slot), shape, as_it_is(), |opened| {
+        self.stream(ns, request, shape, far, as_it_is(), |opened, offset| {
             let reply = LogsReply { data: Vec::new().into(), offset, stream: Some(opened) };
             codec::encode_as(request.format, &reply)
         })
@@ -59,13 +61,15 @@ impl Router {
             return Err(ErrorBody::new(ErrorCode::InvalidState, text).with("state", state));
         }
         let dir = self.services.run_root.vm(slot.vm_id);
-        let permit = self.permits.stream(ns)?;
-        let writer = slot.take_console(body.take)?;
-        let console = Console::open(dir, tail(body.tail_bytes, CONSOLE_TAIL)).await;
-        let console = console.map_err(|e| not_open(&e))?.for_writer(writer);
-        let offset = console.offset();
+        let far = async {
+            let writer = slot.take_console(body.take)?;
+            let console = Console::open(dir, tail(body.tail_bytes, CONSOLE_TAIL)).await;
+            let console = console.map_err(|e| not_open(&e))?.for_writer(writer);
+            let offset = console.offset();
+            Ok((Far::Console(Box::new(console)), offset))
+        };
         let shape = Shape { down: &[Channel::Stdout], up: Some(Channel::Stdin) };
-        self.stream(ns, request, (Far::Console(Box::new(console)), permit), shape, as_it_is(), |stream| {
+        self.stream(ns, request, shape, far, as_it_is(), |stream, offset| {
             codec::encode_as(request.format, &ConsoleReply { offset, stream })
         })
         .await

@@ -8,7 +8,6 @@ use super::{
     guest_calls, stream,
 };
 use crate::guest::Link;
-use crate::ingress::permits::Permit;
 use crate::stream::{Far, Finish, WINDOW};
 
 impl Router {
@@ -79,15 +78,14 @@ impl Router {
             }
             return body_of(request, &guest_calls::exec_collected(&link, request.request_id, &body).await?);
         }
-        let slot = self.permits.stream(ns)?;
         let open = guest_calls::exec_open(&body, request.request_id, WINDOW, true)?;
-        let guest = link.open(open).map_err(ErrorBody::from)?;
+        let far = async { Ok((Far::Guest(link.open(open)?), ())) };
         let finish: Finish = Box::new(|bytes| {
             let result: ExecResult = guest_calls::exec_result(guest_calls::decode_guest(bytes)?);
             encoded(&result)
         });
         let shape = Shape { down: &[Channel::Stdout, Channel::Stderr], up: Some(Channel::Stdin) };
-        self.stream(ns, request, (Far::Guest(guest), slot), shape, finish, |opened| {
+        self.stream(ns, request, shape, far, finish, |opened, ()| {
             codec::encode_as(request.format, &ExecReply::Stream(opened))
         })
         .await
@@ -95,50 +93,48 @@ impl Router {
 
     async fn put(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
         let body: PutRequest = request.decode()?;
-        let slot = self.permits.stream(ns)?;
         let link = self.link_for(ns, name, request).await?;
-        let guest = link.open(guest_calls::put_open(&body, request.request_id)?).map_err(ErrorBody::from)?;
+        let open = guest_calls::put_open(&body, request.request_id)?;
+        let far = async { Ok((Far::Guest(link.open(open)?), ())) };
         let finish: Finish = Box::new(move |bytes| encoded(&guest_calls::put_result(bytes, &body)?));
         let shape = Shape { down: &[], up: Some(Channel::Data) };
-        self.stream(ns, request, (Far::Guest(guest), slot), shape, finish, |opened| {
-            codec::encode_as(request.format, &opened)
-        })
-        .await
+        self.stream(ns, request, shape, far, finish, |opened, ()| codec::encode_as(request.format, &opened))
+            .await
     }
 
     async fn get(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
         let body: GetRequest = request.decode()?;
-        let slot = self.permits.stream(ns)?;
         let link = self.link(ns, name).await?;
-        let guest = link.open(guest_calls::get_open(&body, WINDOW)?).map_err(ErrorBody::from)?;
+        let open = guest_calls::get_open(&body, WINDOW)?;
+        let far = async { Ok((Far::Guest(link.open(open)?), ())) };
         let finish: Finish = Box::new(|bytes| encoded(&guest_calls::get_result(bytes)?));
         let shape = Shape { down: &[Channel::Data], up: None };
-        self.stream(ns, request, (Far::Guest(guest), slot), shape, finish, |opened| {
-            codec::encode_as(request.format, &opened)
-        })
-        .await
+        self.stream(ns, request, shape, far, finish, |opened, ()| codec::encode_as(request.format, &opened))
+            .await
     }
 
-    /// A stream to and from `far`; the permit for it was there before anything of it was begun.
-    pub(super) async fn stream(
+    /// Opens a stream. `far` makes its other end, and what the reply says of it, once its place and its memory are
+    /// set aside: a stream that is refused has no effect.
+    pub(super) async fn stream<T>(
         &self,
         ns: &Token,
         request: &Request,
-        (far, slot): (Far, Permit),
         shape: Shape,
+        far: impl Future<Output = Result<(Far, T), ErrorBody>>,
         finish: Finish,
-        reply: impl FnOnce(drover_schemas::stream::StreamOpened) -> Result<Vec<u8>, codec::EncodeError>,
+        reply: impl FnOnce(drover_schemas::stream::StreamOpened, T) -> Result<Vec<u8>, codec::EncodeError>,
     ) -> Answer {
-        let opening = stream::open(&self.services, ns, request.responder.reply_subject()).await?;
-        let body = reply(opening.opened.clone()).map_err(|e| {
+        let permit = self.permits.stream(ns)?;
+        let opening =
+            stream::open(&self.services, ns, permit, request.responder.reply_subject(), shape).await?;
+        let (far, said) = far.await?;
+        let body = reply(opening.opened.clone(), said).map_err(|e| {
             ErrorBody::new(ErrorCode::Internal, format!("the reply could not be encoded: {e}"))
         })?;
         let services = self.services.clone();
-        let pump = async move {
-            stream::run(&services, opening, far, shape, finish).await;
-            drop(slot);
-        };
-        Ok(Reply::Stream(body, Box::pin(pump)))
+        let over = opening.reply_over.clone();
+        let pump = async move { stream::run(&services, opening, far, finish).await };
+        Ok(Reply::Stream(body, over, Box::pin(pump)))
     }
 }
 

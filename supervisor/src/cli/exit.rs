@@ -158,6 +158,10 @@ pub fn next_step(error: &ErrorBody, vm: Option<&str>) -> String {
             Some(operation) => format!("wait until `{operation}` has ended, then repeat the command"),
             None => "wait a moment, then repeat the command".into(),
         },
+        ErrorCode::Unavailable if detail("acked_off").is_some() => {
+            "the connection was away for too long; look at how far it got in the guest, and begin again"
+                .into()
+        }
         ErrorCode::Unavailable => match detail("host") {
             Some(host) => format!("check the daemon of host {host}; what is asked of it is safe to repeat"),
             None => "check --server and that a host runs; `drover dev` starts one here".into(),

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use async_nats::Subscriber;
+use async_nats::connection::State;
 use bytes::Bytes;
 use drover_schemas::codec;
 use drover_schemas::stream::{KEEP_ALIVE_MS, PEER_LOST_MS, StreamEnd, StreamFrame, StreamOpened};
@@ -30,6 +31,8 @@ const OPEN_ATTEMPT: Duration = Duration::from_secs(15);
 const SETTLE: Duration = Duration::from_secs(5);
 /// How long the sinks of a failed stream may take to write what they have.
 const DISCARD: Duration = Duration::from_millis(500);
+/// While there is no connection, it is looked for this often.
+const OFFLINE_LOOK: Duration = Duration::from_millis(250);
 /// After the host was absent, its return is asked for this often, in milliseconds.
 const ABSENT_KEEP_ALIVE_MS: u64 = 1_000;
 
@@ -158,10 +161,11 @@ impl Session {
         let mut outgoing = Outgoing::new(input, self.window);
         let mut incoming = Incoming::new(outputs);
         let outcome = self.pump(&mut outgoing, &mut incoming, &cancel).await;
-        if outcome.is_err() {
-            // The host may still be at work for nobody; a lost cancel costs it its own time-out.
-            let _ = self.send(&StreamFrame { cancel: true, ..StreamFrame::default() }).await;
-        }
+        // The host may still be at work for nobody, or tell the end again until it knows that it was heard; if this
+        // is lost it costs the host its own time-out.
+        let (cancel, done) = (outcome.is_err(), outcome.is_ok());
+        let _ = self.send(&StreamFrame { cancel, done, ..StreamFrame::default() }).await;
+        tracing::debug!(resent_bytes = outgoing.resent(), "stream ended");
         let written = incoming.close(outcome.is_err().then_some(DISCARD)).await;
         let _ = self.client.nats.flush().await;
         let body = outcome?;
@@ -186,15 +190,10 @@ impl Session {
         loop {
             let now = self.now_ms();
             self.check_peer(now, outgoing, incoming)?;
-            if now >= self.keep_alive_at_ms {
-                self.send_with_inbox(&StreamFrame { keep_alive: true, ..StreamFrame::default() }).await?;
-                self.keep_alive_at_ms = now + KEEP_ALIVE_MS;
-            }
-            while let Some(frame) = outgoing.poll(now) {
-                self.send(&frame).await?;
-            }
-            for frame in incoming.acks(now) {
-                self.send(&frame).await?;
+            // Without a connection whatever is sent would only wait in a queue, once for each resend.
+            let connected = self.client.nats.connection_state() == State::Connected;
+            if connected {
+                self.send_due(now, outgoing, incoming).await?;
             }
             if let Some((body, until)) = &ended
                 && (incoming.complete() || Instant::now() >= *until)
@@ -204,7 +203,12 @@ impl Session {
             if cancelled.is_some_and(|until| Instant::now() >= until) {
                 return Err(ClientError::Cancelled);
             }
-            let wake = self.wake(now, outgoing, incoming, &[cancelled, ended.as_ref().map(|e| e.1)]);
+            let wake = match connected {
+                true => self.wake(now, outgoing, incoming),
+                false => Instant::now() + OFFLINE_LOOK,
+            };
+            let deadlines = [cancelled, ended.as_ref().map(|e| e.1)];
+            let wake = deadlines.into_iter().flatten().fold(wake, Instant::min);
             tokio::select! {
                 message = self.subscriber.next() => {
                     let message = message.ok_or(ClientError::Closed)?;
@@ -221,7 +225,11 @@ impl Session {
                 }
                 read = outgoing.read(now), if outgoing.wants_input() => read?,
                 () = incoming.drained() => {}
-                Ok(()) = connects.changed() => self.keep_alive_at_ms = 0,
+                Ok(()) = connects.changed() => {
+                    self.keep_alive_at_ms = 0;
+                    outgoing.resend(now);
+                    incoming.repeat_acks();
+                }
                 () = cancel.cancelled(), if cancelled.is_none() => {
                     self.send(&StreamFrame { cancel: true, ..StreamFrame::default() }).await?;
                     cancelled = Some(Instant::now() + SETTLE);
@@ -229,6 +237,25 @@ impl Session {
                 () = sleep_until(wake) => {}
             }
         }
+    }
+
+    async fn send_due(
+        &mut self,
+        now: u64,
+        outgoing: &mut Outgoing,
+        incoming: &mut Incoming,
+    ) -> Result<(), ClientError> {
+        if now >= self.keep_alive_at_ms {
+            self.send_with_inbox(&StreamFrame { keep_alive: true, ..StreamFrame::default() }).await?;
+            self.keep_alive_at_ms = now + KEEP_ALIVE_MS;
+        }
+        while let Some(frame) = outgoing.poll(now) {
+            self.send(&frame).await?;
+        }
+        for frame in incoming.acks(now) {
+            self.send(&frame).await?;
+        }
+        Ok(())
     }
 
     /// Takes one message of the inbox; gives the outcome when it is the last frame.
@@ -269,24 +296,19 @@ impl Session {
         }
         let error = ErrorBody::new(
             ErrorCode::Unavailable,
-            format!("the host of the stream was not heard for {} s", PEER_LOST_MS / 1_000),
+            format!(
+                "the host of the stream was not heard for {} s; what runs in the guest may go on",
+                PEER_LOST_MS / 1_000
+            ),
         );
         Err(error.with("acked_off", outgoing.acked()).with("received_off", incoming.received()).into())
     }
 
-    fn wake(
-        &self,
-        now: u64,
-        outgoing: &Outgoing,
-        incoming: &Incoming,
-        deadlines: &[Option<Instant>],
-    ) -> Instant {
-        let mut at = self.keep_alive_at_ms.min(self.heard_ms + PEER_LOST_MS).min(incoming.ack_at_ms(now));
-        if let Some(resend) = outgoing.wake_at_ms() {
-            at = at.min(resend);
-        }
-        let wake = self.started + Duration::from_millis(at.max(now + 1));
-        deadlines.iter().flatten().fold(wake, |wake, deadline| wake.min(*deadline))
+    fn wake(&self, now: u64, outgoing: &Outgoing, incoming: &Incoming) -> Instant {
+        let at = self.keep_alive_at_ms.min(self.heard_ms + PEER_LOST_MS);
+        let ends = [outgoing.wake_at_ms(), incoming.wake_at_ms()];
+        let at = ends.into_iter().flatten().fold(at, u64::min);
+        self.started + Duration::from_millis(at.max(now + 1))
     }
 
     fn now_ms(&self) -> u64 {

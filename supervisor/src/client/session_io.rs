@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use drover_schemas::stream::{
-    ACK_INTERVAL_MS, Channel, MAX_CHUNK, MAX_WINDOW, Receiver, Sender, StreamError, StreamFrame,
-};
+use drover_schemas::stream::{Channel, MAX_CHUNK, MAX_WINDOW, Receiver, Sender, StreamError, StreamFrame};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -39,16 +37,13 @@ pub(super) struct Outgoing {
     channel: Option<Channel>,
     sender: Option<Sender>,
     buffer: BytesMut,
-    /// The offset for which the last resend was done on request, so that a row of equal
-    /// acknowledgements causes one.
-    resent_at: Option<u64>,
 }
 
 impl Outgoing {
     pub(super) fn new(input: Option<Input>, window: u64) -> Self {
         let channel = input.as_ref().map(|i| i.channel);
         let sender = channel.map(|channel| Sender::new(channel, window));
-        Self { input, channel, sender, buffer: BytesMut::new(), resent_at: None }
+        Self { input, channel, sender, buffer: BytesMut::new() }
     }
 
     pub(super) fn poll(&mut self, now: u64) -> Option<StreamFrame> {
@@ -83,14 +78,19 @@ impl Outgoing {
         now: u64,
     ) -> Result<(), ClientError> {
         let Some(sender) = self.sender.as_mut().filter(|_| self.channel == Some(ch)) else { return Ok(()) };
-        let before = sender.acked();
-        sender.ack(acked_off, window, now).map_err(ClientError::Stream)?;
-        // The same offset again means that something after it was lost.
-        if acked_off == before && before > 0 && self.resent_at != Some(before) {
-            self.resent_at = Some(before);
+        sender.ack(acked_off, window, now).map_err(ClientError::Stream)
+    }
+
+    /// The connection is back after it was lost.
+    pub(super) fn resend(&mut self, now: u64) {
+        if let Some(sender) = &mut self.sender {
             sender.resend(now);
         }
-        Ok(())
+    }
+
+    /// Bytes that were sent again.
+    pub(super) fn resent(&self) -> u64 {
+        self.sender.as_ref().map_or(0, Sender::resent)
     }
 
     pub(super) fn wake_at_ms(&self) -> Option<u64> {
@@ -118,7 +118,6 @@ struct Sink {
     granted: u64,
     /// The furthest byte that was seen, in order or not.
     seen: u64,
-    last_ack_ms: u64,
 }
 
 impl Incoming {
@@ -137,13 +136,13 @@ impl Incoming {
         self.sinks.iter_mut().filter_map(|sink| sink.poll_ack(now)).collect()
     }
 
-    pub(super) fn ack_at_ms(&self, now: u64) -> u64 {
-        self.sinks
-            .iter()
-            .filter(|s| !s.receiver.ended())
-            .map(|s| s.last_ack_ms + ACK_INTERVAL_MS)
-            .min()
-            .unwrap_or(now + ACK_INTERVAL_MS)
+    /// The connection is back after it was lost.
+    pub(super) fn repeat_acks(&mut self) {
+        self.sinks.iter_mut().for_each(|sink| sink.receiver.repeat());
+    }
+
+    pub(super) fn wake_at_ms(&self) -> Option<u64> {
+        self.sinks.iter().filter_map(|sink| sink.receiver.wake_at_ms()).min()
     }
 
     pub(super) fn data(&mut self, ch: Channel, off: u64, data: Bytes, eof: bool) -> Result<(), ClientError> {
@@ -195,7 +194,6 @@ impl Sink {
             written,
             granted: MAX_WINDOW,
             seen: 0,
-            last_ack_ms: 0,
         }
     }
 
@@ -207,7 +205,7 @@ impl Sink {
 
     fn ack(&mut self, now: u64) -> StreamFrame {
         let window = self.window();
-        self.note_ack(now, window);
+        self.note_ack(window);
         self.receiver.ack(window, now)
     }
 
@@ -218,13 +216,12 @@ impl Sink {
             return Some(self.ack(now));
         }
         let frame = self.receiver.poll_ack(window, now)?;
-        self.note_ack(now, window);
+        self.note_ack(window);
         Some(frame)
     }
 
-    fn note_ack(&mut self, now: u64, window: u64) {
+    fn note_ack(&mut self, window: u64) {
         self.granted = self.granted.max(self.receiver.received() + window);
-        self.last_ack_ms = now;
     }
 
     fn data(&mut self, off: u64, data: Bytes, eof: bool) -> Result<(), ClientError> {

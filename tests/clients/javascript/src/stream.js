@@ -9,6 +9,7 @@ const CHUNK = 64 * 1024;
 const WINDOW = 512 * 1024;
 const ACK_EVERY = 5_000;
 const RESEND_AFTER = 2_000;
+const LONGEST_RESEND = 16_000;
 const KEEP_ALIVE_EVERY = 20_000;
 const ABSENT_KEEP_ALIVE = 1_000;
 const PEER_LOST_AFTER = 60_000;
@@ -23,7 +24,8 @@ class Sender {
   closedSent = false;
   closedAcked = false;
   progress = Date.now();
-  resentAt = undefined;
+  patience = RESEND_AFTER;
+  resentBelow = 0;
 
   constructor(channel, window) {
     this.channel = channel;
@@ -45,7 +47,7 @@ class Sender {
   *frames(now) {
     const waits = this.next > this.base || (this.closedSent && !this.closedAcked);
     if (!waits) this.progress = now;
-    else if (now - this.progress >= RESEND_AFTER) this.resend(now);
+    else if (now - this.progress >= this.patience) this.resend(now, Math.min(this.patience * 2, LONGEST_RESEND));
     while (this.next < this.#end || (this.closed && !this.closedSent)) {
       const off = this.next;
       const data = this.#kept.subarray(off - this.base, off - this.base + CHUNK);
@@ -55,27 +57,25 @@ class Sender {
     }
   }
 
-  resend(now) {
+  resend(now, patience = RESEND_AFTER) {
+    this.resentBelow = Math.max(this.resentBelow, this.next);
     this.next = this.base;
     this.closedSent = false;
-    this.progress = now;
+    Object.assign(this, { progress: now, patience });
   }
 
   acknowledged(off, window, now) {
-    // The same offset without more room means that something after it was lost; one answer is enough.
+    // The same offset without more room means that something after it was lost, if it is not sent again already.
     const repeated = off === this.base && this.next > this.base && off + window <= this.limit;
-    const again = repeated && this.resentAt !== off;
+    const again = repeated && off > this.resentBelow;
     this.closedAcked ||= off > this.#end;
     const upto = Math.max(this.base, Math.min(off, this.#end));
     this.#kept = this.#kept.subarray(upto - this.base);
-    if (upto > this.base || this.closedAcked) this.progress = now;
-    else if (again) {
-      this.resentAt = off;
-      this.resend(now);
-    }
+    if (upto > this.base || this.closedAcked) Object.assign(this, { progress: now, patience: RESEND_AFTER });
+    else if (again) this.resend(now);
     this.base = upto;
     this.next = Math.max(this.next, upto);
-    this.limit = Math.max(this.limit, upto + Math.min(window, WINDOW));
+    this.limit = Math.max(this.limit, off + Math.min(window, WINDOW));
   }
 }
 
@@ -130,7 +130,9 @@ export class Stream {
   #waiters = [];
   #heard = Date.now();
   #said = Date.now();
-  #reconnects = -1;
+  #connected = true;
+  #moved = true;
+  #statuses;
   #timer;
 
   constructor(nats, subscription, messages, inbox, opened, shape) {
@@ -144,6 +146,8 @@ export class Stream {
     // A result that nobody asks for is no error of the program.
     this.#outcome.catch(() => {});
     this.#timer = setInterval(() => this.#pump(), TICK);
+    this.#statuses = nats.status();
+    this.#watch();
     this.#listen(messages);
     this.#pump();
   }
@@ -206,16 +210,26 @@ export class Stream {
   }
 
   #send(frame, withInbox = false) {
-    this.#nats.publish(this.#subject, encode(frame), withInbox ? { reply: this.#inbox } : {});
+    try {
+      this.#nats.publish(this.#subject, encode(frame), withInbox ? { reply: this.#inbox } : {});
+    } catch {
+      // As good as lost on the way: it is sent again, or the stream is given up.
+    }
     this.#said = Date.now();
   }
 
   #pump() {
     if (this.#over) return;
     const now = Date.now();
+    if (now - this.#heard >= PEER_LOST_AFTER) {
+      this.#finish(() => this.#settle.reject(this.#lost()));
+      return;
+    }
+    // Without a connection whatever is sent would only wait, once for each resend.
+    if (!this.#connected) return;
     // The host must know where we are, and learn it again after a reconnect.
-    if (this.#reconnects !== this.#nats.reconnects || now - this.#said >= KEEP_ALIVE_EVERY) {
-      this.#reconnects = this.#nats.reconnects;
+    if (this.#moved || now - this.#said >= KEEP_ALIVE_EVERY) {
+      this.#moved = false;
       this.#send({ keep_alive: true }, true);
     }
     for (const sender of this.#senders.values()) {
@@ -225,8 +239,30 @@ export class Stream {
       const frame = receiver.frame(now);
       if (frame) this.#send(frame);
     }
-    if (now - this.#heard >= PEER_LOST_AFTER) {
-      this.#finish(() => this.#settle.reject(new Error("the host was silent for a minute")));
+  }
+
+  #lost() {
+    const sum = (ends, value) => String([...ends.values()].reduce((total, end) => total + value(end), 0));
+    return new DroverError({
+      code: "unavailable",
+      message: `the host of the stream was not heard for ${PEER_LOST_AFTER / 1_000} s`,
+      retryable: true,
+      details: {
+        acked_off: sum(this.#senders, (sender) => sender.base),
+        received_off: sum(this.#receivers, (receiver) => receiver.got),
+      },
+    });
+  }
+
+  /** Notes each return of the connection: what was on its way most likely is lost. */
+  async #watch() {
+    for await (const { type } of this.#statuses) {
+      if (this.#over) return;
+      if (type === "disconnect") this.#connected = false;
+      if (type !== "reconnect") continue;
+      this.#connected = this.#moved = true;
+      for (const sender of this.#senders.values()) sender.resend(Date.now());
+      this.#pump();
     }
   }
 
@@ -249,6 +285,8 @@ export class Stream {
   #take(frame) {
     if (frame.end) {
       const { result, error } = frame.end;
+      // Until it knows that, the host repeats the end.
+      this.#send({ done: true });
       this.#finish(() => (error ? this.#settle.reject(new DroverError(error)) : this.#settle.resolve(result)));
       return;
     }
@@ -264,6 +302,7 @@ export class Stream {
   #finish(settle) {
     this.#over = true;
     clearInterval(this.#timer);
+    this.#statuses.stop();
     this.#subscription.unsubscribe();
     settle();
     this.#wake();

@@ -70,6 +70,8 @@ pub struct Description {
     pub boot_unix_ms: u64,
     /// The kernel command line, for the boot lines only.
     pub cmdline: String,
+    /// The guest's memory, where its files are too.
+    pub memory_bytes: u64,
 }
 
 /// Runs as pid 1; gives the exit status.
@@ -102,7 +104,7 @@ fn run(description: &str) -> Result<i32, Box<dyn std::error::Error>> {
     println!("Command line: {}", guest.cmdline);
     sethostname(&guest.hostname)?;
     let _ = loopback_up();
-    root::enter(&guest.agent, &guest.hostname)?;
+    root::enter(&guest.agent, &guest.hostname, guest.memory_bytes)?;
     println!("softvmm: root is ready, starting {}", root::AGENT);
     control.write_all(&[READY])?;
     Init { guest, control, signalfd, agent: None, start_agent_at: Some(Instant::now()) }.work()

@@ -163,6 +163,7 @@ async fn spawn(plan: &Plan<'_>) -> Result<Started, Box<dyn std::error::Error>> {
         boot_id: uuid(),
         boot_unix_ms: now.as_millis() as u64,
         cmdline: payload.cmdline.unwrap_or_default(),
+        memory_bytes: plan.config.memory.size,
     };
     let spawned = namespaces::spawn(&serde_json::to_string(&description)?)?;
     let stream = |s: std::os::unix::net::UnixStream| {

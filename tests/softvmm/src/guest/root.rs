@@ -39,14 +39,16 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RootErro
 ///
 /// # Errors
 /// The step that failed; the caller ends, and the namespace with it.
-pub fn enter(agent: &Path, hostname: &str) -> Result<(), RootError> {
+pub fn enter(agent: &Path, hostname: &str, memory_bytes: u64) -> Result<(), RootError> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .map_err(|e| failed("make private", Path::new("/"))(e.into()))?;
     // Any directory will do: what it hides is hidden from this namespace only.
     let base = Path::new("/tmp");
     let agent_file = fs::File::open(agent).map_err(failed("open", agent))?;
-    mount(Some("softvmm"), base, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755,size=1g"))
+    // As much as its files could take anyway: they lie in its memory.
+    let options = format!("mode=755,size={}", memory_bytes.max(1 << 30));
+    mount(Some("softvmm"), base, Some("tmpfs"), MsFlags::MS_NOSUID, Some(options.as_str()))
         .map_err(|e| failed("mount", base)(e.into()))?;
     for dir in ["proc", "dev", "tmp", "run", "root", "etc", "sbin", "var", "var/tmp", "mnt"] {
         let path = base.join(dir);

@@ -923,6 +923,8 @@ class StreamFrame(TypedDict):
     ch: NotRequired[Channel | None]
     # Bytes of the channel.
     data: NotRequired[Blob | None]
+    # The client has the last frame; until it says so, the host repeats it for a minute.
+    done: NotRequired[bool]
     # The last frame: the outcome of the whole stream.
     end: NotRequired[StreamEnd | None]
     # The channel ends after `data`.

@@ -28,4 +28,4 @@ class NoOutcome(Exception):
 
 
 class StreamBroken(Exception):
-    """The host was silent for a minute, or broke the rules of the stream."""
+    """The stream cannot go on: it has ended, or this end of it failed."""

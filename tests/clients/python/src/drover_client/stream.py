@@ -19,7 +19,7 @@ from .errors import DroverError, StreamBroken
 CHUNK = 64 * 1024
 WINDOW = 512 * 1024
 ACK_EVERY = 5.0
-RESEND_AFTER = 2.0
+RESEND_AFTER, LONGEST_RESEND = 2.0, 16.0
 KEEP_ALIVE_EVERY = 20.0
 ABSENT_KEEP_ALIVE = 1.0
 PEER_LOST_AFTER = 60.0
@@ -37,7 +37,8 @@ class _Sender:
         self.limit = min(window, WINDOW)
         self.closed = self.closed_sent = self.closed_acked = False
         self.progress = time.monotonic()
-        self.resent_at: int | None = None
+        self.patience = RESEND_AFTER
+        self.resent_below = 0
 
     @property
     def end(self) -> int:
@@ -51,8 +52,10 @@ class _Sender:
         waiting = self.next > self.base or (self.closed_sent and not self.closed_acked)
         if not waiting:
             self.progress = now
-        elif now - self.progress >= RESEND_AFTER:
+        elif now - self.progress >= self.patience:
+            patience = self.patience
             self.resend(now)
+            self.patience = min(patience * 2, LONGEST_RESEND)
         made = []
         while self.next < self.end or (self.closed and not self.closed_sent):
             start = self.next - self.base
@@ -64,21 +67,22 @@ class _Sender:
         return made
 
     def resend(self, now: float) -> None:
+        self.resent_below = max(self.resent_below, self.next)
         self.next, self.closed_sent, self.progress = self.base, False, now
+        self.patience = RESEND_AFTER
 
     def acknowledged(self, off: int, window: int, now: float) -> None:
-        # The same offset without more room means that something after it was lost; one answer is enough.
-        again = off == self.base < self.next and off + window <= self.limit and self.resent_at != off
+        # The same offset without more room means that something after it was lost, if it is not sent again already.
+        again = off == self.base < self.next and off + window <= self.limit and off > self.resent_below
         self.closed_acked = self.closed_acked or off > self.end
         upto = max(self.base, min(off, self.end))
         del self.kept[: upto - self.base]
         if upto > self.base or self.closed_acked:
-            self.progress = now
+            self.progress, self.patience = now, RESEND_AFTER
         elif again:
-            self.resent_at = off
             self.resend(now)
         self.base, self.next = upto, max(self.next, upto)
-        self.limit = max(self.limit, upto + min(window, WINDOW))
+        self.limit = max(self.limit, off + min(window, WINDOW))
 
 
 class _Receiver:
@@ -225,6 +229,9 @@ class Stream(Generic[Result]):
                 moved = reconnects != self._nc.stats["reconnects"]
                 if moved or now - said >= KEEP_ALIVE_EVERY:
                     await self._send({"keep_alive": True}, with_inbox=True)
+                    for sender in self._senders.values() if moved and reconnects >= 0 else ():
+                        # What was on its way most likely is lost.
+                        sender.resend(now)
                     reconnects, said = self._nc.stats["reconnects"], now
                 for frame in frames:
                     await self._send(frame)
@@ -234,7 +241,7 @@ class Stream(Generic[Result]):
                     # What took long to send was not lost for that.
                     sender.progress = max(sender.progress, said)
                 if now - heard >= PEER_LOST_AFTER:
-                    raise StreamBroken("the host was silent for a minute")
+                    raise self._lost()
                 incoming = incoming or asyncio.create_task(self._inbox.next_msg(timeout=None))
                 changed = changed or asyncio.create_task(self._changed.wait())
                 await asyncio.wait({incoming, changed}, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
@@ -248,12 +255,24 @@ class Stream(Generic[Result]):
                         said = min(said, now - KEEP_ALIVE_EVERY + ABSENT_KEEP_ALIVE)
                         continue
                     heard = time.monotonic()
-                    if self._take(cast(StreamFrame, read(message)), heard):
+                    told = cast(StreamFrame, read(message))
+                    if told.get("end"):
+                        # Until it knows that, the host repeats the end.
+                        await self._send({"done": True})
+                    if self._take(told, heard):
                         return
         finally:
             for task in (incoming, changed):
                 if task:
                     task.cancel()
+
+    def _lost(self) -> DroverError:
+        details = {
+            "acked_off": str(sum(sender.base for sender in self._senders.values())),
+            "received_off": str(sum(receiver.got for receiver in self._receivers.values())),
+        }
+        message = f"the host of the stream was not heard for {PEER_LOST_AFTER:.0f} s"
+        return DroverError({"code": "unavailable", "message": message, "retryable": True, "error_id": "", "details": details})
 
     def _take(self, frame: StreamFrame, now: float) -> bool:
         """One frame of the host; true for the last."""

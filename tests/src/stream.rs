@@ -1,0 +1,145 @@
+//! A client's end of a stream that does what a test tells it, frame by frame.
+
+use async_nats::{Client, HeaderMap, Message, Subscriber};
+use drover_schemas::blob::Blob;
+use drover_schemas::codec::{self, Format};
+use drover_schemas::stream::{Channel, StreamFrame, StreamOpened};
+use drover_schemas::{ErrorBody, RequestId, headers};
+use futures_util::StreamExt as _;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::client::{Bus, Failure};
+use crate::contract::{self, Side};
+use crate::wait::{PATIENCE, patience_factor};
+
+/// An open stream.
+#[derive(Debug)]
+pub struct Stream {
+    nats: Client,
+    inbox: String,
+    frames: Subscriber,
+    /// What the host said of it.
+    pub opened: StreamOpened,
+}
+
+impl Stream {
+    /// Asks for a stream and says where its client is.
+    ///
+    /// # Errors
+    /// As the host says.
+    ///
+    /// # Panics
+    /// The reply is not one.
+    pub async fn open(bus: &Bus, tail: &str, body: &Value) -> Result<Self, Failure> {
+        let nats = bus.nats.clone();
+        let inbox = nats.new_inbox();
+        let mut frames = nats.subscribe(inbox.clone()).await.expect("a subscription");
+        let subject = format!("drover.v1.cmd.default.{tail}");
+        let mut sent = HeaderMap::new();
+        sent.insert(headers::REQUEST_ID, RequestId::generate().to_string().as_str());
+        let body = codec::encode(body).expect("a body");
+        nats.publish_with_reply_and_headers(subject.clone(), inbox.clone(), sent, body.into())
+            .await
+            .expect("a request");
+        let reply = message(&mut frames).await;
+        if reply.status.is_some() {
+            return Err(Failure::Nobody);
+        }
+        let failed = reply.headers.as_ref().is_some_and(|h| h.get(headers::ERROR_CODE).is_some());
+        if failed {
+            let error: ErrorBody = codec::decode(&reply.payload).expect("an error");
+            return Err(Failure::Coded(error));
+        }
+        contract::check(&subject, Side::Reply, Format::MsgPack, &reply.payload);
+        let value: Value = codec::decode(&reply.payload).expect("a reply");
+        let opened = value.get("stream").unwrap_or(&value).clone();
+        let opened = serde_json::from_value(opened).expect("a stream");
+        let this = Self { nats, inbox, frames, opened };
+        this.here().await;
+        Ok(this)
+    }
+
+    /// Sends a frame.
+    ///
+    /// # Panics
+    /// The connection has ended.
+    pub async fn send(&self, frame: &StreamFrame) {
+        self.publish(frame, None).await;
+    }
+
+    /// Says where the client is.
+    pub async fn here(&self) {
+        self.at(&self.inbox).await;
+    }
+
+    /// Says that the client is elsewhere.
+    pub async fn at(&self, inbox: &str) {
+        self.publish(&StreamFrame { keep_alive: true, ..StreamFrame::default() }, Some(inbox)).await;
+    }
+
+    /// Takes an inbox of its own anew, as a client that was away, and says so.
+    ///
+    /// # Panics
+    /// The connection has ended.
+    pub async fn move_on(&mut self) {
+        self.inbox = self.nats.new_inbox();
+        self.frames = self.nats.subscribe(self.inbox.clone()).await.expect("a subscription");
+        self.here().await;
+    }
+
+    /// Sends bytes of a channel.
+    pub async fn data(&self, ch: Channel, off: u64, data: &[u8]) {
+        let data = Some(Blob(bytes::Bytes::copy_from_slice(data)));
+        self.send(&StreamFrame { ch: Some(ch), off: Some(off), data, ..StreamFrame::default() }).await;
+    }
+
+    /// Acknowledges bytes of a channel.
+    pub async fn ack(&self, ch: Channel, acked: u64, window: u64) {
+        let (ch, acked_off, window) = (Some(ch), Some(acked), Some(window));
+        self.send(&StreamFrame { ch, acked_off, window, ..StreamFrame::default() }).await;
+    }
+
+    /// Gives the stream up.
+    pub async fn cancel(&self) {
+        self.send(&StreamFrame { cancel: true, ..StreamFrame::default() }).await;
+    }
+
+    async fn publish(&self, frame: &StreamFrame, reply: Option<&str>) {
+        let body: bytes::Bytes = codec::encode(frame).expect("a frame").into();
+        let to = self.opened.io_subject.clone();
+        match reply {
+            Some(reply) => self.nats.publish_with_reply(to, reply.to_owned(), body).await,
+            None => self.nats.publish(to, body).await,
+        }
+        .expect("a connection");
+    }
+
+    /// The next frame of the host.
+    ///
+    /// # Panics
+    /// None comes, or one that is not as the contract says.
+    pub async fn next(&mut self) -> StreamFrame {
+        let message = message(&mut self.frames).await;
+        contract::check(&self.opened.io_subject, Side::Message, Format::MsgPack, &message.payload);
+        codec::decode(&message.payload).expect("a frame")
+    }
+
+    /// The next frame that `wanted` takes; others are dropped.
+    ///
+    /// # Panics
+    /// As [`Self::next`].
+    pub async fn find(&mut self, wanted: impl Fn(&StreamFrame) -> bool) -> StreamFrame {
+        loop {
+            let frame = self.next().await;
+            if wanted(&frame) {
+                return frame;
+            }
+        }
+    }
+}
+
+async fn message(frames: &mut Subscriber) -> Message {
+    let within = PATIENCE * patience_factor();
+    timeout(within, frames.next()).await.expect("a frame comes in time").expect("a connection")
+}
