@@ -37,6 +37,8 @@ fn a_vm_lives_through_every_verb_and_leaves_nothing() {
 
         assert_eq!(bus.change("web", "pause").await.unwrap().vm.state, VmState::Paused);
         assert!(bus.change("web", "pause").await.unwrap().already);
+        let asleep = bus.ask("vm.web.guest.ping", &json!({})).refused(ErrorCode::GuestUnreachable).await;
+        assert!(asleep.message.contains("resume it"), "{asleep}");
         let error = refused("shutdown", ErrorCode::InvalidState, bus.change("web", "shutdown").await);
         assert_eq!(error.details["state"], "paused");
         assert_eq!(bus.change("web", "resume").await.unwrap().vm.state, VmState::Running);

@@ -1,6 +1,7 @@
 //! Verbs of the guest: over the link to its agent, never through the VM's mailbox.
 
 use drover_schemas::body::guest::ExecResult;
+use drover_schemas::state::VmState;
 
 use super::{
     Answer, Channel, Duration, Empty, ErrorBody, ErrorCode, ExecReply, ExecRequest, GetRequest,
@@ -41,8 +42,13 @@ impl Router {
     /// The link to the agent, or why there is none.
     async fn link(&self, ns: &Token, name: &Token) -> Result<Link, ErrorBody> {
         let view = self.view(ns, name).await?;
+        let state = view.machine.state;
+        // Nobody knows what of a request was done before the pause, so it is never said that nothing was.
+        if state == VmState::Paused {
+            let text = "a VM that is paused does nothing and answers nothing; resume it first";
+            return Err(ErrorBody::new(ErrorCode::GuestUnreachable, text).with("state", state));
+        }
         view.link.ok_or_else(|| {
-            let state = view.machine.state;
             let message = if view.run.is_some() {
                 "the guest agent does not answer; the guest may still be booting, see logs and explain"
                     .to_owned()
