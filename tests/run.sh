@@ -12,7 +12,8 @@
 #   death        as faults, and each cause of an end, what a VMM can reach, and a short soak; the real hypervisor is looked
 #                at too if CLOUD_HYPERVISOR names it
 #   bus          the bus under fire: floods, quotas, what is too large, a stream that is tampered with, three hosts
-#                on a cluster whose servers are killed, connections that are cut while --size MiB (96) move
+#                on a cluster whose servers are killed, connections that are cut while --size MiB (96) move, hosts and
+#                agents of other versions
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
 #   nested       the end-to-end suites with the real Cloud Hypervisor that CLOUD_HYPERVISOR names, on a throw-away
@@ -32,7 +33,7 @@ while [ $# -gt 0 ]; do
         --budget) BUDGET=${2:?--budget takes seconds}; shift 2 ;;
         --seed) SEED=${2:?--seed takes a number}; shift 2 ;;
         --size) SIZE=${2:?--size takes MiB}; shift 2 ;;
-        -h | --help) sed -n '2,21p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+        -h | --help) sed -n '2,22p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
         unit | wire | e2e | faults | death | bus | soak | conformance | nested | fuzz | bench) SUITES+=("$1"); shift ;;
         *) die "unknown suite $1; see --help" ;;
     esac
@@ -189,6 +190,7 @@ if wants bus; then
     step bus "the log of events, tampered with" real events 2
     step bus "what judges a history" cargo test --locked --workspace --lib -- contest
     step bus "servers of a cluster are killed" real model 1
+    step bus "other versions" real versions 2
     step bus "streams on a bus that breaks" env DROVER_STREAM_MIB="$SIZE" cargo test --locked --workspace --test streams \
         -- --test-threads 2 --show-output
     grep -hE '^(FLOOD|STREAM)' "$LOGS"/bus-*.log

@@ -59,6 +59,14 @@ pub enum TemplateError {
         #[source]
         source: drover_schemas::token::TokenError,
     },
+    /// The file has a field too many.
+    #[error("template {path} has an unknown field {field:?}; check the spelling")]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// The field with its parents, joined by dots.
+        field: String,
+    },
     /// The file is not YAML of a template.
     #[error("template {path} is not valid")]
     Parse {
@@ -81,8 +89,19 @@ impl Templates {
             let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
             let name =
                 Token::new(stem).map_err(|source| TemplateError::Name { path: path.to_owned(), source })?;
-            let spec = serde_saphyr::from_str(text)
+            // Parts of a spec stand in replies too, where a later version may have more fields: they do not refuse
+            // them by themselves.
+            let mut unknown = None;
+            let parsed = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
+                serde_ignored::deserialize(deserializer, |field| {
+                    unknown.get_or_insert_with(|| field.to_string());
+                })
+            });
+            let spec = parsed
                 .map_err(|source| TemplateError::Parse { path: path.to_owned(), source: source.into() })?;
+            if let Some(field) = unknown {
+                return Err(TemplateError::Unknown { path: path.to_owned(), field: field.replace("?.", "") });
+            }
             templates.insert(name, spec);
         }
         Ok(Self(templates))

@@ -109,6 +109,14 @@ async fn versions_that_do_not_meet_are_told_so() {
 }
 
 #[tokio::test]
+async fn a_verb_of_a_later_host_is_answered() {
+    let mut host = Host::greeted().await;
+    host.say(&request(1, "dance", Vec::new())).await;
+    let Some(AgentFrame::Res(res)) = host.hear().await else { panic!("an answer") };
+    assert_eq!(res.error.unwrap().code, ErrorCode::Unsupported);
+}
+
+#[tokio::test]
 async fn who_does_not_greet_first_hung_up_on() {
     let mut host = Host::new(&agent());
     host.say(&request(1, verb::PING, Vec::new())).await;

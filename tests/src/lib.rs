@@ -15,6 +15,7 @@
 //! | [`flood`] | a tenant that asks for far too much |
 //! | [`leak`] | what of a VM is still there |
 //! | [`logins`] | the ways in which a server can ask who connects |
+//! | [`next`] | a host of the next version |
 //! | [`relay`] | a way to the bus that cuts, loses and rewrites |
 //! | [`soak`] | random work, kills, and a model |
 //! | [`stream`] | a client's end of a stream, frame by frame |
@@ -41,6 +42,7 @@ pub mod flood;
 pub mod leak;
 pub mod logins;
 pub mod netns;
+pub mod next;
 pub mod node;
 mod programs;
 pub mod relay;

@@ -95,6 +95,14 @@ pub enum LinkError {
         /// The limit.
         limit: usize,
     },
+    /// The agent does not offer the verb.
+    #[error("the agent in the guest, version {version:?}, does not offer {verb}")]
+    Lacks {
+        /// The verb.
+        verb: String,
+        /// What the agent says of its version, at most 32 characters.
+        version: String,
+    },
     /// The request does not fit into a frame.
     #[error("the request is too long for the guest link")]
     TooLong,
@@ -134,6 +142,9 @@ impl From<LinkError> for ErrorBody {
                     "{text}; the outcome is unknown: repeat with the same request id, or allow more time"
                 ),
             ),
+            LinkError::Lacks { .. } => {
+                Self::new(ErrorCode::Unsupported, format!("{text}; install the agent of this host's version"))
+            }
             LinkError::Full { .. } => Self::new(ErrorCode::Busy, format!("{text}; wait for one to end")),
             LinkError::TooLong => {
                 Self::new(ErrorCode::InvalidArgument, format!("{text}; send the bulk as a stream"))

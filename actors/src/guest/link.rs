@@ -173,8 +173,13 @@ impl Link {
     /// Opens a stream.
     ///
     /// # Errors
-    /// [`LinkError::Full`], [`LinkError::TooLong`], or why the link has ended.
+    /// [`LinkError::Lacks`] when the agent is too old, [`LinkError::Full`], [`LinkError::TooLong`], or why the link has
+    /// ended.
     pub fn open(&self, open: Open) -> Result<GuestStream, LinkError> {
+        if !self.hello().capabilities.contains(&open.verb) {
+            let version = self.hello().version.chars().take(32).collect();
+            return Err(LinkError::Lacks { verb: open.verb, version });
+        }
         let span = info_span!("guest.call", verb = open.verb);
         let request = Request {
             stream: 0,

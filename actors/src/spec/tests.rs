@@ -106,9 +106,12 @@ fn impossible_sizes_say_what_would_do() {
 
 #[test]
 fn broken_yaml_names_the_file_and_the_line() {
-    for (text, part) in [("cpus: [", "line"), ("cpus: 1\nmemroy: 3\n", "memroy")] {
+    let nested = "disks:\n- {image: i, readnoly: true}\n";
+    for (text, part) in
+        [("cpus: [", "line"), ("cpus: 1\nmemroy: 3\n", "memroy"), (nested, "disks.0.readnoly")]
+    {
         let error = Templates::parse([(Path::new("t.yaml"), text)]).unwrap_err();
-        let chain = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+        let chain = crate::chain(&error).to_string();
         assert!(chain.contains("t.yaml") && chain.contains(part), "{chain}");
     }
 }

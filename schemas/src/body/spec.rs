@@ -21,7 +21,6 @@ pub enum Os {
 
 /// Names of the parts that a guest boots from: image names or digests, never paths.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct BootSpec {
     /// Image of kind `kernel`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,7 +38,6 @@ pub struct BootSpec {
 
 /// One disk of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct DiskSpec {
     /// The image that the disk starts as; each VM writes to a copy of its own.
     pub image: String,
@@ -50,7 +48,6 @@ pub struct DiskSpec {
 
 /// One network interface of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct NicSpec {
     /// The host's network to join.
     #[serde(default = "default_network")]
@@ -77,7 +74,7 @@ pub enum RestartPolicy {
 
 /// Restart policy with its limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct RestartSpec {
     /// When to start again.
     pub policy: RestartPolicy,
@@ -105,7 +102,7 @@ impl Default for RestartSpec {
 
 /// Whether and how long drover waits for the guest agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct AgentSpec {
     /// The guest has an agent.
     pub enabled: bool,
@@ -121,7 +118,7 @@ impl Default for AgentSpec {
 
 /// Where a VM may be placed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct PlacementSpec {
     /// Only this host.
     #[serde(skip_serializing_if = "Option::is_none")]

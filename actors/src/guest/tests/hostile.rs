@@ -18,7 +18,7 @@ fn hello() -> AgentHello {
         arch: "x86_64".into(),
         kernel: String::new(),
         hostname: String::new(),
-        capabilities: Vec::new(),
+        capabilities: vec![verb::EXEC.into(), verb::PING.into()],
         guest: GuestKind::Vm,
         stream_credit: 1000,
         max_streams: 64,
@@ -133,7 +133,7 @@ async fn a_second_answer_closes_the_link() {
     let res = bytes(&AgentFrame::Res(Response { stream: 1, body: Some(Blob::default()), error: None }));
     let guest = liar(vec![res.clone(), res]);
     let link = connect(&guest.socket()).await.unwrap();
-    let _stream = link.open(Open::default()).unwrap();
+    let _stream = link.open(Open { verb: verb::PING.into(), ..Open::default() }).unwrap();
     assert!(matches!(link.closed().await, LinkError::UnknownStream { stream: 1 }));
 }
 
@@ -189,6 +189,22 @@ async fn an_agent_that_answers_no_request_keeps_no_caller() {
     assert_eq!(link.shared().state().streams.len(), 1);
 }
 
+/// The agent of a guest is as old as its image: what it does not offer is said, and not sent.
+#[tokio::test]
+async fn an_agent_that_is_older_is_asked_for_what_it_offers() {
+    let res = bytes(&AgentFrame::Res(Response { stream: 1, body: Some(Blob::default()), error: None }));
+    let guest = liar(vec![res]);
+    let link = connect(&guest.socket()).await.unwrap();
+    let error = link.open(Open { verb: verb::PUT.into(), ..Open::default() }).unwrap_err();
+    let error = ErrorBody::from(error);
+    assert_eq!(error.code, ErrorCode::Unsupported);
+    assert!(error.message.contains("\"evil\"") && error.message.contains("install the agent"), "{error}");
+    assert!(
+        link.call(verb::PING, None, DEADLINE, Bytes::new()).await.is_ok(),
+        "the first stream is still free"
+    );
+}
+
 #[tokio::test]
 async fn frames_of_a_later_version_are_counted_and_ignored() {
     let later = drover_schemas::codec::encode(&serde_json::json!({"t": "teleport"})).unwrap();
@@ -205,7 +221,7 @@ async fn frames_of_a_later_version_are_counted_and_ignored() {
 async fn sending_waits_for_the_agents_credit() {
     let guest = liar(Vec::new());
     let link = connect(&guest.socket()).await.unwrap();
-    let stream = link.open(Open::default()).unwrap();
+    let stream = link.open(Open { verb: verb::PING.into(), ..Open::default() }).unwrap();
     stream.send(Channel::Stdin, vec![0; 1000].into(), false).await.unwrap();
     let more = stream.send(Channel::Stdin, vec![0; 1].into(), false);
     assert!(tokio::time::timeout(Duration::from_millis(20), more).await.is_err());

@@ -69,7 +69,8 @@ async fn mistakes_are_named() {
         Err(CallError::Guest(error)) => error,
         other => panic!("{other:?}"),
     };
-    assert_eq!(refused("dance", Bytes::new()).await.code, ErrorCode::Unsupported);
+    let lacks = link.call("dance", None, DEADLINE, Bytes::new()).await;
+    assert!(matches!(lacks, Err(CallError::Link(LinkError::Lacks { .. }))), "{lacks:?}");
     assert_eq!(refused(verb::SHUTDOWN, Bytes::new()).await.code, ErrorCode::Unsupported);
     let typo = refused(verb::EXEC, body(&serde_json::json!({"argv": ["true"], "cmd": "x"}))).await;
     assert!(typo.code == ErrorCode::InvalidArgument && typo.message.contains("cmd"), "{typo}");
@@ -191,7 +192,10 @@ async fn a_lost_link_ends_its_commands() {
     let Some(StreamEvent::End(Err(error))) = stream.recv().await else { panic!("the stream ends") };
     assert_eq!(error.code, ErrorCode::GuestUnreachable);
     assert_eq!(stream.recv().await, None);
-    assert!(matches!(link.open(Open::default()), Err(LinkError::GivenUp)));
+    assert!(matches!(
+        link.open(Open { verb: verb::PING.into(), ..Open::default() }),
+        Err(LinkError::GivenUp)
+    ));
     until("its command is killed", || gone(&pid)).await;
 }
 
@@ -272,7 +276,10 @@ async fn streams_are_capped_and_control_passes_bulk() {
     let pong = link.call(verb::PING, None, DEADLINE, Bytes::new()).await;
     assert!(pong.is_ok());
     let _last = exec(&link, &sh("exec sleep 1000"), 0);
-    assert!(matches!(link.open(Open::default()), Err(LinkError::Full { limit: MAX_STREAMS })));
+    assert!(matches!(
+        link.open(Open { verb: verb::PING.into(), ..Open::default() }),
+        Err(LinkError::Full { limit: MAX_STREAMS })
+    ));
     drop(busy);
     until("numbers come back", || link.shared().state().streams.len() <= 1).await;
     link.call(verb::PING, None, DEADLINE, Bytes::new()).await.unwrap();
