@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 /// Two hosts: `h1` of this version and `h2` of the next.
 async fn start(world: &mut World) -> Relay {
     let next = Relay::start("127.0.0.1:4302", URL).await;
-    next.rule(|publication| next::says(publication));
+    next.rule(next::says);
     world.hosts[1].urls = vec![next.url.clone()];
     world.hosts[1].configure(&world.hosts[1].config());
     world.start_nats().await;
