@@ -43,8 +43,13 @@ pub fn compare(before: &StreamLook, now: &StreamLook) -> Vec<Finding> {
         found.push(Finding::WentBack { last_before: before.last_seq, last_now: now.last_seq });
         return found;
     }
-    if before.messages > 0 && now.first_seq > before.first_seq && !may_trim(before, now) {
-        found.push(Finding::Purged { first_before: before.first_seq, first_now: now.first_seq });
+    // Of an empty stream the oldest is whatever came next.
+    let (oldest, since) = match before.messages {
+        0 => (before.last_seq + 1, before.server_unix_ms),
+        _ => (before.first_seq, before.first_unix_ms),
+    };
+    if now.first_seq > oldest && !may_trim(before, now, since) {
+        found.push(Finding::Purged { first_before: oldest, first_now: now.first_seq });
     }
     if now.first_seq == before.first_seq && now.deleted > before.deleted {
         found.push(Finding::Deleted { count: now.deleted - before.deleted });
@@ -52,16 +57,16 @@ pub fn compare(before: &StreamLook, now: &StreamLook) -> Vec<Finding> {
     found
 }
 
-/// Whether the limits of the stream explain that its oldest event is gone.
-fn may_trim(before: &StreamLook, now: &StreamLook) -> bool {
+/// Whether the limits of the stream explain that its oldest event, which was stored at `since` or later, is gone.
+fn may_trim(before: &StreamLook, now: &StreamLook, since: Option<u64>) -> bool {
     // Both limits may have been made smaller meanwhile.
     let max_bytes = before.max_bytes.into_iter().chain(now.max_bytes).min();
     let max_age = before.max_age_ms.into_iter().chain(now.max_age_ms).min();
     let stored = now.last_seq - before.last_seq;
-    let each = before.bytes / before.messages.max(1);
-    let most = before.bytes.saturating_add(stored.saturating_mul(each.max(1)));
+    let each = [before, now].map(|look| look.bytes / look.messages.max(1)).into_iter().max();
+    let most = before.bytes.saturating_add(stored.saturating_mul(each.unwrap_or_default().max(1)));
     let by_bytes = max_bytes.is_some_and(|max| most >= max / 100 * NEAR);
-    let by_age = match (max_age, before.first_unix_ms, now.server_unix_ms) {
+    let by_age = match (max_age, since, now.server_unix_ms) {
         (Some(max), Some(first), Some(at)) => at.saturating_sub(first).saturating_add(EARLY_MS) >= max,
         (Some(_), ..) => true,
         (None, ..) => false,
@@ -131,8 +136,10 @@ mod tests {
         let less = StreamLook { max_bytes: Some(5_000), ..look(60, 100) };
         assert_eq!(compare(&before, &less), []);
         // An empty stream begins with its first event.
-        let empty = StreamLook { messages: 0, first_unix_ms: None, ..look(1, 0) };
+        let empty = StreamLook { messages: 0, bytes: 0, first_unix_ms: None, ..look(1, 0) };
         assert_eq!(compare(&empty, &look(1, 3)), []);
+        // And may have filled up since.
+        assert_eq!(compare(&empty, &look(2_000, 3_000)), []);
     }
 
     #[test]
@@ -142,6 +149,9 @@ mod tests {
         assert_eq!(purged, [Finding::Purged { first_before: 1, first_now: 101 }]);
         let kept = compare(&before, &look(91, 105));
         assert_eq!(kept, [Finding::Purged { first_before: 1, first_now: 91 }]);
+        // Also what came and went between two looks.
+        let empty = StreamLook { messages: 0, bytes: 0, first_unix_ms: None, ..look(1, 0) };
+        assert_eq!(compare(&empty, &look(4, 3)), [Finding::Purged { first_before: 1, first_now: 4 }]);
         let deleted = compare(&before, &StreamLook { deleted: 7, ..look(1, 110) });
         assert_eq!(deleted, [Finding::Deleted { count: 7 }]);
         let back = compare(&before, &look(1, 80));
