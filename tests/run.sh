@@ -11,9 +11,9 @@
 #   faults       daemon, VMM and bus are killed, hung and cut off, and what is left is looked at
 #   death        as faults, and each cause of an end, what a VMM can reach, and a short soak; the real hypervisor is looked
 #                at too if CLOUD_HYPERVISOR names it
-#   bus          the bus under fire: floods, quotas, what is too large, a stream that is tampered with, three hosts
-#                on a cluster whose servers are killed, connections that are cut while --size MiB (96) move, hosts and
-#                agents of other versions
+#   bus          the bus under fire: floods, quotas, what is too large, a stream that is tampered with, several
+#                hosts, a cluster whose servers are killed, connections that are cut while --size MiB (96) move,
+#                hosts and agents of other versions
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
 #   nested       the end-to-end suites with the real Cloud Hypervisor that CLOUD_HYPERVISOR names, on a throw-away
@@ -188,6 +188,7 @@ fi
 if wants bus; then
     step bus "more than there is room for" real overload 2
     step bus "the log of events, tampered with" real events 2
+    step bus "several hosts" real fleet 2
     step bus "what judges a history" cargo test --locked --workspace --lib -- contest
     step bus "servers of a cluster are killed" real model 1
     step bus "other versions" real versions 2

@@ -5,37 +5,52 @@
 //! | claim `placing` | a claim with a deadline | a retry, or a takeover after the deadline |
 //! | row and request durable | a row that is not `owned` | adoption confirms the claim or undoes the row |
 //! | claim `owned` | a VM that is `creating` | adoption begins its boot |
+//!
+//! Any host takes a create and goes on with what the claim says: [`Creator::create`]. The host that the claim names
+//! does the work: [`Creator::create_here`]. A refusal moves the claim to the next candidate; a silent host is asked
+//! again until the claim's deadline. Whatever moves a claim raises its epoch by compare-and-set, and a host begins
+//! only after it has turned that very claim into `owned`: two hosts never both do.
 
-use std::collections::HashMap;
+mod place;
+mod relay;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use drover_schemas::body::spec::{ResolvedSpec, VmSpec};
+use bytes::Bytes;
+use drover_schemas::body::host::{PlacedReply, PlacedRequest};
+use drover_schemas::body::spec::ResolvedSpec;
 use drover_schemas::body::vm::{ChangeReply, CreateRequest};
-use drover_schemas::state::{Desired, VmState};
 use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, VmId, codec, headers};
 use futures_util::future::BoxFuture;
 use ractor::ActorRef;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedMutexGuard, oneshot, watch};
 use tracing::{Instrument as _, info, warn};
 
+use self::place::{NotPlaced, draining};
+use self::relay::{REFUSED, Relayed};
 use crate::bus::claims::decide::Attempt;
-use crate::bus::claims::{Claim, ClaimOutcome, NameKey, OwnOutcome};
+use crate::bus::claims::{Claim, ClaimError, ClaimOutcome, NameKey, Phase};
 use crate::chain;
 use crate::directory::Directory;
-use crate::ingress::request::Request;
-use crate::journal::{Batch, RequestRow, RequestState, VmRow};
+use crate::fleet::demand::Demand;
+use crate::fleet::placement::{Candidate, Pending, rank};
+use crate::fleet::presence::record;
+use crate::ingress::request::{Request, header};
 use crate::manager::ManagerMsg;
+use crate::router::HostPhase;
 use crate::services::{Shared, now_ms};
 use crate::spec::resolve;
-use crate::vm::actor::{Remembered, adopting, other_body, outcome_result, remembered};
-use crate::vm::machine::Machine;
+use crate::vm::actor::{Remembered, adopting, name_reused, other_body, remembered};
 use crate::vm::message::VmMsg;
-use crate::vm::prepare::prepare;
-use crate::vm::row::Live;
 
 /// How long a claim may stay in `placing`.
-const PLACING_MS: u64 = 30_000;
+const PLACING_MS: u64 = 15_000;
+/// How long a host that has just started waits to learn who else is there.
+const INVENTORY_WITHIN: Duration = Duration::from_secs(2);
+/// Hosts that an error names.
+const NAMED: usize = 16;
 
 /// Creates VMs.
 #[derive(Debug, Clone)]
@@ -43,96 +58,194 @@ pub struct Creator {
     services: Shared,
     directory: Arc<Directory>,
     manager: ActorRef<ManagerMsg>,
+    phase: watch::Receiver<HostPhase>,
     names: Arc<Mutex<HashMap<NameKey, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
+/// The answer to a create.
+#[derive(Debug)]
+pub enum Created {
+    /// By this host.
+    Here(Box<ChangeReply>),
+    /// By another host, in the request's format.
+    Relayed(Bytes),
+}
+
 /// A create, decoded and checked.
+#[derive(Debug, Clone)]
 struct Wanted {
     key: NameKey,
     body: CreateRequest,
-    spec: ResolvedSpec,
+    demand: Demand,
+    /// The spec as this host resolves it; another one may have other templates and images.
+    spec: Result<ResolvedSpec, ErrorBody>,
     request_id: RequestId,
     digest: String,
+}
+
+/// The hosts that may get a VM, in order, and why the others do not.
+#[derive(Debug, Default)]
+struct Candidates {
+    left: std::collections::VecDeque<Token>,
+    not: BTreeMap<Token, String>,
+    /// All that do not fit might later, without a change.
+    passes: bool,
+    /// What this host itself had to say.
+    own: Option<ErrorBody>,
 }
 
 impl Creator {
     /// A creator of this host.
     #[must_use]
-    pub fn new(services: Shared, directory: Arc<Directory>, manager: ActorRef<ManagerMsg>) -> Self {
-        Self { services, directory, manager, names: Arc::default() }
+    pub fn new(
+        services: Shared,
+        directory: Arc<Directory>,
+        manager: ActorRef<ManagerMsg>,
+        phase: watch::Receiver<HostPhase>,
+    ) -> Self {
+        Self { services, directory, manager, phase, names: Arc::default() }
     }
 
-    /// Carries out a create, or finds what became of it.
+    fn want(&self, namespace: &Token, request: &Request) -> Result<Wanted, ErrorBody> {
+        let body: CreateRequest = request.decode()?;
+        let services = &self.services;
+        Ok(Wanted {
+            key: NameKey { namespace: namespace.clone(), name: body.name.clone() },
+            demand: Demand::of(&body.spec, &services.templates),
+            spec: resolve(&body.spec, &services.templates, &services.images),
+            body,
+            request_id: request.request_id.unwrap_or_else(RequestId::generate),
+            digest: request.digest(),
+        })
+    }
+
+    /// Carries out a create on whichever host it fits, or finds what became of it.
     ///
     /// # Errors
     /// The coded error for the caller.
-    pub async fn create(&self, namespace: &Token, request: &Request) -> Result<ChangeReply, ErrorBody> {
-        let body: CreateRequest = request.decode()?;
-        let spec = resolve(&body.spec, &self.services.templates, &self.services.images)?;
-        let wanted = Wanted {
-            key: NameKey { namespace: namespace.clone(), name: body.name.clone() },
-            body,
-            spec,
-            request_id: request.request_id.unwrap_or_else(RequestId::generate),
-            digest: request.digest(),
-        };
+    pub async fn create(&self, namespace: &Token, request: &Request) -> Result<Created, ErrorBody> {
+        let wanted = self.want(namespace, request)?;
         // Two copies of one request meet here: the second finds what the first has made durable.
-        let lock = self.name_lock(&wanted.key);
-        let guard = lock.lock_owned().await;
+        let mut guard = Some(self.name_lock(&wanted.key).lock_owned().await);
+        if let Some(answer) = self.known(&wanted) {
+            drop(guard);
+            return answer.await.map(|reply| Created::Here(Box::new(reply)));
+        }
+        let mut candidates = self.candidates(&wanted).await?;
+        self.services.assets().await?;
+        let mut held: Option<(Box<Claim>, u64)> = None;
+        loop {
+            let (claim, revision) = match self.claim(&wanted, &mut candidates, held.take()).await? {
+                Next::Ask(claim, revision) => (claim, revision),
+                Next::Reply(reply) => return Ok(Created::Here(reply)),
+            };
+            if claim.host == self.services.host {
+                let lock = match guard.take() {
+                    Some(guard) => guard,
+                    None => self.name_lock(&wanted.key).lock_owned().await,
+                };
+                match self.carry_out(wanted.clone(), (*claim).clone(), lock).await {
+                    Ok(reply) => return Ok(Created::Here(Box::new(reply))),
+                    Err(NotPlaced::Refused(error)) => {
+                        candidates.refused(&claim.host, &error);
+                        candidates.own = Some(error);
+                        held = Some((claim, revision));
+                    }
+                    Err(NotPlaced::Moved) => {}
+                    Err(NotPlaced::Failed(error)) => return Err(error),
+                }
+                continue;
+            }
+            // Copies are kept apart by the claim from here on.
+            guard = None;
+            match self.relay(&wanted, request, &claim).await {
+                Relayed::Reply(bytes) => return Ok(Created::Relayed(bytes)),
+                Relayed::Failed(error) => return Err(error),
+                Relayed::Moved => {}
+                // There is nothing left to be done by anybody.
+                Relayed::Refused(error) if claim.phase == Phase::Gone => return Err(error),
+                Relayed::Refused(error) => {
+                    info!(host = %claim.host, reason = error.message, "a host does not take a VM");
+                    candidates.refused(&claim.host, &error);
+                    held = Some((claim, revision));
+                }
+                Relayed::Stuck(claim, revision) => {
+                    warn!(host = %claim.host, "a host is silent about a create; another one takes it over");
+                    candidates.silent(&claim.host);
+                    held = Some((claim, revision));
+                }
+            }
+        }
+    }
+
+    /// The placed half: carries out a create that another host placed here, or an operator.
+    ///
+    /// # Errors
+    /// The coded error for the caller; `details.refused` if another host may have it.
+    pub async fn create_here(&self, namespace: &Token, request: &Request) -> Result<ChangeReply, ErrorBody> {
+        let refuse = |error: ErrorBody| error.with(REFUSED, true);
+        let wanted = self.want(namespace, request).map_err(refuse)?;
+        let epoch = header(&request.headers, headers::OWNER_EPOCH).map(str::parse::<u64>).transpose();
+        let epoch = epoch.map_err(|_| {
+            let text = format!("header {} must be a number", headers::OWNER_EPOCH);
+            ErrorBody::new(ErrorCode::InvalidArgument, text)
+        })?;
+        let guard = self.name_lock(&wanted.key).lock_owned().await;
         if let Some(answer) = self.known(&wanted) {
             drop(guard);
             return answer.await;
         }
-        if self.services.state.draining() {
-            return Err(ErrorBody::new(
-                ErrorCode::Unavailable,
-                "the host takes no new VMs: an operator drains it; another host may take this one",
-            )
-            .with("phase", "draining")
-            .with("host", &self.services.host));
-        }
         self.services.assets().await?;
-        let attempt = self.attempt(&wanted);
-        let outcome = self.services.claims.claim_create(&wanted.key, &attempt).await.map_err(|e| {
-            warn!(error = %chain(&e), "a name could not be claimed");
-            e.to_body()
-        })?;
-        let claim = match outcome {
-            ClaimOutcome::Claimed { claim, .. } => *claim,
-            ClaimOutcome::SameRequest { claim, .. } if claim.host == self.services.host => *claim,
-            ClaimOutcome::SameRequest { claim, .. } => {
-                drop(guard);
-                return self.forward(&claim.host, namespace, request, wanted.request_id).await;
-            }
-            ClaimOutcome::Conflict => return Err(other_body(wanted.request_id)),
-            ClaimOutcome::AlreadyExists { vm_id, host, .. } => {
-                return Err(ErrorBody::new(
-                    ErrorCode::AlreadyExists,
-                    format!(
-                        "there is a VM {:?} in namespace {namespace:?}; use another name or delete it",
-                        wanted.body.name.as_str()
-                    ),
-                )
-                .with("vm_id", vm_id)
-                .with("host", host));
-            }
-            ClaimOutcome::Replay(reply) => {
-                return codec::decode(reply.as_slice())
-                    .map_err(|_| ErrorBody::new(ErrorCode::Internal, "the stored reply cannot be read"));
-            }
-            ClaimOutcome::NameReused { deleted_unix_ms } => {
-                return Err(ErrorBody::new(
-                    ErrorCode::Conflict,
-                    "the request is older than the last delete of this name; make a new request id",
-                )
-                .with("cause", "name_reused")
-                .with("deleted_unix_ms", deleted_unix_ms));
-            }
+        let attempt = self.attempt(&wanted, &self.services.host);
+        let claims = &self.services.claims;
+        // Without an epoch it was asked for by hand, and has no claim yet.
+        let outcome = match epoch {
+            Some(_) => claims.judge_create(&wanted.key, &attempt).await,
+            None => claims.claim_create(&wanted.key, &attempt).await.map(Some),
         };
-        // Whoever asked may stop waiting at any moment. What was begun is carried out or undone all the same.
+        let claim = match outcome.map_err(|e| failed(&e))? {
+            Some(ClaimOutcome::Claimed { claim, .. } | ClaimOutcome::SameRequest { claim, .. })
+                if claim.host == self.services.host
+                    && epoch.is_none_or(|epoch| epoch == claim.owner_epoch) =>
+            {
+                claim
+            }
+            Some(ClaimOutcome::Elsewhere { deleted_unix_ms, .. }) => {
+                return Err(name_reused(deleted_unix_ms));
+            }
+            _ => return Err(refuse(moved())),
+        };
+        match self.carry_out(wanted.clone(), (*claim).clone(), guard).await {
+            Ok(reply) => Ok(reply),
+            Err(NotPlaced::Failed(error)) => Err(error),
+            Err(NotPlaced::Moved) => Err(moved()),
+            Err(NotPlaced::Refused(error)) => {
+                if epoch.is_none() {
+                    self.undo_claim(&wanted.key, &claim).await;
+                }
+                Err(refuse(error))
+            }
+        }
+    }
+
+    /// Whether this host works on a create, or has its VM.
+    #[must_use]
+    pub fn placed(&self, asked: &PlacedRequest) -> PlacedReply {
+        let key = NameKey { namespace: asked.namespace.clone(), name: asked.name.clone() };
+        let has = self.directory.get(&key.namespace, &key.name).is_some_and(|slot| slot.vm_id == asked.vm_id);
+        PlacedReply { known: has || self.name_lock(&key).try_lock().is_err() }
+    }
+
+    /// Whoever asked may stop waiting at any moment. What was begun is carried out or undone all the same.
+    async fn carry_out(
+        &self,
+        wanted: Wanted,
+        claim: Claim,
+        guard: OwnedMutexGuard<()>,
+    ) -> Result<ChangeReply, NotPlaced> {
         let creator = self.clone();
-        let placed = tokio::spawn(async move { creator.place(wanted, claim, guard).await }.in_current_span());
-        placed.await.unwrap_or_else(|_| Err(interrupted()))
+        let work = async move { creator.place(wanted, claim, guard).await };
+        tokio::spawn(work.in_current_span()).await.unwrap_or_else(|_| Err(NotPlaced::Failed(interrupted())))
     }
 
     fn name_lock(&self, key: &NameKey) -> Arc<tokio::sync::Mutex<()>> {
@@ -165,118 +278,15 @@ impl Creator {
         }
     }
 
-    fn attempt(&self, wanted: &Wanted) -> Attempt {
+    fn attempt(&self, wanted: &Wanted, host: &Token) -> Attempt {
         let now = now_ms();
         Attempt {
             vm_id: VmId::generate(),
             request_id: wanted.request_id,
             body_sha256: wanted.digest.clone(),
-            host: self.services.host.clone(),
+            host: host.clone(),
             now_unix_ms: now,
             deadline_unix_ms: now + PLACING_MS,
-        }
-    }
-
-    /// Reserves, makes the row durable, takes the name, begins.
-    async fn place(
-        &self,
-        wanted: Wanted,
-        claim: Claim,
-        guard: tokio::sync::OwnedMutexGuard<()>,
-    ) -> Result<ChangeReply, ErrorBody> {
-        let state = &self.services.state;
-        let vm_id = claim.vm_id;
-        let ns = &wanted.key.namespace;
-        let placed = self
-            .allowed(ns, &wanted.spec)
-            .and_then(|()| state.reserve(ns, vm_id, &wanted.spec))
-            .and_then(|()| state.lease(ns, vm_id, &wanted.spec).inspect_err(|_| state.unreserve(vm_id)));
-        let leases = match placed {
-            Ok(leases) => leases,
-            Err(error) => {
-                self.undo_claim(&wanted.key, &claim).await;
-                return Err(error);
-            }
-        };
-        let (machine, effects) = Machine::create(wanted.request_id, wanted.body.wait);
-        let row = self.row(&wanted, &claim, &leases);
-        let request = RequestRow {
-            verb: "create".into(),
-            body_sha256: wanted.digest.clone(),
-            bound_unix_ms: now_ms(),
-            state: RequestState::InFlight { vm_id, phase: "creating".into() },
-        };
-        let bind = Some((wanted.request_id, request));
-        let prepared = prepare(&self.services, &row, &Live::default(), &machine, &effects, bind);
-        let mut batch = prepared.batch;
-        batch.push_leases(&row);
-        // Nobody may hear of a VM whose name another host has: the first event waits for the claim.
-        self.services.journal.hold_events(vm_id);
-        if let Err(error) = self.services.journal.commit(batch).await {
-            self.services.journal.let_events_go(vm_id);
-            state.unreserve(vm_id);
-            state.give_back(&leases);
-            self.undo_claim(&wanted.key, &claim).await;
-            return Err(error.to_body());
-        }
-        let mut row = prepared.row;
-        let owned = self.services.claims.own(&wanted.key, &claim).await;
-        match owned {
-            Ok(OwnOutcome::Done { .. }) => {
-                row.owned = true;
-                self.services.journal.let_events_go(vm_id);
-            }
-            Ok(OwnOutcome::Lost { .. }) => {
-                if let Err(error) = self.services.journal.commit(Batch::undo_create(vm_id)).await {
-                    warn!(error = %chain(&error), "the row of a lost create could not be removed");
-                }
-                self.services.journal.let_events_go(vm_id);
-                state.release(&row, Duration::ZERO);
-                return Err(ErrorBody::new(ErrorCode::Conflict, "another host took the create over")
-                    .with("cause", "superseded"));
-            }
-            Err(error) => {
-                // The row is durable and the claim will be confirmed: adoption takes it from here.
-                warn!(%vm_id, error = %chain(&error), "the name could not be taken yet");
-                // A retry that waits for the guard must find that the row is there.
-                self.directory.list(&self.services, &row).await;
-                let _ = self.manager.cast(ManagerMsg::Adopt(Box::new(row)));
-                return Err(error.to_body());
-            }
-        }
-        info!(%vm_id, name = %row.name, namespace = %row.namespace, "created");
-        // Whoever gets the reply may ask at once.
-        self.directory.list(&self.services, &row).await;
-        let due_now = prepared.outcomes.into_iter().next().map(|(_, outcome)| outcome);
-        let (reply, outcome) = oneshot::channel();
-        let waiter = due_now.is_none().then_some((wanted.request_id, reply));
-        let (began, when_begun) = oneshot::channel();
-        let _ = self.manager.cast(ManagerMsg::Spawn {
-            row: Box::new(row),
-            machine: Box::new(machine),
-            effects,
-            trace: crate::trace::current(),
-            waiter,
-            began,
-        });
-        // A duplicate that waits for the guard attaches to the actor, so there must be one.
-        let _ = when_begun.await;
-        drop(guard);
-        match due_now {
-            Some(due) => outcome_result(due),
-            None => outcome.await.unwrap_or_else(|_| Err(interrupted())),
-        }
-    }
-
-    fn allowed(&self, namespace: &Token, spec: &ResolvedSpec) -> Result<(), ErrorBody> {
-        self.services.admits_events_of(namespace)?;
-        match &spec.placement.host {
-            Some(host) if *host != self.services.host => Err(ErrorBody::new(
-                ErrorCode::ResourceExhausted,
-                format!("placement asks for host {host:?}, which is not here"),
-            )
-            .with("resource", "hosts")),
-            _ => Ok(()),
         }
     }
 
@@ -286,76 +296,194 @@ impl Creator {
         }
     }
 
-    fn row(&self, wanted: &Wanted, claim: &Claim, leases: &crate::host::Leases) -> VmRow {
-        let now = now_ms();
-        let VmSpec { user_data, .. } = wanted.body.spec.clone();
-        VmRow {
-            vm_id: claim.vm_id,
-            namespace: wanted.key.namespace.clone(),
-            name: wanted.key.name.clone(),
-            spec: wanted.spec.clone(),
-            user_data,
-            state: VmState::Creating,
-            desired: Desired::Running,
-            revision: 1,
-            incarnation: 1,
-            seq: 0,
-            owner_epoch: claim.owner_epoch,
-            created_unix_ms: now,
-            state_since_unix_ms: now,
-            cause: None,
-            uid: leases.uid,
-            nics: leases.nics.clone(),
-            restarts: Vec::new(),
-            operation: None,
-            create_request: wanted.request_id,
-            owned: false,
-            create_sha256: wanted.digest.clone(),
-            released: false,
+    /// The hosts that fit, the best one first.
+    async fn candidates(&self, wanted: &Wanted) -> Result<Candidates, ErrorBody> {
+        let own = &self.services.host;
+        let inventory = &self.services.inventory;
+        let loaded = inventory.loaded(INVENTORY_WITHIN).await;
+        let others =
+            || inventory.candidates(|all| all.iter().filter(|host| host.record.host != *own).count());
+        let alone = !loaded || others() == 0;
+        if alone {
+            // A host that is alone says itself what is in the way, in more words.
+            wanted.spec.as_ref().map_err(Clone::clone)?;
+            if self.services.state.draining() {
+                let own_word = Some(draining(own));
+                return Ok(Candidates { passes: true, own: own_word, ..Candidates::default() });
+            }
+            return Ok(Candidates { left: [own.clone()].into(), ..Candidates::default() });
         }
+        // What no host could take is told at once; what this one lacks another one may have.
+        if let Err(error) = &wanted.spec
+            && !lacks(error)
+        {
+            return Err(error.clone());
+        }
+        let row = record(&self.services, *self.phase.borrow());
+        let mine = Candidate { record: &row, heard: Duration::ZERO, pending: Pending::default(), own: true };
+        let seed = wanted.request_id.as_u128();
+        let ranking = inventory.candidates(|all| {
+            let others = all.into_iter().filter(|host| host.record.host != *own);
+            rank(&wanted.demand, others.chain([mine]), seed)
+        });
+        let passes = ranking.unfit.values().all(|reason| reason.passes());
+        let not = ranking.unfit.into_iter().map(|(host, reason)| (host, reason.to_string())).collect();
+        // Nobody has what this host lacks: it says best what that is.
+        let own_word = wanted.spec.as_ref().err().cloned();
+        Ok(Candidates { left: ranking.fit.into(), not, passes, own: own_word })
     }
 
-    /// The host that has the claim answers, with the very bytes of the request.
-    async fn forward(
+    /// Makes, moves or reads the claim: says whom to ask next.
+    async fn claim(
         &self,
-        host: &Token,
-        namespace: &Token,
-        request: &Request,
-        request_id: RequestId,
-    ) -> Result<ChangeReply, ErrorBody> {
-        let subject = self
-            .services
-            .subjects
-            .build(&drover_schemas::subject::Subject::Host { host: host.clone(), verb: "create".into() });
-        let left = request.deadline.saturating_duration_since(Instant::now());
-        let mut header = request.headers.clone();
-        header.insert(headers::NAMESPACE, namespace.as_str());
-        header.insert(headers::REQUEST_ID, request_id.to_string().as_str());
-        header.insert(headers::DEADLINE_MS, left.as_millis().to_string().as_str());
-        let client = &self.services.client;
-        let relayed = async_nats::Request::new()
-            .inbox(client.new_inbox())
-            .headers(header)
-            .payload(request.body.clone())
-            .timeout(Some(left));
-        let reply = client.send_request(subject, relayed).await.map_err(|error| {
-            ErrorBody::new(
-                ErrorCode::Unavailable,
-                format!("host {host:?}, which has this create, does not answer; repeat the request"),
-            )
-            .with("host", host)
-            .with("reason", error)
-        })?;
-        let failed = reply.headers.as_ref().is_some_and(|h| h.get(headers::ERROR_CODE).is_some());
-        let unreadable = |e: codec::DecodeError| {
-            ErrorBody::new(ErrorCode::Internal, format!("host {host:?} answered: {e}"))
+        wanted: &Wanted,
+        candidates: &mut Candidates,
+        held: Option<(Box<Claim>, u64)>,
+    ) -> Result<Next, ErrorBody> {
+        let claims = &self.services.claims;
+        let next = candidates.left.pop_front();
+        let chosen = |host: &Token| {
+            if *host != self.services.host {
+                let demand = &wanted.demand;
+                let (cpus, memory) = (demand.cpus.unwrap_or(0), demand.memory_bytes.unwrap_or(0));
+                self.services.inventory.sent(host, cpus, memory);
+            }
+            self.attempt(wanted, host)
         };
-        if failed {
-            Err(codec::decode_as(request.format, &reply.payload).map_err(unreadable)?)
-        } else {
-            codec::decode_as(request.format, &reply.payload).map_err(unreadable)
+        let outcome = match (held, &next) {
+            (Some((claim, revision)), Some(host)) => {
+                claims.takeover(&wanted.key, &claim, revision, &chosen(host)).await.map(Some)
+            }
+            (Some((claim, _)), None) => {
+                self.undo_claim(&wanted.key, &claim).await;
+                return Err(candidates.none());
+            }
+            (None, Some(host)) => claims.claim_create(&wanted.key, &chosen(host)).await.map(Some),
+            (None, None) => {
+                claims.judge_create(&wanted.key, &self.attempt(wanted, &self.services.host)).await
+            }
+        };
+        let outcome = outcome.map_err(|error| failed(&error))?.ok_or_else(|| candidates.none())?;
+        if !matches!(&outcome, ClaimOutcome::Claimed { .. }) {
+            // It was not asked; it may be still.
+            candidates.left.extend(next);
+        }
+        self.follow(wanted, outcome).await
+    }
+
+    async fn follow(&self, wanted: &Wanted, outcome: ClaimOutcome) -> Result<Next, ErrorBody> {
+        Ok(match outcome {
+            ClaimOutcome::Claimed { claim, revision } | ClaimOutcome::SameRequest { claim, revision, .. } => {
+                Next::Ask(claim, revision)
+            }
+            ClaimOutcome::AlreadyExists { stuck: Some((claim, revision)), .. }
+                if !self.is_placed(&wanted.key, &claim).await =>
+            {
+                // Its host knows nothing of it or is silent, and its time is over.
+                warn!(host = %claim.host, vm_id = %claim.vm_id, "a create that was given up is replaced by another");
+                let attempt = self.attempt(wanted, &self.services.host);
+                let claims = &self.services.claims;
+                let taken = claims.takeover(&wanted.key, &claim, revision, &attempt).await;
+                match taken.map_err(|error| failed(&error))? {
+                    ClaimOutcome::Claimed { claim, revision } => Next::Ask(claim, revision),
+                    _ => return Err(exists(wanted, claim.vm_id, &claim.host)),
+                }
+            }
+            ClaimOutcome::AlreadyExists { vm_id, host, .. } => return Err(exists(wanted, vm_id, &host)),
+            ClaimOutcome::Conflict => return Err(other_body(wanted.request_id)),
+            ClaimOutcome::Replay(reply) => {
+                let reply = codec::decode(reply.as_slice())
+                    .map_err(|_| ErrorBody::new(ErrorCode::Internal, "the stored reply cannot be read"))?;
+                Next::Reply(Box::new(reply))
+            }
+            ClaimOutcome::Elsewhere { host, deleted_unix_ms } if host == self.services.host => {
+                return Err(name_reused(deleted_unix_ms));
+            }
+            // That host remembers the reply; the claim says only where.
+            ClaimOutcome::Elsewhere { host, .. } => Next::Ask(Box::new(self.gone_claim(wanted, host)), 0),
+            ClaimOutcome::NameReused { deleted_unix_ms } => return Err(name_reused(deleted_unix_ms)),
+        })
+    }
+
+    fn gone_claim(&self, wanted: &Wanted, host: Token) -> Claim {
+        Claim {
+            vm_id: VmId::from_u128(0),
+            request_id: wanted.request_id,
+            body_sha256: wanted.digest.clone(),
+            host,
+            // Under no epoch is there anything left to do.
+            owner_epoch: 0,
+            phase: Phase::Gone,
+            deadline_unix_ms: 0,
+            previous: Vec::new(),
+            gone: None,
         }
     }
+}
+
+/// Where a create goes on.
+enum Next {
+    /// The host of this claim, at this revision.
+    Ask(Box<Claim>, u64),
+    /// Nowhere: it deleted a VM of this name.
+    Reply(Box<ChangeReply>),
+}
+
+impl Candidates {
+    fn refused(&mut self, host: &Token, error: &ErrorBody) {
+        self.left.retain(|left| left != host);
+        self.passes &= error.code == ErrorCode::Unavailable;
+        self.not.insert(host.clone(), error.message.clone());
+    }
+
+    fn silent(&mut self, host: &Token) {
+        self.left.retain(|left| left != host);
+        self.not.insert(host.clone(), "does not answer".to_owned());
+    }
+
+    /// Nobody takes it.
+    fn none(&self) -> ErrorBody {
+        let hosts: BTreeSet<&Token> = self.not.keys().collect();
+        if let Some(own) =
+            self.own.clone().filter(|_| hosts.len() <= 1 || self.own.as_ref().is_some_and(lacks))
+        {
+            return own;
+        }
+        let reasons = self.not.iter().take(NAMED).map(|(host, reason)| format!("{host}: {reason}"));
+        let mut reasons = reasons.collect::<Vec<_>>().join("; ");
+        if self.not.len() > NAMED {
+            reasons.push_str(&format!("; and {} more", self.not.len() - NAMED));
+        }
+        let code = if self.passes { ErrorCode::Unavailable } else { ErrorCode::ResourceExhausted };
+        let text = format!("no host of the fleet takes the VM: {reasons}");
+        ErrorBody::new(code, text).with("resource", "hosts").with("hosts", reasons)
+    }
+}
+
+/// A host lacks a template or an image that another one may have.
+fn lacks(error: &ErrorBody) -> bool {
+    let field = error.details.get("field").map(String::as_str).unwrap_or_default();
+    error.code == ErrorCode::NotFound || field == "spec.template"
+}
+
+fn failed(error: &ClaimError) -> ErrorBody {
+    warn!(error = %chain(error), "a name could not be claimed");
+    error.to_body()
+}
+
+fn exists(wanted: &Wanted, vm_id: VmId, host: &Token) -> ErrorBody {
+    let (name, namespace) = (wanted.key.name.as_str(), wanted.key.namespace.as_str());
+    ErrorBody::new(
+        ErrorCode::AlreadyExists,
+        format!("there is a VM {name:?} in namespace {namespace:?}; use another name or delete it"),
+    )
+    .with("vm_id", vm_id)
+    .with("host", host)
+}
+
+/// The claim does not say that the create is this host's.
+fn moved() -> ErrorBody {
+    ErrorBody::new(ErrorCode::Conflict, "the create is another host's").with("cause", "superseded")
 }
 
 /// The actor was lost while somebody waited.

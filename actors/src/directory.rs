@@ -16,8 +16,9 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{error, warn};
 
+use crate::bus::claims::NameKey;
 use crate::chain;
 use crate::guest::GuestIds;
 use crate::journal::VmRow;
@@ -29,11 +30,22 @@ use crate::vm::message::VmMsg;
 /// How long a subscription that ends waits for each message that is on its way.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How long a create waits until its VM can be asked.
+const HEARD: Duration = Duration::from_secs(2);
+
 /// Where a VM is found.
 #[derive(Debug)]
 pub struct Slot {
     /// The VM.
     pub vm_id: VmId,
+    /// The epoch of its claim.
+    pub owner_epoch: u64,
+    /// The request that created it.
+    pub create_request: RequestId,
+    /// The digest of that request's body.
+    pub create_sha256: String,
+    /// Its claim was seen to be this host's when it was put here.
+    pub owned: bool,
     /// Its actor; none before it is adopted and while a lost one is replaced.
     actor: RwLock<Option<VmRef>>,
     /// Ends whoever writes to its console.
@@ -47,6 +59,29 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// A slot without an actor.
+    #[must_use]
+    pub fn of(
+        vm_id: VmId,
+        owner_epoch: u64,
+        create_request: RequestId,
+        create_sha256: &str,
+        owned: bool,
+    ) -> Self {
+        Self {
+            vm_id,
+            owner_epoch,
+            create_request,
+            create_sha256: create_sha256.to_owned(),
+            owned,
+            actor: RwLock::new(None),
+            console: Mutex::default(),
+            guest_ids: Mutex::default(),
+            gone: CancellationToken::new(),
+            served: AtomicBool::new(false),
+        }
+    }
+
     /// The actor, if there is one now.
     #[must_use]
     pub fn actor(&self) -> Option<VmRef> {
@@ -135,14 +170,14 @@ impl Directory {
     pub fn insert(&self, row: &VmRow) -> Arc<Slot> {
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
         let fresh = || {
-            Arc::new(Slot {
-                vm_id: row.vm_id,
-                actor: RwLock::new(None),
-                console: Mutex::default(),
-                guest_ids: Mutex::default(),
-                gone: CancellationToken::new(),
-                served: AtomicBool::new(false),
-            })
+            let VmRow { vm_id, owner_epoch, create_request, create_sha256, .. } = row;
+            Arc::new(Slot::of(
+                *vm_id,
+                *owner_epoch,
+                *create_request,
+                create_sha256,
+                row.owned && !row.released,
+            ))
         };
         let slot = names.entry((row.namespace.clone(), row.name.clone())).or_insert_with(fresh);
         if slot.vm_id != row.vm_id && row.released {
@@ -155,10 +190,17 @@ impl Directory {
         Arc::clone(slot)
     }
 
-    /// Makes the slot of a VM and subscribes for it: from here on requests for the VM are heard.
+    /// Makes the slot of a VM and subscribes for it: from here on requests for the VM are heard, whoever learns of it
+    /// and however.
     pub async fn list(&self, services: &Services, row: &VmRow) {
         self.insert(row);
         self.serve(services, &row.namespace, &row.name).await;
+        let bus = services.lanes.of(&row.namespace).await;
+        // The first VM of a namespace may have a connection that is only being made.
+        let heard = async { (bus.connected().await, bus.client.flush().await) };
+        if tokio::time::timeout(HEARD, heard).await.is_err() {
+            warn!(vm_id = %row.vm_id, "the bus does not hear yet what is asked of a VM");
+        }
     }
 
     /// Names the router; once.
@@ -201,10 +243,25 @@ impl Directory {
         })
     }
 
+    /// Every name with its slot.
+    #[must_use]
+    pub fn named(&self) -> Vec<(NameKey, Arc<Slot>)> {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        let named = names.iter().map(|((namespace, name), slot)| {
+            (NameKey { namespace: namespace.clone(), name: name.clone() }, Arc::clone(slot))
+        });
+        named.collect()
+    }
+
     pub(crate) fn remove(&self, row: &VmRow) {
+        self.forget(&NameKey { namespace: row.namespace.clone(), name: row.name.clone() }, row.vm_id);
+    }
+
+    /// Takes a VM out, and ends its subscription.
+    pub(crate) fn forget(&self, name: &NameKey, vm_id: VmId) {
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        let key = (row.namespace.clone(), row.name.clone());
-        if names.get(&key).is_some_and(|slot| slot.vm_id == row.vm_id)
+        let key = (name.namespace.clone(), name.name.clone());
+        if names.get(&key).is_some_and(|slot| slot.vm_id == vm_id)
             && let Some(slot) = names.remove(&key)
         {
             slot.gone.cancel();

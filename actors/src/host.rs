@@ -11,6 +11,7 @@ use drover_schemas::body::host::Capacity;
 use drover_schemas::body::spec::ResolvedSpec;
 use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token, VmId};
 use ipnet::Ipv4Net;
+use tokio::sync::watch;
 
 use crate::journal::{LeaseRow, Snapshot, UidRow, VmRow};
 use crate::network::{NetworkDef, NicLease, Pool};
@@ -51,6 +52,8 @@ pub struct HostState {
     inner: Mutex<Inner>,
     began: Instant,
     draining: AtomicBool,
+    /// Counts changes of what is promised.
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -157,6 +160,7 @@ impl HostState {
             inner: Mutex::new(inner),
             began: Instant::now(),
             draining: AtomicBool::new(false),
+            changes: watch::Sender::new(0),
         })
     }
 
@@ -169,10 +173,28 @@ impl HostState {
     /// As [`Self::draining`]; the journal has it already.
     pub fn set_draining(&self, on: bool) {
         self.draining.store(on, Ordering::Relaxed);
+        self.changed();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Changes whenever what is promised does.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Free addresses of each network.
+    #[must_use]
+    pub fn free_addresses(&self) -> BTreeMap<Token, u64> {
+        let inner = self.lock();
+        let free = |pool: &Pool| pool.capacity().saturating_sub(pool.leased()) as u64;
+        inner.pools.iter().map(|(network, pool)| (network.clone(), free(pool))).collect()
     }
 
     fn promise(&self, namespace: &Token, spec: &ResolvedSpec) -> Promise {
@@ -235,6 +257,8 @@ impl HostState {
             return Err(error.with("resource", "descriptors").with("left", 0).with("needed", VM_DESCRIPTORS));
         }
         inner.runtime.insert(vm_id, want);
+        drop(inner);
+        self.changed();
         Ok(())
     }
 
@@ -242,6 +266,7 @@ impl HostState {
     pub fn adopt(&self, namespace: &Token, vm_id: VmId, spec: &ResolvedSpec) {
         let want = self.promise(namespace, spec);
         self.lock().runtime.insert(vm_id, want);
+        self.changed();
     }
 
     /// Counts a VM that was imported; what it holds was set aside when the daemon started.
@@ -261,7 +286,10 @@ impl HostState {
 
     /// Takes memory and CPUs back.
     pub fn unreserve(&self, vm_id: VmId) {
-        self.lock().runtime.remove(&vm_id);
+        let held = self.lock().runtime.remove(&vm_id);
+        if held.is_some() {
+            self.changed();
+        }
     }
 
     /// Leases a user, addresses and room for the disks of a new VM. They count once they are in the journal; give
@@ -328,6 +356,8 @@ impl HostState {
         inner.free_addresses(&row.nics, now, quarantine);
         inner.uids.insert(row.uid, Some(now + quarantine));
         inner.vms = inner.vms.saturating_sub(1);
+        drop(inner);
+        self.changed();
     }
 
     fn used_by(&self, inner: &Inner, namespace: &Token) -> Used {

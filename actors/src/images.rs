@@ -140,6 +140,11 @@ impl Images {
         self.by_name.values().find(|i| i.resolved.sha256 == image.sha256).map(|i| i.path.as_path())
     }
 
+    /// Every image by name.
+    pub fn all(&self) -> impl Iterator<Item = &ResolvedImage> {
+        self.by_name.values().map(|image| &image.resolved)
+    }
+
     /// How many images there are.
     #[must_use]
     pub fn len(&self) -> usize {

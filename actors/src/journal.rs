@@ -30,7 +30,9 @@ mod writer;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use drover_schemas::{InstallationId, VmId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -52,8 +54,14 @@ use outbox::OutboxLevel;
 use store::{META, META_INSTALLATION, Store};
 use writer::{Command, QUEUE, Writer};
 
+/// A journal whose commits take longer takes no new VMs.
+const SLOW: Duration = Duration::from_secs(1);
 /// How long a request id is kept, in milliseconds.
 pub const REQUEST_WINDOW_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// How far a client's clock may be ahead, in milliseconds: an id that is made later still is refused, for it would
+/// outlive the memory of what it did.
+pub const REQUEST_AHEAD_MS: u64 = 60 * 60 * 1000;
 
 /// Where the journal is and what it may hold.
 #[derive(Debug, Clone)]
@@ -86,9 +94,29 @@ struct Shared {
     outbox: Arc<OutboxLevel>,
     queue: mpsc::Sender<Command>,
     health: watch::Receiver<JournalHealth>,
+    /// Commits under way: since when, and which of those that began at that moment.
+    waiting: Mutex<BTreeSet<(Instant, u64)>>,
+    commits: AtomicU64,
     installation: InstallationId,
     /// Holds the lock of the state folder.
     _folder: Folder,
+}
+
+/// A commit under way, for as long as somebody waits for it.
+struct Waits<'a>(&'a Shared, (Instant, u64));
+
+impl<'a> Waits<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        let key = (Instant::now(), shared.commits.fetch_add(1, Ordering::Relaxed));
+        shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        Self(shared, key)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
 }
 
 /// A cheap handle of the journal. The state folder stays locked until the last one is gone.
@@ -145,7 +173,9 @@ fn open_with(config: &JournalConfig, faults: Faults) -> Result<JournalHandle, Op
         .name("journal".to_owned())
         .spawn(move || writer.run(commands))
         .map_err(|source| OpenError::Thread { source })?;
-    let shared = Shared { store, outbox, queue, health: health_seen, installation, _folder: folder };
+    let (waiting, commits) = (Mutex::default(), AtomicU64::new(0));
+    let health = health_seen;
+    let shared = Shared { store, outbox, queue, health, waiting, commits, installation, _folder: folder };
     Ok(JournalHandle(Arc::new(shared)))
 }
 
@@ -168,10 +198,18 @@ impl JournalHandle {
             self.0.outbox.admit_agent_events()?;
         }
         let batch = batch.encode()?;
+        let _waits = Waits::begin(&self.0);
         let (answer, answered) = oneshot::channel();
         let sent = self.0.queue.send(Command::Commit { batch, answer }).await;
         sent.map_err(|_| JournalError::Closed)?;
         answered.await.map_err(|_| JournalError::Closed)?
+    }
+
+    /// Everything commits, and soon: the oldest commit under way has not waited for longer than a second.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let oldest = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).first().map(|(at, _)| *at);
+        *self.0.health.borrow() == JournalHealth::Healthy && oldest.is_none_or(|at| at.elapsed() < SLOW)
     }
 
     /// How the journal is, and how that changes.

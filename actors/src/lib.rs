@@ -7,6 +7,7 @@ mod chain;
 pub mod console;
 pub mod create;
 pub mod directory;
+pub mod fleet;
 pub mod guest;
 pub mod host;
 pub mod host_log;

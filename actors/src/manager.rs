@@ -8,7 +8,7 @@ use std::time::Duration;
 use drover_schemas::blob::Blob;
 use drover_schemas::body::vm::ChangeReply;
 use drover_schemas::state::VmState;
-use drover_schemas::{RequestId, VmId, codec};
+use drover_schemas::{RequestId, Token, VmId, codec};
 use ractor::{Actor, ActorProcessingErr, ActorRef, ActorStatus, SupervisionEvent};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
@@ -17,6 +17,7 @@ use crate::adopt::{Found, adopt};
 use crate::bus::claims::{Claim, Gone, NameKey, OwnOutcome, Phase};
 use crate::chain;
 use crate::directory::{Directory, Slot};
+use crate::fleet::quarantine;
 use crate::journal::VmRow;
 use crate::services::{Services, Shared, now_ms};
 use crate::vm::actor::{VmActor, VmArgs, VmRef};
@@ -64,6 +65,15 @@ pub enum ManagerMsg {
     Gone {
         /// The VM.
         vm_id: VmId,
+    },
+    /// A VM is not this host's any more.
+    Quarantine {
+        /// The VM.
+        vm_id: VmId,
+        /// Why.
+        reason: String,
+        /// Who has its name now.
+        holder: Option<Token>,
     },
     /// The VMM of a VM wrote events.
     Look {
@@ -145,7 +155,7 @@ impl Actor for Manager {
             }
             ManagerMsg::Respawn { vm_id } => {
                 if let Some(row) = state.vms.get(&vm_id).map(|e| e.row.clone()) {
-                    state.adopt(&myself, state.newest(row), false).await;
+                    state.adopt(&myself, newest(&state.args.services, row), false).await;
                 }
             }
             ManagerMsg::Gone { vm_id } => {
@@ -155,6 +165,7 @@ impl Actor for Manager {
                 }
                 state.args.services.metrics.vms.set(i64::try_from(state.vms.len()).unwrap_or(i64::MAX));
             }
+            ManagerMsg::Quarantine { vm_id, reason, holder } => state.quarantine(vm_id, reason, holder),
             ManagerMsg::Look { vm_id } => {
                 if let Some(actor) = state.vms.get(&vm_id).and_then(|e| e.actor.as_ref()) {
                     let _ = actor.cast(VmMsg::Look);
@@ -274,15 +285,16 @@ impl ManagerState {
         });
     }
 
-    /// The row as the journal has it now: an actor that was lost had moved on.
-    fn newest(&self, row: VmRow) -> VmRow {
-        match self.args.services.journal.load() {
-            Ok(snapshot) => snapshot.vms.into_iter().find(|r| r.vm_id == row.vm_id).unwrap_or(row),
-            Err(failure) => {
-                warn!(error = %chain(&failure), "the journal cannot be read");
-                row
-            }
-        }
+    /// Lets go of a VM; what it takes until that is durable is not waited for here.
+    fn quarantine(&mut self, vm_id: VmId, reason: String, holder: Option<Token>) {
+        let Some(entry) = self.vms.remove(&vm_id) else { return };
+        entry.slot.set(None);
+        self.args.directory.remove(&entry.row);
+        let services = self.args.services.clone();
+        tokio::spawn(async move {
+            let newest = |row| newest(&services, row);
+            quarantine::enter(&services, entry.row, entry.actor, newest, reason, holder).await;
+        });
     }
 
     fn tell_adopted(&mut self) {
@@ -290,6 +302,17 @@ impl ManagerState {
             for reply in self.when_adopted.drain(..) {
                 let _ = reply.send(());
             }
+        }
+    }
+}
+
+/// The row as the journal has it now: an actor that was lost had moved on.
+fn newest(services: &Services, row: VmRow) -> VmRow {
+    match services.journal.load() {
+        Ok(snapshot) => snapshot.vms.into_iter().find(|r| r.vm_id == row.vm_id).unwrap_or(row),
+        Err(failure) => {
+            warn!(error = %chain(&failure), "the journal cannot be read");
+            row
         }
     }
 }

@@ -110,7 +110,7 @@ async fn catch_up(
         info!("the bus has no stream of events: nothing happened since that it could tell");
         return Ok(report);
     }
-    for row in rows.iter().filter(|row| row.owned) {
+    for row in rows.iter().filter(|row| row.owned && row.quarantined.is_none()) {
         let name = NameKey { namespace: row.namespace.clone(), name: row.name.clone() };
         let claim = insist("a name's claim", async || bus.claims.lookup(&name).await.map_err(text)).await;
         let filter = bus.subjects.vm_events(&row.namespace, &row.name);
@@ -128,7 +128,7 @@ async fn catch_up(
             Since::NotOurs(reason) => {
                 warn!(vm_id = %row.vm_id, namespace = %row.namespace, name = %row.name, reason, "its row is taken out");
                 report.taken_out.push(format!("{}/{}: {reason}", row.namespace, row.name));
-                journal.commit(take_out(row)).await?;
+                journal.commit(Batch::take_out(row)).await?;
             }
         }
     }
@@ -177,16 +177,6 @@ fn brought_up(row: &VmRow, event: &VmEvent) -> VmRow {
         operation: None,
         ..row.clone()
     }
-}
-
-fn take_out(row: &VmRow) -> Batch {
-    let mut batch = Batch::undo_create(row.vm_id);
-    for nic in &row.nics {
-        let (network, ipv4) = (nic.network.clone(), nic.ipv4);
-        batch.push(Op::ReleaseLease { network, ipv4, quarantine_until_unix_ms: None });
-    }
-    batch.push(Op::ReleaseUid { uid: row.uid, quarantine_until_unix_ms: None });
-    batch
 }
 
 /// The host's own log goes on after the last event that the stream has of it.

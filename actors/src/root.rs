@@ -6,26 +6,32 @@
 mod background;
 mod orphans;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drover_schemas::Token;
 use drover_schemas::event::HostEventKind;
 use drover_schemas::subject::{Family, PoolVerb, Subjects};
+use drover_schemas::{ErrorBody, ErrorCode, InstallationId, RequestId, Token};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::alarms::{Alarms, Seen};
 use crate::bus::assets::AssetsConfig;
-use crate::bus::claims::Claims;
+use crate::bus::claims::{ClaimError, Claims};
 use crate::bus::connect::{Bus, BusConfig, ConnectError, connect};
 use crate::bus::egress::{self, EgressConfig};
 use crate::bus::lanes::Lanes;
 use crate::chain;
 use crate::directory::Directory;
+use crate::fleet::fence::Fence;
+use crate::fleet::forget::forget;
+use crate::fleet::inventory::Inventory;
+use crate::fleet::quarantine::{self, Quarantine};
+use crate::fleet::states::States;
 use crate::host::{HostState, SubnetError, Totals};
 use crate::host_log::{HostLog, HostNote};
 use crate::hypervisor::cgroup::Cgroups;
@@ -43,14 +49,11 @@ use crate::quota::{EventBudget, Quotas};
 use crate::restored::{self, CatchUpError};
 use crate::router::{HostPhase, Router};
 use crate::service::ServiceMsg;
-use crate::services::{Limits, Programs, Services, Shared};
+use crate::services::{Limits, Programs, Services, Shared, now_ms};
 use crate::spec::Templates;
 use crate::stream::budget::Budget;
 use crate::stream::{StreamLimits, Streams};
 use crate::vm::message::VmMsg;
-
-/// What this version offers, for peers of other versions.
-pub const FEATURES: &[&str] = &["vm.v1", "guest.v1", "events.v1", "streams.v1"];
 
 /// Everything that a host is started with, checked.
 #[derive(Debug)]
@@ -91,6 +94,10 @@ pub struct HostSetup {
     pub reply_prefixes: Vec<String>,
     /// What streams may take.
     pub streams: StreamLimits,
+    /// Labels of the host, for placement.
+    pub labels: BTreeMap<String, String>,
+    /// Take the host's name from an installation that is gone for good, and free the names of its VMs.
+    pub replace: bool,
 }
 
 /// A host cannot start.
@@ -154,6 +161,16 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// Another installation has the name of this host.
+    #[error("take the host's name")]
+    Name {
+        /// Which, and what to do.
+        #[source]
+        source: Box<ClaimError>,
+    },
+    /// The installation that had the name could not be forgotten.
+    #[error("take the host's name from the installation that had it: {0}")]
+    Replace(ErrorBody),
     /// A subnet has no room.
     #[error("use the configured subnets")]
     Subnet {
@@ -177,22 +194,31 @@ pub enum StartError {
 pub struct Root;
 
 /// The state of the root.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RootState {
-    failed: Option<oneshot::Sender<String>>,
+    failed: mpsc::Sender<Failure>,
+}
+
+/// Why a host cannot go on.
+#[derive(Debug)]
+pub enum Failure {
+    /// A part of it was lost.
+    Part(String),
+    /// Another installation has its name.
+    Name(Box<ClaimError>),
 }
 
 impl Actor for Root {
     type Msg = ();
     type State = RootState;
-    type Arguments = oneshot::Sender<String>;
+    type Arguments = mpsc::Sender<Failure>;
 
     async fn pre_start(
         &self,
         _: ActorRef<()>,
         failed: Self::Arguments,
     ) -> Result<RootState, ActorProcessingErr> {
-        Ok(RootState { failed: Some(failed) })
+        Ok(RootState { failed })
     }
 
     async fn handle_supervisor_evt(
@@ -211,8 +237,9 @@ impl Actor for Root {
         };
         // The manager and the network hold the host together: without one of them the daemon ends and
         // is started again. Every VM lives on.
-        if let (Some(reason), Some(failed)) = (reason, state.failed.take()) {
-            let _ = failed.send(reason);
+        if let Some(reason) = reason {
+            // The first one is enough.
+            let _ = state.failed.try_send(Failure::Part(reason));
         }
         Ok(())
     }
@@ -232,7 +259,7 @@ pub struct RunningHost {
     network: ActorRef<crate::network::NetworkMsg>,
     parts: Vec<ActorRef<ServiceMsg>>,
     directory: Arc<Directory>,
-    failed: oneshot::Receiver<String>,
+    failed: mpsc::Receiver<Failure>,
 }
 
 /// Starts a host.
@@ -261,6 +288,9 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         |source: journal::JournalError| StartError::Load { path: path.clone(), source: Box::new(source) };
     let events_stream = setup.assets.events_stream();
     let claims = Claims::new(async_nats::jetstream::new(bus.client.clone()), &setup.assets);
+    let states = States::new(async_nats::jetstream::new(bus.client.clone()), &setup.assets.state_bucket());
+    let hosts_bucket = setup.assets.hosts_bucket();
+    take_name(&bus, &claims, &states, &setup.host, installation, setup.replace).await?;
     let subjects = Subjects::new(setup.root);
     let js = async_nats::jetstream::new(bus.client.clone());
     let told = restored::Bus { js, claims: &claims, subjects: &subjects, stream: &events_stream };
@@ -271,13 +301,14 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let state = HostState::new(installation, setup.totals, Arc::clone(&quotas), &setup.networks, &snapshot)
         .map_err(|source| StartError::Subnet { source })?;
     state.set_draining(journal.draining().map_err(load_error)?);
-    let (failed_tx, failed) = oneshot::channel();
-    let (root, _) = Actor::spawn(Some("root".into()), Root, failed_tx).await.map_err(actor("root"))?;
+    let (failing, failed) = mpsc::channel(4);
+    let (root, _) = Actor::spawn(Some("root".into()), Root, failing.clone()).await.map_err(actor("root"))?;
     let network_config = NetworkConfig { installation, networks: setup.networks, nft: setup.nft };
     let network = NetworkHandle::spawn(network_config, &root.get_cell()).await.map_err(actor("network"))?;
     network.ensure_base().await.map_err(|source| StartError::Network { source: Box::new(source) })?;
-    let (egress, reports) =
-        egress::start(journal.clone(), bus.clone(), EgressConfig::new(setup.assets.clone()));
+    let (open, gate) = watch::channel(false);
+    let egress_config = EgressConfig { gate, ..EgressConfig::new(setup.assets.clone()) };
+    let (egress, reports) = egress::start(journal.clone(), bus.clone(), egress_config);
     let log = HostLog::start(journal.clone(), subjects.clone(), setup.host.clone());
     let metrics = Metrics::default();
     let policy = ReplyPolicy::new(&setup.reply_prefixes);
@@ -313,9 +344,19 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         seen: Seen::default(),
         metrics,
         events_stream,
+        labels: setup.labels,
+        inventory: Inventory::default(),
+        states,
+        fence: Fence::new(&bus, open),
+        quarantined: Quarantine::default(),
     });
+    let (quarantined, vms): (Vec<_>, Vec<_>) =
+        snapshot.vms.iter().cloned().partition(|row| row.quarantined.is_some());
+    for row in &quarantined {
+        quarantine::keep(&services, row);
+    }
     let directory = Arc::new(Directory::default());
-    for row in &snapshot.vms {
+    for row in &vms {
         directory.insert(row);
     }
     let boot = pidfd::boot_id().map_err(|source| StartError::Boot { source })?;
@@ -339,7 +380,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let router =
         Router::new(services.clone(), Arc::clone(&directory), manager.clone(), policy, phase.clone());
     directory.set_router(router.clone());
-    let adopted = snapshot.vms.len();
+    let adopted = vms.len();
     let known = snapshot.vms.iter().map(|row| row.vm_id).collect();
     match network.sweep(known).await {
         Ok(report) if !report.leftovers.is_empty() || !report.stale_elements.is_empty() => {
@@ -351,6 +392,10 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         Ok(_) => {}
         Err(failure) => warn!(error = %chain(&failure), "leftovers could not be looked for"),
     }
+    // Before the services: what they find out about a VM reaches a manager that knows of it.
+    for row in vms {
+        let _ = manager.cast(ManagerMsg::Adopt(Box::new(row)));
+    }
     let shown = Arc::clone(&directory);
     let parts = background::Parts {
         services: services.clone(),
@@ -361,11 +406,10 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         manager: manager.clone(),
         notify,
         reports: tokio::sync::Mutex::new(reports),
+        hosts_bucket,
+        failed: failing,
     };
     let parts = background::supervise_all(&root.get_cell(), parts).await.map_err(actor("a service"))?;
-    for row in snapshot.vms {
-        let _ = manager.cast(ManagerMsg::Adopt(Box::new(row)));
-    }
     let (done, when_adopted) = oneshot::channel();
     let _ = manager.cast(ManagerMsg::WhenAdopted(done));
     let (log, journal) = (services.log.clone(), services.journal.clone());
@@ -399,6 +443,49 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     })
 }
 
+/// Takes the name of the host before anything else is done under it. Without a bus the host starts all the same, and
+/// learns later whether the name is its own.
+async fn take_name(
+    bus: &Bus,
+    claims: &Claims,
+    states: &States,
+    host: &Token,
+    installation: InstallationId,
+    replace: bool,
+) -> Result<(), StartError> {
+    // One that replaces another must know; for the others a short time is enough.
+    let within = if replace { NAME_WITHIN * 15 } else { NAME_WITHIN };
+    let taken = async {
+        bus.connected().await;
+        if replace
+            && claims
+                .host_claim(host)
+                .await
+                .map_err(Err)?
+                .is_some_and(|claim| claim.installation != installation)
+        {
+            let forgotten = forget(claims, states, host, false, RequestId::generate(), now_ms()).await;
+            let reply = forgotten.map_err(Ok)?;
+            warn!(%host, freed = reply.freed, "the names of the host that had this name were freed");
+        }
+        claims.claim_host(host, installation, now_ms()).await.map_err(Err)?;
+        Ok::<(), Result<ErrorBody, ClaimError>>(())
+    };
+    match tokio::time::timeout(within, taken).await {
+        Ok(Err(Ok(refused))) => Err(StartError::Replace(refused)),
+        Ok(Err(Err(taken @ ClaimError::HostTaken { .. }))) => Err(StartError::Name { source: taken.into() }),
+        Ok(Err(Err(failure))) => {
+            info!(reason = %chain(&failure), "the bus does not say yet whether the host's name is its own");
+            Ok(())
+        }
+        Err(_) if replace => {
+            let text = "the bus does not answer; the host cannot be replaced without it";
+            Err(StartError::Replace(ErrorBody::new(ErrorCode::Unavailable, text)))
+        }
+        Ok(Ok(())) | Err(_) => Ok(()),
+    }
+}
+
 fn actor(actor: &'static str) -> impl Fn(ractor::SpawnErr) -> StartError {
     move |source| StartError::Actor { actor, source: Box::new(source) }
 }
@@ -429,17 +516,21 @@ async fn open_journal(setup: &HostSetup) -> Result<(JournalHandle, Snapshot), St
     Ok((journal, snapshot))
 }
 
+/// How long a start waits for the bus to say whose the host's name is.
+const NAME_WITHIN: Duration = Duration::from_secs(1);
+/// How long a stop waits for the bus to forget that the host lives.
+const LEAVE: Duration = Duration::from_secs(1);
 /// What is kept of the time for stopping VMs to force those that do not go by themselves.
 const FORCE_TAKES: Duration = Duration::from_secs(10);
 /// Pause between two looks at the VMs that are being stopped.
 const STOP_LOOK: Duration = Duration::from_millis(100);
 
 impl RunningHost {
-    /// Waits until a part of the host is lost for good; answers which.
-    pub async fn failed(&mut self) -> String {
-        match (&mut self.failed).await {
-            Ok(reason) => reason,
-            Err(_) => std::future::pending().await,
+    /// Waits until the host cannot go on; answers why.
+    pub async fn failed(&mut self) -> Failure {
+        match self.failed.recv().await {
+            Some(failure) => failure,
+            None => std::future::pending().await,
         }
     }
 
@@ -481,6 +572,12 @@ impl RunningHost {
         for part in &self.parts {
             part.stop(None);
         }
+        if self.bus.state.borrow().connected {
+            let leave = self.services.claims.leave(&self.services.host, self.services.installation);
+            if !matches!(tokio::time::timeout(LEAVE, leave).await, Ok(Ok(()))) {
+                info!("the row of this host was not taken away; it goes by itself");
+            }
+        }
         let note = HostNote::new(HostEventKind::Stopping, "the daemon stops; its VMs run on");
         self.services.log.note_soon(note).await;
         self.manager.stop(None);
@@ -498,9 +595,10 @@ impl RunningHost {
     }
 }
 
-/// The subjects of pool verbs and registries.
+/// The subjects of registries and of pool verbs, but for `create`, which a host does not always answer.
 #[must_use]
 pub fn shared_subjects(subjects: &Subjects) -> Vec<String> {
-    let pool = PoolVerb::ALL.into_iter().map(|verb| subjects.pool_wildcard(verb));
+    let pool = PoolVerb::ALL.into_iter().filter(|verb| *verb != PoolVerb::Create);
+    let pool = pool.map(|verb| subjects.pool_wildcard(verb));
     pool.chain(Family::ALL.into_iter().map(|family| subjects.registry_wildcard(family))).collect()
 }

@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 
 use async_nats::{Client, Message};
 use drover_schemas::body::guest::{ExecReply, ExecRequest, GetRequest, GuestShutdownRequest, PutRequest};
-use drover_schemas::body::host::{DrainRequest, OrphanRemoveRequest};
+use drover_schemas::body::host::{
+    DrainRequest, ForgetRequest, HostsRequest, OrphanRemoveRequest, PlacedRequest,
+};
 use drover_schemas::body::vm::{
-    ChangeReply, ChangeRequest, ListReply, ListRequest, LookupReply, LookupRequest, ShutdownRequest,
-    StopRequest, ValidateReply, ValidateRequest, Wait,
+    ChangeReply, ChangeRequest, ListRequest, LookupReply, LookupRequest, ShutdownRequest, StopRequest,
+    ValidateReply, ValidateRequest, Wait,
 };
 use drover_schemas::state::Verb;
 use drover_schemas::stream::Channel;
 use drover_schemas::subject::{Family, PoolVerb, Subject};
-use drover_schemas::verbs::{self, Plane};
+use drover_schemas::verbs::{self, Class, Plane};
 use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, codec, headers};
 use ractor::ActorRef;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -40,6 +42,7 @@ mod changes;
 mod console;
 mod contract;
 mod events;
+mod fleet;
 mod guest;
 mod pool;
 mod usage;
@@ -106,7 +109,7 @@ impl Router {
         policy: ReplyPolicy,
         phase: watch::Receiver<HostPhase>,
     ) -> Self {
-        let creator = Creator::new(services.clone(), Arc::clone(&directory), manager);
+        let creator = Creator::new(services.clone(), Arc::clone(&directory), manager, phase.clone());
         let permits = Permits::new(HOST_PERMITS, Arc::clone(services.state.quotas()));
         let refusals = Arc::new(Semaphore::new(REFUSALS));
         let rejections =
@@ -209,6 +212,9 @@ impl Router {
         let metrics = &self.services.metrics;
         metrics.requests.get_or_create(&RequestLabels { verb, code }).inc();
         metrics.request_duration.observe(began.elapsed().as_secs_f64());
+        if self.is_anothers(&request.subject) {
+            return request.responder.silence();
+        }
         let responder = match verb {
             // On the connection on which the VM was subscribed for: who asks for it next is heard.
             "create" => match created_in(&request) {
@@ -230,8 +236,14 @@ impl Router {
     async fn answer(&self, request: &Request, permit: Permit) -> Answer {
         match &request.subject {
             Subject::VmPool { ns, verb } => self.pool(ns, *verb, request).await,
-            Subject::Vm { ns, name, verb } => self.vm(ns, name, verb.as_str(), request, permit).await,
-            Subject::Guest { ns, name, verb } => self.guest(ns, name, verb.as_str(), request).await,
+            Subject::Vm { ns, name, verb } => {
+                self.fence(Plane::Vm, verb.as_str()).await?;
+                self.vm(ns, name, verb.as_str(), request, permit).await
+            }
+            Subject::Guest { ns, name, verb } => {
+                self.fence(Plane::VmGuest, verb.as_str()).await?;
+                self.guest(ns, name, verb.as_str(), request).await
+            }
             Subject::Registry { ns, family: Family::Events, verb } => match verb.as_str() {
                 "read" => {
                     let (body, bounds) = (request.decode()?, events::Bounds::of(request));
@@ -252,6 +264,22 @@ impl Router {
             )),
             Subject::Host { verb, .. } => self.host(verb, request).await,
             _ => Err(unknown_verb(&request.subject)),
+        }
+    }
+
+    /// Before the claims are read, only what looks is answered.
+    async fn fence(&self, plane: Plane, verb: &str) -> Result<(), ErrorBody> {
+        let passed = self.services.fence.pass().await;
+        if verbs::find(plane, verb).is_some_and(|row| row.class == Class::Read) { Ok(()) } else { passed }
+    }
+
+    /// The request is about a VM that was this host's: whoever has the name now answers.
+    fn is_anothers(&self, subject: &Subject) -> bool {
+        match subject {
+            Subject::Vm { ns, name, .. } | Subject::Guest { ns, name, .. } => {
+                self.services.quarantined.has(ns, name) && self.directory.get(ns, name).is_none()
+            }
+            _ => false,
         }
     }
 
@@ -318,6 +346,18 @@ impl Router {
                 let body: OrphanRemoveRequest = request.decode()?;
                 body_of(request, &pool::remove_orphan(self, body).await?)
             }
+            "list" => {
+                let body: HostsRequest = request.decode()?;
+                body_of(request, &fleet::hosts(self, &body))
+            }
+            "forget" => {
+                let body: ForgetRequest = request.decode()?;
+                body_of(request, &fleet::forget_host(self, body, request.request_id).await?)
+            }
+            "placed" => {
+                let body: PlacedRequest = request.decode()?;
+                body_of(request, &self.creator.placed(&body))
+            }
             "create" => {
                 let namespace = header(&request.headers, headers::NAMESPACE).ok_or_else(|| {
                     let message = format!("header {} is missing", headers::NAMESPACE);
@@ -325,7 +365,7 @@ impl Router {
                 })?;
                 let namespace = Token::new(namespace)
                     .map_err(|e| ErrorBody::new(ErrorCode::InvalidArgument, format!("namespace: {e}")))?;
-                body_of(request, &self.creator.create(&namespace, request).await?)
+                body_of(request, &self.creator.create_here(&namespace, request).await?)
             }
             _ => Err(unknown_verb(&request.subject)),
         }

@@ -13,6 +13,10 @@ use crate::bus::claims::Claims;
 use crate::bus::egress::Egress;
 use crate::bus::lanes::Lanes;
 use crate::chain;
+use crate::fleet::fence::Fence;
+use crate::fleet::inventory::Inventory;
+use crate::fleet::quarantine::Quarantine;
+use crate::fleet::states::States;
 use crate::host::HostState;
 use crate::host_log::HostLog;
 use crate::hypervisor::cgroup::{Cgroups, VmCgroup};
@@ -121,6 +125,16 @@ pub struct Services {
     pub metrics: Metrics,
     /// Name of the stream of events.
     pub events_stream: String,
+    /// Labels of this host, for placement.
+    pub labels: BTreeMap<String, String>,
+    /// The hosts of the fleet, as far as they are heard.
+    pub inventory: Inventory,
+    /// The last known state of every VM of the fleet.
+    pub states: States,
+    /// Nothing is changed for a VM before its claim was read.
+    pub fence: Fence,
+    /// VMs that are not this host's any more.
+    pub quarantined: Quarantine,
 }
 
 impl Services {

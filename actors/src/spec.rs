@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use drover_schemas::body::spec::{
-    BootSpec, ImageKind, Os, ResolvedBoot, ResolvedDisk, ResolvedImage, ResolvedSpec, VmSpec,
+    BootSpec, ImageKind, Os, PlacementSpec, ResolvedBoot, ResolvedDisk, ResolvedImage, ResolvedSpec, VmSpec,
 };
 use drover_schemas::size::ByteSize;
 use drover_schemas::{ErrorBody, ErrorCode, Token};
@@ -131,6 +131,12 @@ impl Templates {
         self.0.keys()
     }
 
+    /// The template of a name.
+    #[must_use]
+    pub fn find(&self, name: &Token) -> Option<&VmSpec> {
+        self.0.get(name)
+    }
+
     fn get(&self, name: &Token) -> Result<&VmSpec, ErrorBody> {
         self.0.get(name).ok_or_else(|| {
             let known: Vec<&str> = self.0.keys().map(Token::as_str).collect();
@@ -190,10 +196,7 @@ pub fn resolve(
     templates: &Templates,
     images: &dyn ImageCatalogue,
 ) -> Result<ResolvedSpec, ErrorBody> {
-    let template = match &spec.template {
-        Some(name) => name.clone(),
-        None => Token::new("linux-default").map_err(|e| invalid("spec.template", e.to_string()))?,
-    };
+    let template = template_of(spec)?;
     let base = templates.get(&template)?;
     let missing = |field: &str| {
         invalid(
@@ -227,6 +230,8 @@ pub fn resolve(
         })
         .collect::<Result<Vec<_>, ErrorBody>>()?;
     let boot = resolve_boot(spec.boot.as_ref(), base.boot.as_ref(), images)?;
+    let placement = spec.placement.clone().or_else(|| base.placement.clone()).unwrap_or_default();
+    check_placement(&placement)?;
     let restart = spec.restart.clone().or_else(|| base.restart.clone()).unwrap_or_default();
     if restart.backoff_ms > restart.backoff_max_ms || restart.window_ms == 0 {
         return Err(invalid(
@@ -245,8 +250,35 @@ pub fn resolve(
         restart,
         agent: spec.agent.clone().or_else(|| base.agent.clone()).unwrap_or_default(),
         labels,
-        placement: spec.placement.clone().or_else(|| base.placement.clone()).unwrap_or_default(),
+        placement,
     })
+}
+
+/// The template of a spec.
+///
+/// # Errors
+/// Never: the name that stands for none is one.
+pub(crate) fn template_of(spec: &VmSpec) -> Result<Token, ErrorBody> {
+    match &spec.template {
+        Some(name) => Ok(name.clone()),
+        None => Token::new("linux-default").map_err(|e| invalid("spec.template", e.to_string())),
+    }
+}
+
+fn check_placement(placement: &PlacementSpec) -> Result<(), ErrorBody> {
+    if placement.labels.len() > MAX_LABELS || placement.features.len() > MAX_LABELS {
+        return Err(invalid(
+            "spec.placement",
+            format!("at most {MAX_LABELS} labels and {MAX_LABELS} features"),
+        ));
+    }
+    let long = |text: &String| text.is_empty() || text.len() > MAX_LABEL;
+    let bad = placement.labels.iter().any(|(key, value)| long(key) || value.len() > MAX_LABEL)
+        || placement.features.iter().any(long);
+    if bad {
+        return Err(invalid("spec.placement", format!("names and values have at most {MAX_LABEL} bytes")));
+    }
+    Ok(())
 }
 
 fn check_size(cpus: u32, memory: ByteSize) -> Result<(), ErrorBody> {
@@ -301,11 +333,15 @@ fn image(
     Ok(found)
 }
 
-fn resolve_boot(
-    spec: Option<&BootSpec>,
-    base: Option<&BootSpec>,
-    images: &dyn ImageCatalogue,
-) -> Result<ResolvedBoot, ErrorBody> {
+/// The images that a guest boots from, by name or digest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BootParts<'a> {
+    pub kernel: Option<&'a String>,
+    pub initramfs: Option<&'a String>,
+    pub firmware: Option<&'a String>,
+}
+
+pub(crate) fn boot_parts<'a>(spec: Option<&'a BootSpec>, base: Option<&'a BootSpec>) -> BootParts<'a> {
     let part = |f: fn(&BootSpec) -> Option<&String>| spec.and_then(f).or_else(|| base.and_then(f));
     let own_firmware = spec.is_some_and(|b| b.firmware.is_some());
     let own_kernel = spec.is_some_and(|b| b.kernel.is_some());
@@ -313,13 +349,23 @@ fn resolve_boot(
     let kernel = part(|b| b.kernel.as_ref()).filter(|_| !own_firmware || own_kernel);
     let initramfs = part(|b| b.initramfs.as_ref()).filter(|_| kernel.is_some());
     let firmware = part(|b| b.firmware.as_ref()).filter(|_| !own_kernel || own_firmware);
+    BootParts { kernel, initramfs, firmware }
+}
+
+fn resolve_boot(
+    spec: Option<&BootSpec>,
+    base: Option<&BootSpec>,
+    images: &dyn ImageCatalogue,
+) -> Result<ResolvedBoot, ErrorBody> {
+    let BootParts { kernel, initramfs, firmware } = boot_parts(spec, base);
     if kernel.is_some() && firmware.is_some() {
         return Err(invalid("spec.boot", "kernel and firmware exclude each other; name one"));
     }
     if kernel.is_none() && firmware.is_none() {
         return Err(invalid("spec.boot", "name a kernel or firmware"));
     }
-    let cmdline = part(|b| b.cmdline.as_ref()).cloned().unwrap_or_default();
+    let cmdline =
+        [spec, base].into_iter().flatten().find_map(|boot| boot.cmdline.clone()).unwrap_or_default();
     if cmdline.len() > MAX_CMDLINE || cmdline.chars().any(char::is_control) {
         return Err(invalid("spec.boot.cmdline", format!("at most {MAX_CMDLINE} printable characters")));
     }

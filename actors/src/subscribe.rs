@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use drover_schemas::subject::PoolVerb;
 use futures_util::StreamExt as _;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::bus::connect::Bus;
 use crate::chain;
@@ -17,6 +18,10 @@ use crate::services::Shared;
 pub const PLACERS: &str = "placers";
 /// How long the connections for VMs may take once there is one for the host.
 const LANES_CONNECT: Duration = Duration::from_secs(5);
+/// How often a host looks whether it should place new VMs.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a host that leaves waits for each create that is on its way.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// Subscribes to everything that this host answers. The client keeps subscriptions over a reconnect.
 pub async fn subscribe_all(services: Shared, directory: Arc<Directory>, router: Router, bus: Bus) {
@@ -44,6 +49,7 @@ pub async fn subscribe_all(services: Shared, directory: Arc<Directory>, router: 
     }
     let _service = discovery(&services, &client).await;
     let mut readers = tokio::task::JoinSet::new();
+    readers.spawn(place(services.clone(), router.clone(), front));
     for (client, mut subscriber) in host {
         let router = router.clone();
         readers.spawn(async move {
@@ -55,13 +61,49 @@ pub async fn subscribe_all(services: Shared, directory: Arc<Directory>, router: 
     while readers.join_next().await.is_some() {}
 }
 
+/// Takes part in placing new VMs, unless others are there that can and this host drains or its journal lags. Alone it
+/// stays, to say why it takes none.
+async fn place(services: Shared, router: Router, client: async_nats::Client) {
+    let subject = services.subjects.pool_wildcard(PoolVerb::Create);
+    let fit = || !services.state.draining() && services.journal.is_sound();
+    loop {
+        let mut subscriber = match client.queue_subscribe(subject.clone(), PLACERS.to_owned()).await {
+            Ok(subscriber) => subscriber,
+            Err(failure) => return error!(error = %chain(&failure), "creates could not be subscribed"),
+        };
+        let mut looks = tokio::time::interval(LOOK);
+        loop {
+            tokio::select! {
+                message = subscriber.next() => match message {
+                    Some(message) => router.accept(&client, message).await,
+                    None => return,
+                },
+                _ = looks.tick() => if !fit() && services.inventory.others_accept(&services.host) {
+                    break;
+                }
+            }
+        }
+        info!("other hosts place new VMs from now on");
+        // What is on its way already is answered too.
+        if subscriber.drain().await.is_ok() {
+            while let Ok(Some(message)) = tokio::time::timeout(DRAIN, subscriber.next()).await {
+                router.accept(&client, message).await;
+            }
+        }
+        while !fit() && services.inventory.others_accept(&services.host) {
+            looks.tick().await;
+        }
+        info!("this host places new VMs again");
+    }
+}
+
 /// Answers `$SRV.PING`, `INFO` and `STATS`, so that the usual tools find the host.
 async fn discovery(services: &Shared, client: &async_nats::Client) -> Option<async_nats::service::Service> {
     use async_nats::service::ServiceExt as _;
     let metadata = [
         ("host".to_owned(), services.host.to_string()),
         ("installation".to_owned(), services.installation.to_string()),
-        ("features".to_owned(), crate::root::FEATURES.join(",")),
+        ("features".to_owned(), crate::fleet::presence::features(services).join(",")),
         ("subjects".to_owned(), services.subjects.host_wildcard(&services.host)),
     ];
     let built = client

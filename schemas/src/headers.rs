@@ -8,6 +8,8 @@ pub const DEADLINE_MS: &str = "Drover-Deadline-Ms";
 pub const CONTENT_TYPE: &str = "Content-Type";
 /// The namespace of a request that a placer relays to a host.
 pub const NAMESPACE: &str = "Drover-Namespace";
+/// The epoch of the claim for which a placer relays a create: the host refuses it under any other.
+pub const OWNER_EPOCH: &str = "Drover-Owner-Epoch";
 /// W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";
 /// W3C trace state.

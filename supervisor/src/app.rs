@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use drover_actors::bus::assets::AssetsConfig;
+use drover_actors::bus::claims::ClaimError;
 use drover_actors::hypervisor::landlock;
 use drover_actors::hypervisor::launcher::{Launcher, LauncherError};
 use drover_actors::hypervisor::version::{VersionError, check, find};
 use drover_actors::images::{ImageError, Images};
-use drover_actors::root::{HostSetup, RunningHost, StartError, start};
+use drover_actors::root::{Failure, HostSetup, RunningHost, StartError, start};
 use drover_actors::services::{Limits, Programs};
 use drover_actors::spec::{TemplateError, Templates};
 use drover_actors::stream::StreamLimits;
@@ -118,6 +119,13 @@ pub enum AppError {
         #[source]
         source: std::io::Error,
     },
+    /// Another installation took the host's name.
+    #[error("the host's name is not its own; its VMs live on")]
+    Name {
+        /// Whose it is.
+        #[source]
+        source: Box<ClaimError>,
+    },
     /// A part of the host was lost for good.
     #[error("a part of the host was lost: {reason}; its VMs live on, start the daemon again")]
     Lost {
@@ -126,16 +134,29 @@ pub enum AppError {
     },
 }
 
-/// Runs a host from a configuration file until SIGTERM or SIGINT.
+impl AppError {
+    /// Another installation has the host's name: nothing is wrong with the host itself.
+    #[must_use]
+    pub fn is_name_taken(&self) -> bool {
+        match self {
+            Self::Name { .. } => true,
+            Self::Start { source } => matches!(**source, StartError::Name { .. }),
+            _ => false,
+        }
+    }
+}
+
+/// Runs a host from a configuration file until SIGTERM or SIGINT. `replace`: takes the host's name from an installation
+/// that is gone for good.
 ///
 /// # Errors
 /// [`AppError`] says what is wrong and what to do.
-pub async fn run(path: Option<&Path>) -> Result<(), AppError> {
+pub async fn run(path: Option<&Path>, replace: bool) -> Result<(), AppError> {
     let config = HostConfig::load(path, std::env::vars()).map_err(|source| AppError::Config { source })?;
     let signals = |source| AppError::Signals { source };
     let mut term = signal(SignalKind::terminate()).map_err(signals)?;
     let mut int = signal(SignalKind::interrupt()).map_err(signals)?;
-    run_with(config, async move {
+    run_with(config, replace, async move {
         tokio::select! {
             _ = term.recv() => info!("SIGTERM"),
             _ = int.recv() => info!("SIGINT"),
@@ -148,10 +169,14 @@ pub async fn run(path: Option<&Path>) -> Result<(), AppError> {
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_with(config: HostConfig, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
+pub async fn run_with(
+    config: HostConfig,
+    replace: bool,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), AppError> {
     let admin_config = config.admin.clone();
     let at_shutdown = config.shutdown.clone();
-    let setup = setup(config).await?;
+    let setup = HostSetup { replace, ..setup(config).await? };
     info!(
         host = %setup.host,
         vmm = setup.programs.version.text,
@@ -176,10 +201,13 @@ pub async fn run_with(config: HostConfig, shutdown: impl Future<Output = ()>) ->
     };
     let lost = tokio::select! {
         () = shutdown => None,
-        reason = running.failed() => Some(reason),
+        failure = running.failed() => Some(match failure {
+            Failure::Part(reason) => AppError::Lost { reason },
+            Failure::Name(source) => AppError::Name { source },
+        }),
     };
-    if let Some(reason) = &lost {
-        error!(reason, "a part of the host was lost");
+    if let Some(failure) = &lost {
+        error!(error = %chain(failure), "the host cannot go on");
     }
     if lost.is_none() && at_shutdown.vms == AtShutdown::Stop {
         info!(timeout_s = at_shutdown.timeout_s, "stopping the VMs");
@@ -189,10 +217,7 @@ pub async fn run_with(config: HostConfig, shutdown: impl Future<Output = ()>) ->
         }
     }
     stop(running, admin).await;
-    match lost {
-        Some(reason) => Err(AppError::Lost { reason }),
-        None => Ok(()),
-    }
+    lost.map_or(Ok(()), Err)
 }
 
 async fn stop(running: RunningHost, admin: Option<tokio::task::JoinHandle<()>>) {
@@ -275,6 +300,8 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
             max_memory_bytes: config.streams.max_memory.0,
             peer_lost: Duration::from_secs(config.streams.peer_timeout_s),
         },
+        labels: config.labels,
+        replace: false,
     })
 }
 

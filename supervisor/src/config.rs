@@ -3,6 +3,7 @@
 //! A variable `DROVER_CONFIG_<path>` replaces one value; `__` separates the levels, as in
 //! `DROVER_CONFIG_bus__urls='["nats://10.0.0.1:4222"]'`. Its value is YAML.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -66,6 +67,8 @@ pub struct HostConfig {
     pub log: LogConfig,
     /// Prefixes of reply subjects beside `_INBOX` and `_R_.`.
     pub reply_prefixes: Vec<String>,
+    /// Labels of the host: VMs may ask for them in `spec.placement.labels`.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Retention of events.
@@ -200,6 +203,7 @@ impl Default for HostConfig {
             admin: None,
             log: LogConfig::default(),
             reply_prefixes: Vec::new(),
+            labels: BTreeMap::new(),
         }
     }
 }
@@ -364,6 +368,11 @@ impl HostConfig {
                 let reason = format!("{ratio} is not possible; use 0.1 to 1000");
                 return Err(ConfigError::Range { key, reason });
             }
+        }
+        let long = |text: &String| text.is_empty() || text.len() > 256;
+        if self.labels.len() > 64 || self.labels.iter().any(|(key, value)| long(key) || long(value)) {
+            let reason = "at most 64 labels, with names and values of 1 to 256 bytes".to_owned();
+            return Err(ConfigError::Range { key: "labels", reason });
         }
         if self.shutdown.timeout_s < 15 {
             let reason = "VMs that do not go by themselves need 10 s to be forced; use 15 or more".to_owned();

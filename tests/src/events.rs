@@ -21,7 +21,18 @@ pub type Logs = BTreeMap<VmId, Vec<VmEvent>>;
 /// # Panics
 /// The log breaks one of these rules.
 pub async fn log(bus: &Bus) -> Logs {
-    until("everything is told", async || bus.host().await.ok().filter(|host| host.outbox == 0)).await;
+    log_of(bus, &["h1"]).await
+}
+
+/// As [`log`], of several hosts.
+///
+/// # Panics
+/// As [`log`].
+pub async fn log_of(bus: &Bus, hosts: &[&str]) -> Logs {
+    for name in hosts {
+        until("everything is told", async || bus.host_info(name).await.ok().filter(|host| host.outbox == 0))
+            .await;
+    }
     logs(read(bus).await)
 }
 

@@ -15,15 +15,16 @@
 //! as `unavailable`; nobody assumes a claim that was not read.
 
 pub mod decide;
-mod kv;
+mod error;
+pub mod hosts;
+pub(crate) mod kv;
 
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use drover_schemas::blob::Blob;
 use drover_schemas::codec;
-use drover_schemas::error::{ErrorBody, ErrorCode};
-use drover_schemas::{InstallationId, RequestId, Token, VmId};
+use drover_schemas::{RequestId, Token, VmId};
 use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,7 @@ use self::decide::{Attempt, Decision, decide_create};
 use self::kv::{Kv, Written};
 use super::assets::AssetsConfig;
 
+pub use self::error::ClaimError;
 pub use self::kv::KvError;
 
 /// How long a deleted name is remembered.
@@ -92,7 +94,7 @@ pub struct Gone {
     pub deleted_unix_ms: u64,
     /// The request that deleted it.
     pub request_id: RequestId,
-    /// The encoded reply of that request.
+    /// The encoded reply of that request; empty if the VM was forgotten with its host.
     pub reply: Blob,
 }
 
@@ -107,8 +109,11 @@ pub struct Previous {
     pub deleted_unix_ms: u64,
     /// The request that deleted it.
     pub request_id: RequestId,
-    /// The encoded reply of that request.
+    /// The encoded reply of that request; empty if the VM was forgotten with its host.
     pub reply: Blob,
+    /// The request that created it, which its host remembers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<RequestId>,
 }
 
 /// A name in a namespace: the key of a claim.
@@ -160,6 +165,13 @@ pub enum ClaimOutcome {
     },
     /// The id deleted a VM of this name before: its reply.
     Replay(Blob),
+    /// The id created a VM of this name that is gone by now: that VM's host remembers the reply.
+    Elsewhere {
+        /// That host.
+        host: Token,
+        /// When the delete was complete.
+        deleted_unix_ms: u64,
+    },
     /// The id is older than the delete of a VM of this name: `conflict{cause: name_reused}`.
     NameReused {
         /// When that delete was complete.
@@ -180,66 +192,6 @@ pub enum OwnOutcome {
         /// What is recorded.
         claim: Option<Box<Claim>>,
     },
-}
-
-/// A claim could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum ClaimError {
-    /// The bucket did not answer.
-    #[error("{operation} the claim of {key}")]
-    Bucket {
-        /// What was tried.
-        operation: &'static str,
-        /// The key.
-        key: String,
-        /// What happened.
-        #[source]
-        source: KvError,
-    },
-    /// The entry cannot be read: made by a newer drover, or by hand.
-    #[error("understand the claim of {key}")]
-    Malformed {
-        /// The key.
-        key: String,
-        /// Why.
-        #[source]
-        source: codec::DecodeError,
-    },
-    /// A claim cannot be written.
-    #[error("encode the claim of {key}")]
-    Encode {
-        /// The key.
-        key: String,
-        /// Why.
-        #[source]
-        source: codec::EncodeError,
-    },
-    /// Others were faster too often.
-    #[error("the claim of {key} changed {RACES} times while it was being changed")]
-    Contended {
-        /// The key.
-        key: String,
-    },
-    /// Another installation uses the name of this host.
-    #[error("the host name {host} is used by installation {installation}: give each host a name of its own")]
-    HostTaken {
-        /// The host.
-        host: Token,
-        /// Who uses it.
-        installation: String,
-    },
-}
-
-impl ClaimError {
-    /// What a client is told: to come again.
-    #[must_use]
-    pub fn to_body(&self) -> ErrorBody {
-        let code = match self {
-            Self::Bucket { .. } | Self::Contended { .. } => ErrorCode::Unavailable,
-            _ => ErrorCode::Internal,
-        };
-        ErrorBody::new(code, self.to_string()).with("cause", "claims")
-    }
 }
 
 /// The name claims and the hosts.
@@ -370,46 +322,72 @@ impl Claims {
         Err(ClaimError::Contended { key: name.key() })
     }
 
-    /// Says that the host lives; the entry goes 90 s after the last call.
-    ///
-    /// # Errors
-    /// [`ClaimError::HostTaken`] if another installation lives under the name.
-    pub async fn heartbeat(
-        &self,
-        host: &Token,
-        installation: InstallationId,
-        value: Blob,
-    ) -> Result<u64, ClaimError> {
-        let key = host.to_string();
-        let wrap = |operation, source| ClaimError::Bucket { operation, key: key.clone(), source };
-        let installation = installation.to_string();
-        for _ in 0..RACES {
-            let entry = self.hosts.get(&key).await.map_err(|e| wrap("read", e))?;
-            if let Some(other) = &entry.value
-                && entry.header(INSTALLATION_HEADER).is_some_and(|i| i != installation)
-            {
-                tracing::error!(%host, bytes = other.len(), "another installation uses the name of this host");
-                let installation = entry.header(INSTALLATION_HEADER).unwrap_or_default().to_owned();
-                return Err(ClaimError::HostTaken { host: host.clone(), installation });
-            }
-            let headers = [(INSTALLATION_HEADER, installation.as_str())];
-            let put = self.hosts.put(&key, value.0.clone(), entry.revision, Some(HOST_TTL), &headers).await;
-            if let Written::Done { revision } = put.map_err(|e| wrap("write", e))? {
-                return Ok(revision);
-            }
-        }
-        Err(ClaimError::Contended { key: host.to_string() })
-    }
-
-    /// What a host said last, if it lives.
+    /// What there is to say about a create's name, without claiming it: `None` if it could be claimed.
     ///
     /// # Errors
     /// [`ClaimError`].
-    pub async fn host(&self, host: &Token) -> Result<Option<Blob>, ClaimError> {
-        let key = host.to_string();
-        let entry = self.hosts.get(&key).await;
-        let entry = entry.map_err(|source| ClaimError::Bucket { operation: "read", key, source })?;
-        Ok(entry.value.map(Blob))
+    pub async fn judge_create(
+        &self,
+        name: &NameKey,
+        attempt: &Attempt,
+    ) -> Result<Option<ClaimOutcome>, ClaimError> {
+        let (found, revision) = self.read(name).await?;
+        Ok(match decide_create(found.as_ref().map(|(claim, _)| claim), attempt) {
+            Decision::Write(_) => None,
+            Decision::Answer(answer) => Some(answer.with_revision(revision)),
+        })
+    }
+
+    /// Claims again a name whose entry was lost with the bucket. `false`: somebody else was faster.
+    ///
+    /// # Errors
+    /// [`ClaimError`].
+    pub async fn restore(&self, name: &NameKey, ours: &Claim) -> Result<bool, ClaimError> {
+        let (found, revision) = self.read(name).await?;
+        match found {
+            Some((found, _)) => Ok(is_same(&found, ours)),
+            None => Ok(self.write(name, ours, revision, None).await? != Written::Lost),
+        }
+    }
+
+    /// Every claim that names a host, whatever its namespace.
+    ///
+    /// # Errors
+    /// [`ClaimError`]; what was not read is not known.
+    pub async fn claims_of(&self, host: &Token) -> Result<Vec<(NameKey, Claim)>, ClaimError> {
+        let scanned = self.vms.scan(">", |key, value| {
+            let (namespace, name) = key.split_once('.')?;
+            let claim: Claim = codec::decode(value).ok()?;
+            let key = NameKey { namespace: Token::new(namespace).ok()?, name: Token::new(name).ok()? };
+            (claim.host == *host).then_some((key, claim))
+        });
+        let failed = |source| ClaimError::Bucket { operation: "list", key: "*".to_owned(), source };
+        scanned.await.map_err(failed)
+    }
+
+    /// Takes a name from a host that is forgotten: the epoch rises, and the name is free. `false`: the claim is
+    /// not the host's any more.
+    ///
+    /// # Errors
+    /// [`ClaimError`]; call it again.
+    pub async fn forget(
+        &self,
+        name: &NameKey,
+        claim: &Claim,
+        request_id: RequestId,
+        now_unix_ms: u64,
+    ) -> Result<bool, ClaimError> {
+        for _ in 0..RACES {
+            let (found, revision) = self.read(name).await?;
+            let Some((found, _)) = found.filter(|(found, _)| is_same(found, claim)) else { return Ok(false) };
+            let Some((freed, ttl)) = decide::forgotten(&found, request_id, now_unix_ms) else {
+                return Ok(false);
+            };
+            if self.write(name, &freed, revision, Some(ttl)).await? != Written::Lost {
+                return Ok(true);
+            }
+        }
+        Err(ClaimError::Contended { key: name.key() })
     }
 
     /// Brings the claim to `phase` if it is `ours`: the same VM, host and epoch.

@@ -44,13 +44,17 @@ pub struct EgressConfig {
     pub lanes: usize,
     /// How long an acknowledgement may take before the last message is asked for.
     pub ack_timeout: Duration,
+    /// Nothing is published while it is `false`; the host does not know then which VMs are its own.
+    pub gate: watch::Receiver<bool>,
 }
 
 impl EgressConfig {
     /// 64 lanes, 5 s.
     #[must_use]
     pub fn new(assets: AssetsConfig) -> Self {
-        Self { assets, lanes: 64, ack_timeout: Duration::from_secs(5) }
+        // Always open: a value outlives its sender.
+        let (_, gate) = watch::channel(true);
+        Self { assets, lanes: 64, ack_timeout: Duration::from_secs(5), gate }
     }
 }
 

@@ -297,6 +297,11 @@ impl Responder {
         }
     }
 
+    /// Answers nothing: the request is somebody else's to answer.
+    pub fn silence(mut self) {
+        self.answered = true;
+    }
+
     /// Answers with a result or an error.
     pub async fn result<T: Serialize + Sync>(self, result: Result<T, ErrorBody>) {
         match result {

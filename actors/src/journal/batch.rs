@@ -115,6 +115,18 @@ impl Batch {
         Self::new().essential().with(events).with(Op::RemoveVm { vm_id })
     }
 
+    /// Takes a VM out of the journal with all that it holds and the events that wait of it: it is not this host's.
+    #[must_use]
+    pub fn take_out(row: &VmRow) -> Self {
+        let mut batch = Self::undo_create(row.vm_id);
+        for nic in &row.nics {
+            let (network, ipv4) = (nic.network.clone(), nic.ipv4);
+            batch.push(Op::ReleaseLease { network, ipv4, quarantine_until_unix_ms: None });
+        }
+        batch.push(Op::ReleaseUid { uid: row.uid, quarantine_until_unix_ms: None });
+        batch
+    }
+
     /// Adds the user and the addresses of a VM, which are its own from this commit on.
     pub fn push_leases(&mut self, row: &VmRow) {
         let (vm_id, quarantine_until_unix_ms) = (row.vm_id, None);
@@ -174,16 +186,59 @@ pub(super) struct EncodedBatch {
 
 #[derive(Debug)]
 pub(super) enum EncodedOp {
-    PutVm { vm_id: VmId, namespace: Token, name: Token, row: Vec<u8> },
-    RemoveVm { vm_id: VmId },
-    PutRequest { namespace: Token, request_id: RequestId, bound_unix_ms: u64, done: bool, row: Vec<u8> },
-    Prune { requests_before_unix_ms: u64, now_unix_ms: u64 },
-    PutOutbox { class: EventClass, key: VmId, seq: u64, row: Vec<u8> },
-    AckOutbox { key: VmId, seq: u64, stream_seq: u64 },
-    PutLease { network: Token, ipv4: Ipv4Addr, vm_id: VmId, row: Vec<u8> },
-    ReleaseLease { network: Token, ipv4: Ipv4Addr, quarantine_until_unix_ms: Option<u64> },
-    PutUid { uid: u32, vm_id: VmId, row: Vec<u8> },
-    ReleaseUid { uid: u32, quarantine_until_unix_ms: Option<u64> },
+    /// `named`: the name is its own; that of a VM in quarantine is free for another one.
+    PutVm {
+        vm_id: VmId,
+        namespace: Token,
+        name: Token,
+        named: bool,
+        row: Vec<u8>,
+    },
+    RemoveVm {
+        vm_id: VmId,
+    },
+    PutRequest {
+        namespace: Token,
+        request_id: RequestId,
+        bound_unix_ms: u64,
+        done: bool,
+        row: Vec<u8>,
+    },
+    Prune {
+        requests_before_unix_ms: u64,
+        now_unix_ms: u64,
+    },
+    PutOutbox {
+        class: EventClass,
+        key: VmId,
+        seq: u64,
+        row: Vec<u8>,
+    },
+    AckOutbox {
+        key: VmId,
+        seq: u64,
+        stream_seq: u64,
+    },
+    PutLease {
+        network: Token,
+        ipv4: Ipv4Addr,
+        vm_id: VmId,
+        row: Vec<u8>,
+    },
+    ReleaseLease {
+        network: Token,
+        ipv4: Ipv4Addr,
+        quarantine_until_unix_ms: Option<u64>,
+    },
+    PutUid {
+        uid: u32,
+        vm_id: VmId,
+        row: Vec<u8>,
+    },
+    ReleaseUid {
+        uid: u32,
+        quarantine_until_unix_ms: Option<u64>,
+    },
     PutStreamIdentity(String),
     PutDraining(bool),
     PutBoot(String),
@@ -196,7 +251,14 @@ fn encode_op(op: Op) -> Result<EncodedOp, JournalError> {
     Ok(match op {
         Op::PutVm(row) => {
             let encoded = bytes("vms", &*row)?;
-            EncodedOp::PutVm { vm_id: row.vm_id, namespace: row.namespace, name: row.name, row: encoded }
+            let named = row.quarantined.is_none();
+            EncodedOp::PutVm {
+                vm_id: row.vm_id,
+                namespace: row.namespace,
+                name: row.name,
+                named,
+                row: encoded,
+            }
         }
         Op::RemoveVm { vm_id } => EncodedOp::RemoveVm { vm_id },
         Op::PutRequest { namespace, request_id, row } => EncodedOp::PutRequest {

@@ -10,7 +10,7 @@ use super::store::{
     Bytes, IN_FLIGHT, LEASES, META, META_BOOT, META_DRAINING, META_STREAM, OUTBOX_AGENT, OUTBOX_STATE,
     POSITIONS, REQUEST_COUNTS, REQUESTS, ReadFailure, UIDS, VMS,
 };
-use super::{JournalHandle, REQUEST_WINDOW_MS};
+use super::{JournalHandle, REQUEST_AHEAD_MS, REQUEST_WINDOW_MS};
 
 /// Everything that a starting daemon needs.
 #[derive(Debug, Clone, Default)]
@@ -58,6 +58,8 @@ pub enum RequestLookup {
     Bound(Box<RequestRow>),
     /// So old that it may have been forgotten: refused, never run.
     TooOld,
+    /// From so far in the future that it could not be remembered for long enough: refused, never run.
+    TooNew,
 }
 
 impl JournalHandle {
@@ -122,7 +124,12 @@ impl JournalHandle {
             let floor = txn.open_table(REQUEST_COUNTS)?.get(ns)?.map_or(0, |v| v.value().1);
             let at = request_id.unix_ms();
             let too_old = at.saturating_add(REQUEST_WINDOW_MS) <= now_unix_ms || at <= floor && floor > 0;
-            Ok(if too_old { RequestLookup::TooOld } else { RequestLookup::Unknown })
+            let too_new = at > now_unix_ms.saturating_add(REQUEST_AHEAD_MS);
+            Ok(match (too_old, too_new) {
+                (true, _) => RequestLookup::TooOld,
+                (_, true) => RequestLookup::TooNew,
+                _ => RequestLookup::Unknown,
+            })
         })
     }
 

@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 
+use crate::bus::claims::Previous;
 use crate::network::NicLease;
 use drover_schemas::blob::Blob;
 use drover_schemas::body::spec::ResolvedSpec;
@@ -73,6 +74,12 @@ pub struct VmRow {
     /// It was deleted and its last event recorded; only its name is still to be freed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub released: bool,
+    /// VMs that had the name before, by the claim: what their requests get.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous: Vec<Previous>,
+    /// It is not this host's any more, for this reason; nothing is done for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<String>,
 }
 
 /// An operation that a restart of the daemon has to finish or undo.

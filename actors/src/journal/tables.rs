@@ -94,7 +94,7 @@ impl<'t> Tables<'t> {
     pub(super) fn check(&self, batch: &EncodedBatch) -> Result<std::result::Result<(), JournalError>> {
         for op in &batch.ops {
             let conflict = match op {
-                EncodedOp::PutVm { vm_id, namespace, name, .. } => {
+                EncodedOp::PutVm { vm_id, namespace, name, named: true, .. } => {
                     let holder = self.names.get((namespace.as_str(), name.as_str()))?.map(|v| v.value());
                     holder.filter(|h| *h != vm_id.as_u128()).map(|holder| JournalError::NameTaken {
                         namespace: namespace.clone(),
@@ -128,9 +128,14 @@ impl<'t> Tables<'t> {
 
     pub(super) fn apply(&mut self, op: &EncodedOp, request_cap: u64, changes: &mut Changes) -> Result<()> {
         match op {
-            EncodedOp::PutVm { vm_id, namespace, name, row } => {
-                self.vms.insert(vm_id.as_u128(), row.as_slice())?;
-                self.names.insert((namespace.as_str(), name.as_str()), vm_id.as_u128())?;
+            EncodedOp::PutVm { vm_id, namespace, name, named, row } => {
+                let (vm_id, name) = (vm_id.as_u128(), (namespace.as_str(), name.as_str()));
+                self.vms.insert(vm_id, row.as_slice())?;
+                if *named {
+                    self.names.insert(name, vm_id)?;
+                } else {
+                    self.free_name(name, vm_id)?;
+                }
             }
             EncodedOp::RemoveVm { vm_id } => self.remove_vm(vm_id.as_u128())?,
             EncodedOp::PutRequest { namespace, request_id, bound_unix_ms, done, row } => {
@@ -228,16 +233,18 @@ impl<'t> Tables<'t> {
         Ok(self.uids.get(uid)?.and_then(|row| decode_row(row.value()).ok()))
     }
 
+    fn free_name(&mut self, name: (&str, &str), vm_id: u128) -> Result<()> {
+        let holder = self.names.get(name)?.map(|holder| holder.value());
+        if holder == Some(vm_id) {
+            self.names.remove(name)?;
+        }
+        Ok(())
+    }
+
     fn remove_vm(&mut self, vm_id: u128) -> Result<()> {
         let Some(row) = self.vms.remove(vm_id)?.map(|row| row.value().to_vec()) else { return Ok(()) };
         match decode_row::<VmRow>(&row) {
-            Ok(row) => {
-                let name = (row.namespace.as_str(), row.name.as_str());
-                let holder = self.names.get(name)?.map(|h| h.value());
-                if holder == Some(vm_id) {
-                    self.names.remove(name)?;
-                }
-            }
+            Ok(row) => self.free_name((row.namespace.as_str(), row.name.as_str()), vm_id)?,
             // The row cannot be read, so its name is found the long way.
             Err(_) => self.names.retain(|_, holder| holder != vm_id)?,
         }

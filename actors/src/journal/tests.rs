@@ -60,6 +60,8 @@ pub(crate) fn vm(id: u128, name: &str, seq: u64) -> VmRow {
         owned: true,
         create_sha256: String::new(),
         released: false,
+        previous: Vec::new(),
+        quarantined: None,
     }
 }
 

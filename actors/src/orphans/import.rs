@@ -145,5 +145,7 @@ fn row_of(record: &LaunchRecord, claim: &Claim, last: Option<&VmEvent>) -> Resul
         owned: true,
         create_sha256: claim.body_sha256.clone(),
         released: false,
+        previous: claim.previous.clone(),
+        quarantined: None,
     })
 }

@@ -3,7 +3,9 @@
 //! | service | does |
 //! |---|---|
 //! | `ingress` | subscribes, and hands requests to the router |
-//! | `heartbeat` | says that the host lives and what is left of it, however busy the rest is |
+//! | `presence` | says that the host lives and what is left of it, however busy the rest is |
+//! | `inventory` | watches the rows of the other hosts |
+//! | `fence` | reads after each connect which VMs are still this host's |
 //! | `samples` | publishes what the VMs use |
 //! | `gauges` | reads the metrics that nobody counts |
 //! | `hints` | wakes a VM whose holder has something to tell |
@@ -14,22 +16,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use drover_schemas::blob::Blob;
-use drover_schemas::body::host::HostRecord;
-use drover_schemas::codec;
 use futures_util::future::BoxFuture;
 use ractor::{ActorCell, ActorRef, SpawnErr};
 use tokio::sync::{Mutex, mpsc, watch};
-use tracing::{error, warn};
+use tracing::warn;
 
-use super::FEATURES;
+use super::Failure;
 use crate::alarms::{Lost, OUTBOX, SLOW_CONSUMER};
-use crate::bus::claims::ClaimError;
 use crate::bus::connect::Bus;
 use crate::bus::egress::EgressReport;
 use crate::bus::egress::decide::Anomaly;
 use crate::chain;
 use crate::directory::Directory;
+use crate::fleet::{fence, inventory, presence};
 use crate::host_log::HostNote;
 use crate::hypervisor::notify::NotifySocket;
 use crate::journal;
@@ -39,8 +38,6 @@ use crate::service::{ServiceMsg, supervise};
 use crate::services::{Shared, now_ms};
 use crate::subscribe::subscribe_all;
 
-/// How often a host says that it lives.
-const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How often gauges are read.
 const GAUGES: Duration = Duration::from_secs(5);
 /// How long finished requests are looked for.
@@ -56,6 +53,8 @@ pub(super) struct Parts {
     pub manager: ActorRef<ManagerMsg>,
     pub notify: NotifySocket,
     pub reports: Mutex<mpsc::Receiver<EgressReport>>,
+    pub hosts_bucket: String,
+    pub failed: mpsc::Sender<Failure>,
 }
 
 /// Starts every service below `root`.
@@ -71,7 +70,9 @@ pub(super) async fn supervise_all(
     };
     Ok(vec![
         supervise(root, metrics, "ingress", with(|p| Box::pin(ingress(p)))).await?,
-        supervise(root, metrics, "heartbeat", with(|p| Box::pin(heartbeats(p)))).await?,
+        supervise(root, metrics, "presence", with(|p| Box::pin(presence(p)))).await?,
+        supervise(root, metrics, "inventory", with(|p| Box::pin(watch_hosts(p)))).await?,
+        supervise(root, metrics, "fence", with(|p| Box::pin(keep_fence(p)))).await?,
         supervise(root, metrics, "samples", with(|p| Box::pin(samples(p)))).await?,
         supervise(root, metrics, "gauges", with(|p| Box::pin(gauges(p)))).await?,
         supervise(root, metrics, "hints", with(|p| Box::pin(forward_hints(p)))).await?,
@@ -106,50 +107,24 @@ async fn forward_hints(parts: Arc<Parts>) {
     }
 }
 
-async fn heartbeats(parts: Arc<Parts>) {
-    let Parts { services, bus, phase, .. } = &*parts;
-    let mut taken = false;
-    loop {
-        bus.connected().await;
-        services.egress.ready().await;
-        let record = HostRecord {
-            host: services.host.clone(),
-            installation: services.installation,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
-            capacity: services.state.capacity(),
-            labels: std::collections::BTreeMap::new(),
-            accepting: *phase.borrow() == HostPhase::Ready && !services.state.draining(),
-            written_unix_ms: now_ms(),
-        };
-        let pause = match codec::encode(&record) {
-            Ok(bytes) => {
-                match services
-                    .claims
-                    .heartbeat(&services.host, services.installation, Blob::from(bytes))
-                    .await
-                {
-                    Ok(_) => HEARTBEAT,
-                    Err(failure @ ClaimError::HostTaken { .. }) => {
-                        error!(error = %chain(&failure), "the name of this host is taken");
-                        if !taken {
-                            let text =
-                                "another installation has the name of this host; give one of them another";
-                            services.log.note(HostNote::alarm("host_name_taken", text));
-                        }
-                        taken = true;
-                        HEARTBEAT
-                    }
-                    Err(failure) => {
-                        warn!(error = %chain(&failure), "a heartbeat was not stored");
-                        Duration::from_secs(1)
-                    }
-                }
-            }
-            Err(_) => HEARTBEAT,
-        };
-        tokio::time::sleep(pause).await;
-    }
+async fn presence(parts: Arc<Parts>) {
+    let Parts { services, bus, phase, failed, .. } = &*parts;
+    let taken = presence::keep(services, bus, phase.clone()).await;
+    // The host ends by it.
+    let _ = failed.send(Failure::Name(Box::new(taken))).await;
+    std::future::pending().await
+}
+
+async fn watch_hosts(parts: Arc<Parts>) {
+    let Parts { services, bus, hosts_bucket, .. } = &*parts;
+    let js = async_nats::jetstream::new(services.client.clone());
+    services.egress.ready().await;
+    inventory::watch(&services.inventory, &js, hosts_bucket, bus).await;
+}
+
+async fn keep_fence(parts: Arc<Parts>) {
+    let Parts { services, directory, manager, bus, .. } = &*parts;
+    fence::keep(services.clone(), Arc::clone(directory), manager.clone(), bus.clone()).await;
 }
 
 async fn watch_stream(parts: Arc<Parts>) {
@@ -226,7 +201,8 @@ async fn reap(parts: Arc<Parts>) {
         tokio::time::sleep(PRUNE).await;
         let now = now_ms();
         let batch = journal::Batch::new().essential().with(journal::Op::Prune {
-            requests_before_unix_ms: now.saturating_sub(journal::REQUEST_WINDOW_MS),
+            requests_before_unix_ms: now
+                .saturating_sub(journal::REQUEST_WINDOW_MS + journal::REQUEST_AHEAD_MS),
             now_unix_ms: now,
         });
         if let Err(failure) = services.journal.commit(batch).await {

@@ -8,30 +8,25 @@ use drover_schemas::body::host::{
 };
 use drover_schemas::state::VmState;
 
-use super::HostPhase;
 use super::{
-    Answer, ChangeReply, ErrorBody, ErrorCode, ListReply, ListRequest, LookupReply, LookupRequest, NameKey,
-    Phase, PoolVerb, Request, Router, Token, ValidateReply, ValidateRequest, body_of, codec, config_text,
-    interrupted,
+    Answer, ErrorBody, ErrorCode, ListRequest, LookupReply, LookupRequest, NameKey, Phase, PoolVerb, Reply,
+    Request, Router, Token, ValidateReply, ValidateRequest, body_of, codec, config_text, interrupted,
 };
 use crate::chain;
+use crate::create::Created;
+use crate::fleet::presence;
 use crate::hypervisor::landlock;
 use crate::journal::{Batch, Op, VmRow};
 use crate::services::Services;
 use drover_schemas::{RequestId, VmId};
 
-/// VMs in one page if the caller does not say.
-const PAGE: u32 = 100;
-/// VMs in one page at the most.
-const PAGE_MAX: u32 = 500;
-
 impl Router {
     pub(super) async fn pool(&self, ns: &Token, verb: PoolVerb, request: &Request) -> Answer {
         match verb {
-            PoolVerb::Create => {
-                let reply: ChangeReply = self.creator.create(ns, request).await?;
-                body_of(request, &reply)
-            }
+            PoolVerb::Create => match self.creator.create(ns, request).await? {
+                Created::Here(reply) => body_of(request, &*reply),
+                Created::Relayed(bytes) => Ok(Reply::Body(bytes.into())),
+            },
             PoolVerb::List => {
                 let body: ListRequest = request.decode()?;
                 body_of(request, &self.list(ns, body).await?)
@@ -47,20 +42,6 @@ impl Router {
         }
     }
 
-    async fn list(&self, ns: &Token, body: ListRequest) -> Result<ListReply, ErrorBody> {
-        let limit = body.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX) as usize;
-        let after = body
-            .cursor
-            .map(|c| Token::new(&c))
-            .transpose()
-            .map_err(|e| ErrorBody::new(ErrorCode::InvalidArgument, format!("cursor: {e}")))?;
-        let page = self.directory.page(ns, after.as_ref(), limit + 1);
-        let next_cursor = (page.len() > limit).then(|| page[limit - 1].0.to_string());
-        let statuses = page.iter().take(limit).map(|(_, slot)| slot.status());
-        let vms = futures_util::future::join_all(statuses).await.into_iter().flatten().collect();
-        Ok(ListReply { vms, next_cursor })
-    }
-
     async fn lookup(&self, ns: &Token, name: Token) -> Result<LookupReply, ErrorBody> {
         let key = NameKey { namespace: ns.clone(), name };
         self.services.assets().await?;
@@ -71,14 +52,19 @@ impl Router {
         let Some((claim, _)) = found else { return Ok(LookupReply::NotFound {}) };
         match (claim.phase, claim.gone) {
             (Phase::Gone, Some(gone)) => {
-                let reply = codec::decode(gone.reply.as_slice())
-                    .map_err(|_| ErrorBody::new(ErrorCode::Internal, "the stored reply cannot be read"))?;
+                let reply = match gone.reply.as_slice() {
+                    // It was forgotten with its host.
+                    [] => None,
+                    bytes => Some(codec::decode(bytes).map_err(|_| {
+                        ErrorBody::new(ErrorCode::Internal, "the stored reply cannot be read")
+                    })?),
+                };
                 Ok(LookupReply::Gone {
                     vm_id: claim.vm_id,
                     host: claim.host,
                     deleted_unix_ms: gone.deleted_unix_ms,
                     request_id: gone.request_id,
-                    reply: Box::new(reply),
+                    reply: reply.map(Box::new),
                 })
             }
             (Phase::Placing, _) => Ok(LookupReply::Placing {
@@ -87,15 +73,8 @@ impl Router {
                 request_id: claim.request_id,
             }),
             _ => {
-                let record = self.services.claims.host(&claim.host).await.ok().flatten();
-                let record: Option<drover_schemas::body::host::HostRecord> =
-                    record.and_then(|blob| codec::decode(blob.as_slice()).ok());
-                Ok(LookupReply::Owned {
-                    vm_id: claim.vm_id,
-                    host: claim.host,
-                    last_seen_unix_ms: record.as_ref().map(|r| r.written_unix_ms),
-                    online: record.is_some(),
-                })
+                let (online, last_seen_unix_ms) = self.services.inventory.seen(&claim.host);
+                Ok(LookupReply::Owned { vm_id: claim.vm_id, host: claim.host, last_seen_unix_ms, online })
             }
         }
     }
@@ -129,17 +108,10 @@ impl Router {
             owned: false,
             create_sha256: String::new(),
             released: false,
+            previous: Vec::new(),
+            quarantined: None,
         };
         Ok(ValidateReply { spec, vmm_config: config_text(&self.services, &example) })
-    }
-}
-
-/// What the host does; a host that lacks the bus's assets cannot create.
-fn phase(router: &Router) -> &'static str {
-    match *router.phase.borrow() {
-        HostPhase::Ready if router.services.state.draining() => "draining",
-        HostPhase::Ready if !router.services.egress.is_ready() => "connecting",
-        phase => phase.as_str(),
     }
 }
 
@@ -156,11 +128,11 @@ pub(super) async fn host_info(router: &Router) -> HostInfo {
         host: services.host.clone(),
         installation: services.installation,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: crate::root::FEATURES.iter().map(|f| (*f).to_owned()).collect(),
+        features: presence::features(services),
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         started_unix_ms: router.started_unix_ms,
         pid: Some(std::process::id()),
-        phase: phase(router).to_owned(),
+        phase: presence::phase(services, *router.phase.borrow()).to_owned(),
         vmm: VmmInfo {
             path: services.programs.vmm.display().to_string(),
             version: version.text.clone(),
@@ -174,7 +146,7 @@ pub(super) async fn host_info(router: &Router) -> HostInfo {
         clock_offset_ms: services.seen.clock_offset_ms(),
         alarms: services.alarms.active(),
         namespaces: router.namespace_uses(),
-        labels: BTreeMap::new(),
+        labels: services.labels.clone(),
         confinement: confinement(services),
     }
 }
@@ -227,6 +199,8 @@ pub(super) async fn orphans(router: &Router) -> Result<OrphansReply, ErrorBody> 
     for orphan in &mut orphans {
         orphan.reason = reasons.get(&orphan.vm_id).cloned();
     }
+    drop(reasons);
+    router.services.quarantined.list(&router.services, &mut orphans);
     Ok(OrphansReply { orphans })
 }
 

@@ -38,7 +38,7 @@ use crate::trace;
 
 mod requests;
 
-pub use requests::{Remembered, adopting, other_body, outcome_result, remembered};
+pub use requests::{Remembered, adopting, name_reused, other_body, outcome_result, remembered};
 
 /// Pause before an input whose commit failed is tried again.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);

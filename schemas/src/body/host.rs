@@ -153,7 +153,8 @@ pub struct OrphansReply {
     pub orphans: Vec<Orphan>,
 }
 
-/// What a host writes about itself to the bucket of hosts.
+/// What a host writes about itself to the bucket of hosts: its row in the inventory, which goes 90 s after it was
+/// written last.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostRecord {
     /// The host.
@@ -162,7 +163,7 @@ pub struct HostRecord {
     pub installation: InstallationId,
     /// Version of drover.
     pub version: String,
-    /// Features.
+    /// Features that it offers; placers choose by them.
     pub features: Vec<String>,
     /// Capacity and promises.
     pub capacity: Capacity,
@@ -172,6 +173,142 @@ pub struct HostRecord {
     pub accepting: bool,
     /// When it was written, by the host's clock.
     pub written_unix_ms: u64,
+    /// As in `info`: `ready`, `draining` and so on.
+    #[serde(default)]
+    pub phase: String,
+    /// What the hypervisor says of its version.
+    #[serde(default)]
+    pub vmm_version: String,
+    /// Memory of a VMM beside its guest's, in bytes.
+    #[serde(default)]
+    pub overhead_bytes: u64,
+    /// Free addresses of each network; absent where the host does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<BTreeMap<Token, u64>>,
+    /// Templates by name; absent where the host does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub templates: Option<Vec<Token>>,
+    /// Images; absent where the host does not say, such as for being too many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Vec<HostImage>>,
+    /// Processes that wanted a core in the last minute, for each 100 cores.
+    #[serde(default)]
+    pub load_percent: u32,
+}
+
+/// An image that a host has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostImage {
+    /// Its name there.
+    pub name: String,
+    /// SHA-256 of the content, 64 lower-case hexadecimal digits.
+    pub sha256: String,
+    /// Its length.
+    pub size_bytes: u64,
+}
+
+/// Whose a host's name is. It stays when the host is silent, until an operator has the host forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostClaim {
+    /// The installation that has the name.
+    pub installation: InstallationId,
+    /// When it said so last, by its own clock; every few minutes.
+    pub seen_unix_ms: u64,
+    /// When an operator had the host forgotten: VMs that it has from before are not its own any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgotten_unix_ms: Option<u64>,
+    /// The installation has not been heard since it was forgotten: the name is free.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub free: bool,
+}
+
+/// Request of `host.<host>.list`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostsRequest {
+    /// At most this many; 100 if left out, 200 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<Token>,
+}
+
+/// A host of the fleet, as the host that answers sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostEntry {
+    /// The host.
+    pub host: Token,
+    /// It has been heard within its lease.
+    pub online: bool,
+    /// When it was heard last, by its own clock; absent if that is not known any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen_unix_ms: Option<u64>,
+    /// Whose its name is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<HostClaim>,
+    /// What it says of itself, without its images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<HostRecord>,
+}
+
+/// Reply of `host.<host>.list`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostsReply {
+    /// Hosts by name.
+    pub hosts: Vec<HostEntry>,
+    /// Where the next page begins; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<Token>,
+}
+
+/// Request of `host.<host>.forget`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ForgetRequest {
+    /// The host to forget: another one than the host that is asked.
+    pub host: Token,
+    /// Forget it though it is alive: its VMs run on, and nobody answers for them any more.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// A VM whose name was freed with its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ForgottenVm {
+    /// Its namespace.
+    pub namespace: Token,
+    /// Its name.
+    pub name: Token,
+    /// Its identity.
+    pub vm_id: VmId,
+}
+
+/// Reply of `host.<host>.forget`. Repeating the request frees what is left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ForgetReply {
+    /// The host.
+    pub host: Token,
+    /// How many names of VMs were freed.
+    pub freed: u64,
+    /// The first hundred of them.
+    pub vms: Vec<ForgottenVm>,
+}
+
+/// Request of `host.<host>.placed`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlacedRequest {
+    /// Namespace of the VM.
+    pub namespace: Token,
+    /// Its name.
+    pub name: Token,
+    /// Its identity, by the claim.
+    pub vm_id: VmId,
+}
+
+/// Reply of `host.<host>.placed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlacedReply {
+    /// The host works on it, or has it.
+    pub known: bool,
 }
 
 /// Reply of `host.<host>.backup`.

@@ -126,6 +126,9 @@ pub struct PlacementSpec {
     /// Only hosts with all of these labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Only hosts that announce all of these features, beside those that the spec itself needs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
 }
 
 /// What a caller (or a template) says about a VM. Everything left out comes from the template.

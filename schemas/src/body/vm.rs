@@ -96,11 +96,25 @@ pub struct ListRequest {
 /// Reply of `list`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListReply {
-    /// VMs by name, without their specs.
+    /// VMs by name, without their specs. Those of other hosts than the one that answers are as their last
+    /// acknowledged event left them.
     pub vms: Vec<VmStatus>,
+    /// Hosts of VMs in this page that are not heard now: how those VMs are is what was known last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts_not_seen: Vec<HostNotSeen>,
     /// Where the next page begins; absent on the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
+}
+
+/// A host that is not heard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostNotSeen {
+    /// The host.
+    pub host: Token,
+    /// When it was heard last, by its own clock; absent if that is not known any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen_unix_ms: Option<u64>,
 }
 
 /// Reply of the verbs that change a VM.
@@ -160,8 +174,9 @@ pub enum LookupReply {
         deleted_unix_ms: u64,
         /// The request that deleted it.
         request_id: RequestId,
-        /// The reply of that request.
-        reply: Box<ChangeReply>,
+        /// The reply of that request; absent where the VM was not deleted but forgotten with its host.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reply: Option<Box<ChangeReply>>,
     },
 }
 

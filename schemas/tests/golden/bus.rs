@@ -125,7 +125,7 @@ fn replies_are_pinned() {
         host: token("h1"),
         deleted_unix_ms: 1,
         request_id: request_id(),
-        reply: Box::new(reply),
+        reply: Some(Box::new(reply)),
     };
     check("bus", "lookup-gone", &gone, decode);
     check("bus", "lookup-not-found", &LookupReply::NotFound {}, decode);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use drover_schemas::{ErrorBody, ErrorCode};
 
+use crate::app::AppError;
 use crate::client::ClientError;
 
 /// The text of `--help` about exit codes.
@@ -104,6 +105,12 @@ impl CliError {
             }
         };
         let body = ErrorBody::new(code, drover_actors::chain(self).to_string());
+        if let Self::Host(source) = self
+            && source.downcast_ref::<AppError>().is_some_and(AppError::is_name_taken)
+        {
+            let conflict = ErrorBody { code: ErrorCode::Conflict, ..body };
+            return conflict.with("cause", "host_name_taken").retryable(false);
+        }
         match self {
             Self::Host(_) | Self::Dev(_) => body.with("cause", "start"),
             _ => body,

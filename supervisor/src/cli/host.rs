@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use drover_schemas::body::host::{HostInfo, OrphansReply};
+use drover_schemas::body::host::{ForgetReply, ForgetRequest, HostEntry, HostInfo, OrphansReply};
 use drover_schemas::body::usage::{EventLog, NamespaceUse, QuotaUse};
 use drover_schemas::size::ByteSize;
 use drover_schemas::{Token, VmId};
@@ -23,6 +23,20 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub enum HostCommand {
     /// Run the daemon of this machine.
     Run(RunArgs),
+    /// List the hosts of the fleet.
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Free the names of a host that is gone for good; should it come back, it answers for none of its VMs.
+    Forget {
+        /// The host.
+        host: Token,
+        /// Forget it though it is alive.
+        #[arg(long)]
+        force: bool,
+        /// The host that does it; without it, one that answers.
+        #[arg(long, value_name = "HOST")]
+        by: Option<Token>,
+    },
     /// Show what a host has and what it has promised.
     Get {
         /// The host; without it, the one that answers first.
@@ -57,6 +71,9 @@ pub struct RunArgs {
     /// The configuration file.
     #[arg(long, short, value_name = "FILE", env = "DROVER_CONFIG")]
     pub config: Option<PathBuf>,
+    /// Take the host's name from another installation that is gone for good, and free the names of its VMs.
+    #[arg(long)]
+    pub replace: bool,
 }
 
 /// Arguments of `doctor`.
@@ -96,7 +113,21 @@ pub(super) async fn run(command: &HostCommand, global: &Global) -> Result<u8, Cl
             // Read here for the log alone: the daemon's own reading is then in the log.
             let log = HostConfig::load(path, std::env::vars()).map_err(|e| CliError::Host(e.into()))?.log;
             let _telemetry = telemetry::init(&log).map_err(CliError::Telemetry)?;
-            Box::pin(crate::app::run(path)).await.map_err(|e| CliError::Host(e.into()))?;
+            Box::pin(crate::app::run(path, args.replace)).await.map_err(|e| CliError::Host(e.into()))?;
+        }
+        HostCommand::Ls => {
+            let (client, host, deadline) = connect(global, None).await?;
+            let hosts = client.hosts(&host, deadline).await?;
+            global.output.print(&hosts, |hosts| fleet(hosts))?;
+        }
+        HostCommand::Forget { host, force, by } => {
+            let (client, by, deadline) = match by {
+                Some(by) => connect(global, Some(by)).await?,
+                None => another(global, host).await?,
+            };
+            let request = ForgetRequest { host: host.clone(), force: *force };
+            let reply = client.host_forget(&by, &request, deadline).await?;
+            global.output.print(&reply, forgotten)?;
         }
         HostCommand::Get { host } => {
             let (client, host, deadline) = connect(global, host.as_ref()).await?;
@@ -138,6 +169,23 @@ async fn connect(global: &Global, host: Option<&Token>) -> Result<(Client, Token
         None => discover(&client, deadline).await?,
     };
     Ok((client, host, deadline))
+}
+
+/// A host that is online and is not `host`.
+async fn another(global: &Global, host: &Token) -> Result<(Client, Token, Duration), CliError> {
+    let (client, first, deadline) = connect(global, None).await?;
+    if first != *host {
+        return Ok((client, first, deadline));
+    }
+    let hosts = client.hosts(&first, deadline).await?;
+    let other = hosts.into_iter().find(|entry| entry.online && entry.host != *host).map(|entry| entry.host);
+    let other = other.ok_or_else(|| {
+        CliError::Usage(format!(
+            "no other host is online to do it; a new host of the name takes it with `drover host run --replace` when \
+             {host} is gone"
+        ))
+    })?;
+    Ok((client, other, deadline))
 }
 
 /// The host that answers the micro service discovery first.
@@ -261,6 +309,45 @@ fn usage(of: &NamespaceUse) -> String {
     ];
     parts.extend(of.events_per_hour.limit.map(|_| count(of.events_per_hour, "events an hour")));
     parts.join(", ")
+}
+
+fn fleet(hosts: &[HostEntry]) -> String {
+    let mut table =
+        output::table(&["HOST", "STATE", "CPUS FREE", "MEMORY FREE", "VMS", "VERSION", "LABELS", "SEEN"]);
+    for entry in hosts {
+        let seen =
+            entry.last_seen_unix_ms.map_or_else(|| "never".to_owned(), |ms| format!("{} ago", time::age(ms)));
+        let free = |total: u64, used: u64| total.saturating_sub(used);
+        let forgotten = entry.claim.as_ref().is_some_and(|claim| claim.free);
+        let state = match &entry.record {
+            Some(record) if entry.online => record.phase.clone(),
+            _ if forgotten => "forgotten".to_owned(),
+            _ => "not seen".to_owned(),
+        };
+        let known = entry.record.as_ref().map(|record| {
+            let capacity = &record.capacity;
+            let labels: Vec<String> =
+                record.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            [
+                free(capacity.cpus, capacity.cpus_used).to_string(),
+                mib(free(capacity.memory_bytes, capacity.memory_used_bytes)),
+                capacity.vms.to_string(),
+                record.version.clone(),
+                labels.join(","),
+            ]
+        });
+        let [cpus, memory, vms, version, labels] = known.unwrap_or_default();
+        table.add_row([entry.host.to_string(), state, cpus, memory, vms, version, labels, seen]);
+    }
+    render(&mut table)
+}
+
+fn forgotten(reply: &ForgetReply) -> String {
+    let mut text = format!("{} is forgotten; {} names of VMs are free", reply.host, reply.freed);
+    for vm in &reply.vms {
+        text.push_str(&format!("\n{}/{} ({})", vm.namespace, vm.name, vm.vm_id));
+    }
+    text
 }
 
 /// Mebibytes, for tables.

@@ -81,7 +81,7 @@ impl Client {
             LookupReply::Owned { host, last_seen_unix_ms, online, .. } => {
                 Absent::Later(offline(name, &host, last_seen_unix_ms, online))
             }
-            LookupReply::Gone { request_id, reply, .. }
+            LookupReply::Gone { request_id, reply: Some(reply), .. }
                 if deletes && options.request_id == Some(request_id) =>
             {
                 Absent::Replay(reply)

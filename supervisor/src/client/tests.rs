@@ -189,7 +189,7 @@ async fn a_retried_delete_gets_the_stored_reply_and_another_one_not_found() {
             host: token("h1"),
             deleted_unix_ms: 5,
             request_id: id,
-            reply: Box::new(changed("web", id)),
+            reply: Some(Box::new(changed("web", id))),
         }))
     })
     .await;

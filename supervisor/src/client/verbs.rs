@@ -5,7 +5,8 @@ use std::time::Duration;
 use drover_schemas::body::events::{EventsLastReply, EventsLastRequest, EventsReadReply, EventsReadRequest};
 use drover_schemas::body::guest::Empty;
 use drover_schemas::body::host::{
-    BackupReply, DrainReply, DrainRequest, HostInfo, OrphanRemoveRequest, OrphansReply,
+    BackupReply, DrainReply, DrainRequest, ForgetReply, ForgetRequest, HostEntry, HostInfo, HostsReply,
+    HostsRequest, OrphanRemoveRequest, OrphansReply,
 };
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::{ChangeReply, CreateRequest, ListReply, ListRequest};
@@ -153,6 +154,37 @@ impl Client {
         deadline: Duration,
     ) -> Result<DrainReply, ClientError> {
         self.host(host, "drain", &DrainRequest { on }, deadline).await
+    }
+
+    /// The hosts of the fleet, page by page, as `host` sees them.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn hosts(&self, host: &Token, deadline: Duration) -> Result<Vec<HostEntry>, ClientError> {
+        let mut request = HostsRequest::default();
+        let mut hosts = Vec::new();
+        loop {
+            let page: HostsReply = self.host(host, "list", &request, deadline).await?;
+            hosts.extend(page.hosts);
+            match page.next_cursor {
+                // A cursor that does not move would loop for ever.
+                Some(next) if request.cursor.as_ref() != Some(&next) => request.cursor = Some(next),
+                _ => return Ok(hosts),
+            }
+        }
+    }
+
+    /// Has `by` forget another host.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn host_forget(
+        &self,
+        by: &Token,
+        request: &ForgetRequest,
+        deadline: Duration,
+    ) -> Result<ForgetReply, ClientError> {
+        self.host(by, "forget", request, deadline).await
     }
 
     /// VMs on a host's machine that the host does not know.

@@ -88,7 +88,7 @@ async fn with_server(
     client.write(state)?;
     info!(url = client.url, state = %state.root().display(), "the bus is ready");
     let shutdown = CancellationToken::new();
-    let mut host = Box::pin(crate::app::run_with(config, shutdown.clone().cancelled_owned()));
+    let mut host = Box::pin(crate::app::run_with(config, false, shutdown.clone().cancelled_owned()));
     let mut failure = None;
     tokio::select! {
         ended = &mut host => return ended.map_err(|e| DevError::Host(e.into())),

@@ -50,6 +50,13 @@ impl ClaimOutcome {
 pub fn decide_create(found: Option<&Claim>, attempt: &Attempt) -> Decision {
     let Some(found) = found else { return Decision::Write(Box::new(placing(attempt, 1, Vec::new()))) };
     let previous = remembered(found, attempt.now_unix_ms);
+    if let Some(of) = previous.iter().find(|p| p.created_by == Some(attempt.request_id)) {
+        let (host, deleted_unix_ms) = (of.host.clone(), of.deleted_unix_ms);
+        return Decision::Answer(match of.reply.as_slice() {
+            [] => ClaimOutcome::NameReused { deleted_unix_ms },
+            _ => ClaimOutcome::Elsewhere { host, deleted_unix_ms },
+        });
+    }
     if let Some(verdict) = judge_previous(&previous, attempt.request_id)
         && (found.phase == Phase::Gone || matches!(verdict, PreviousVerdict::Replay(_)))
     {
@@ -92,7 +99,7 @@ pub fn undone(claim: &Claim, now_unix_ms: u64) -> Option<(Claim, Duration)> {
     let ttl = Duration::from_millis(ends.saturating_sub(now_unix_ms));
     let claim = Claim {
         vm_id: last.vm_id,
-        request_id: claim.request_id,
+        request_id: last.created_by.unwrap_or(claim.request_id),
         body_sha256: claim.body_sha256.clone(),
         host: last.host,
         // Never back: an epoch that was once given may still be in somebody's hands.
@@ -107,6 +114,20 @@ pub fn undone(claim: &Claim, now_unix_ms: u64) -> Option<(Claim, Duration)> {
         }),
     };
     Some((claim, ttl))
+}
+
+/// What a claim becomes when its host is forgotten, and how long it stays so; `None` if there is nothing to take.
+/// Its epoch rises, so whatever the host still has of it is void.
+#[must_use]
+pub fn forgotten(claim: &Claim, request_id: RequestId, now_unix_ms: u64) -> Option<(Claim, Duration)> {
+    match claim.phase {
+        Phase::Gone => None,
+        Phase::Placing | Phase::Owned | Phase::Unknown => {
+            let gone = Gone { deleted_unix_ms: now_unix_ms, request_id, reply: Blob::default() };
+            let owner_epoch = claim.owner_epoch + 1;
+            Some((Claim { phase: Phase::Gone, owner_epoch, gone: Some(gone), ..claim.clone() }, GONE_KEPT))
+        }
+    }
 }
 
 /// What an id means to a name that had VMs before.
@@ -143,6 +164,7 @@ pub fn remembered(claim: &Claim, now_unix_ms: u64) -> Vec<Previous> {
             deleted_unix_ms: gone.deleted_unix_ms,
             request_id: gone.request_id,
             reply: gone.reply.clone(),
+            created_by: Some(claim.request_id),
         });
     }
     previous.retain(|p| p.deleted_unix_ms.saturating_add(kept_ms()) > now_unix_ms);

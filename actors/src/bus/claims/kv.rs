@@ -6,10 +6,12 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::context::{GetStreamError, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind};
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 
 const OPERATION: &str = "KV-Operation";
 /// The server's note on a marker that it wrote itself.
@@ -29,11 +31,14 @@ pub enum KvError {
     /// The entry could not be written.
     #[error("write the entry")]
     Put(#[source] PublishError),
+    /// The entries could not be read one after another.
+    #[error("read the entries in order")]
+    Scan(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// The last message of a key.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// The value; `None` for a key that is absent, deleted or expired.
     pub value: Option<Bytes>,
     /// What a write states to follow this; 0 for nothing at all.
@@ -42,14 +47,14 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|v| v.as_str())
     }
 }
 
 /// What came of a compare-and-set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Written {
+pub(crate) enum Written {
     Done {
         revision: u64,
     },
@@ -57,14 +62,19 @@ pub(super) enum Written {
     Lost,
 }
 
+/// A message of a bucket holds a value, and does not tell that one went.
+pub(crate) fn is_value(headers: Option<&HeaderMap>) -> bool {
+    headers.is_none_or(|headers| headers.get(OPERATION).is_none() && headers.get(MARKER).is_none())
+}
+
 #[derive(Debug, Clone)]
-pub(super) struct Kv {
+pub(crate) struct Kv {
     js: Context,
     bucket: String,
 }
 
 impl Kv {
-    pub(super) fn new(js: Context, bucket: &str) -> Self {
+    pub(crate) fn new(js: Context, bucket: &str) -> Self {
         Self { js, bucket: bucket.to_owned() }
     }
 
@@ -73,13 +83,12 @@ impl Kv {
     }
 
     /// From the stream's leader: a replica may lag behind a write that was acknowledged.
-    pub(super) async fn get(&self, key: &str) -> Result<Entry, KvError> {
+    pub(crate) async fn get(&self, key: &str) -> Result<Entry, KvError> {
         let stream = self.js.get_stream_no_info(format!("KV_{}", self.bucket)).await;
         let stream = stream.map_err(KvError::Bucket)?;
         match stream.get_last_raw_message_by_subject(&self.subject(key)).await {
             Ok(message) => {
-                let header = |name: &str| message.headers.get(name).is_some();
-                let is_value = !header(OPERATION) && !header(MARKER);
+                let is_value = is_value(Some(&message.headers));
                 Ok(Entry {
                     value: is_value.then_some(message.payload),
                     revision: message.sequence,
@@ -93,7 +102,63 @@ impl Kv {
         }
     }
 
-    pub(super) async fn put(
+    /// Goes once over the values of keys that match `keys`, and keeps what `pick` makes of them: memory is set
+    /// aside for that only.
+    pub(crate) async fn scan<T>(
+        &self,
+        keys: &str,
+        mut pick: impl FnMut(&str, &[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, KvError> {
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| KvError::Scan(e);
+        let stream = self.js.get_stream(format!("KV_{}", self.bucket)).await.map_err(KvError::Bucket)?;
+        let config = pull::OrderedConfig {
+            filter_subject: self.subject(keys),
+            deliver_policy: DeliverPolicy::LastPerSubject,
+            ..pull::OrderedConfig::default()
+        };
+        let mut consumer = stream.create_consumer(config).await.map_err(|e| failed(e.into()))?;
+        let waiting = consumer.info().await.map_err(|e| failed(e.into()))?.num_pending;
+        let mut kept = Vec::new();
+        if waiting == 0 {
+            return Ok(kept);
+        }
+        let mut messages = consumer.messages().await.map_err(|e| failed(e.into()))?;
+        let prefix = self.subject("");
+        while let Some(message) = messages.next().await {
+            let message = message.map_err(|e| failed(e.into()))?;
+            let last = message.info().map_err(failed)?.pending == 0;
+            if let Some(key) = message.subject.strip_prefix(&prefix)
+                && is_value(message.headers.as_ref())
+                && let Some(found) = pick(key, &message.payload)
+            {
+                kept.push(found);
+            }
+            if last {
+                break;
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Keys that match `keys`, of values and of what went, as far as `pick` takes them.
+    pub(crate) async fn keys<T>(
+        &self,
+        keys: &str,
+        mut pick: impl FnMut(&str) -> Option<T>,
+    ) -> Result<Vec<T>, KvError> {
+        let stream = self.js.get_stream_no_info(format!("KV_{}", self.bucket)).await;
+        let stream = stream.map_err(KvError::Bucket)?;
+        let prefix = self.subject("");
+        let info = stream.info_with_subjects(self.subject(keys)).await;
+        let mut info = info.map_err(|e| KvError::Scan(e.into()))?;
+        let mut kept = Vec::new();
+        while let Some((subject, _)) = info.try_next().await.map_err(|e| KvError::Scan(e.into()))? {
+            kept.extend(subject.strip_prefix(&prefix).and_then(&mut pick));
+        }
+        Ok(kept)
+    }
+
+    pub(crate) async fn put(
         &self,
         key: &str,
         value: Bytes,
@@ -109,7 +174,7 @@ impl Kv {
     }
 
     /// Removes the value; the tombstone goes by itself.
-    pub(super) async fn purge(&self, key: &str, revision: u64) -> Result<Written, KvError> {
+    pub(crate) async fn purge(&self, key: &str, revision: u64) -> Result<Written, KvError> {
         let message = PublishMessage::build().header(OPERATION, "PURGE").header("Nats-Rollup", "sub");
         self.write(key, message, revision, Some(TOMBSTONE), None).await
     }

@@ -1,4 +1,5 @@
 use async_nats::jetstream;
+use drover_schemas::InstallationId;
 use futures_util::future::join_all;
 
 use super::decide::{PreviousVerdict, judge_previous, remembered};
@@ -82,9 +83,13 @@ fn a_deleted_name_replays_refuses_and_can_be_had_again() {
     let delete = Attempt { request_id: request(end - 1, 2), ..attempt(7, "h2", end + 5) };
     assert_eq!(answer(&tombstone, &delete), ClaimOutcome::Replay(Blob::from(vec![2])));
     let create = Attempt { now_unix_ms: end + 5, ..attempt(1, "h1", NOW) };
-    assert_eq!(answer(&tombstone, &create), ClaimOutcome::NameReused { deleted_unix_ms: end });
+    let elsewhere = ClaimOutcome::Elsewhere { host: token("h1"), deleted_unix_ms: end };
+    assert_eq!(answer(&tombstone, &create), elsewhere, "its host remembers the reply");
+    let other = Attempt { request_id: request(end - 2, 77), ..attempt(8, "h2", end + 5) };
+    assert_eq!(answer(&tombstone, &other), ClaimOutcome::NameReused { deleted_unix_ms: end });
     let next = write(Some(&tombstone), &attempt(3, "h2", end + 10));
     assert_eq!((next.owner_epoch, next.previous.len(), &next.gone), (2, 1, &None));
+    assert_eq!(answer(&next, &Attempt { now_unix_ms: end + 20, ..create }), elsewhere);
     // The owner of the new VM judges ids that it does not know.
     let verdict = |id| judge_previous(&next.previous, id);
     assert_eq!(verdict(request(end - 1, 2)), Some(PreviousVerdict::Replay(Blob::from(vec![2]))));
@@ -107,6 +112,21 @@ fn a_claim_given_back_leaves_the_tombstone_that_it_was_written_over() {
     assert_eq!((back.vm_id, back.phase, &back.gone), (tombstone.vm_id, Phase::Gone, &tombstone.gone));
     assert_eq!(ttl, Duration::from_secs(23 * 3600));
     assert_eq!(back.owner_epoch, 2, "an epoch is never given twice");
+}
+
+#[test]
+fn a_forgotten_host_has_nothing_more_of_a_name() {
+    let placing = write(None, &attempt(1, "h1", NOW));
+    let claim = Claim { phase: Phase::Owned, ..placing };
+    let (freed, ttl) = decide::forgotten(&claim, request(NOW + 5, 9), NOW + HOUR).unwrap();
+    assert_eq!((freed.phase, freed.owner_epoch, ttl), (Phase::Gone, 2, GONE_KEPT));
+    assert_eq!(decide::forgotten(&freed, request(NOW + 5, 9), NOW + HOUR), None, "once is enough");
+    // Its create has no reply any more, and another one may have the name.
+    let again = Attempt { now_unix_ms: NOW + HOUR, ..attempt(1, "h2", NOW) };
+    let reused = ClaimOutcome::NameReused { deleted_unix_ms: NOW + HOUR };
+    assert_eq!(answer(&freed, &again), reused);
+    let next = write(Some(&freed), &attempt(2, "h2", NOW + 2 * HOUR));
+    assert_eq!((next.owner_epoch, next.host), (3, token("h2")));
 }
 
 #[test]
@@ -216,6 +236,34 @@ async fn a_name_goes_through_its_life_and_a_lost_owner_learns_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_names_of_a_host_are_found_and_freed_among_those_of_others() {
+    let Some(server) = NatsServer::start("").await else { return };
+    let (claims, _) = claims(&server).await;
+    assert_eq!(claims.claims_of(&token("h1")).await.unwrap(), []);
+    for n in 1..=60_u128 {
+        let host = if n % 3 == 0 { "h1" } else { "h2" };
+        let made = claims.claim_create(&name(&format!("web{n}")), &attempt(n, host, NOW)).await.unwrap();
+        let ClaimOutcome::Claimed { claim, .. } = made else { panic!("{made:?}") };
+        claims.own(&name(&format!("web{n}")), &claim).await.unwrap();
+    }
+    claims
+        .gone(&name("web3"), &claims.lookup(&name("web3")).await.unwrap().unwrap().0, gone(NOW, 5))
+        .await
+        .unwrap();
+    let found = claims.claims_of(&token("h1")).await.unwrap();
+    assert_eq!(found.len(), 20, "the tombstone is one of them");
+    let mut freed = 0;
+    for (key, claim) in &found {
+        freed += usize::from(claims.forget(key, claim, request(NOW, 99), NOW).await.unwrap());
+        assert!(!claims.forget(key, claim, request(NOW, 99), NOW).await.unwrap(), "twice is once");
+        let late = claims.gone(key, claim, gone(NOW, 5)).await.unwrap();
+        assert_eq!(matches!(late, OwnOutcome::Lost { .. }), claim.phase == Phase::Owned, "{late:?}");
+    }
+    assert_eq!(freed, 19);
+    assert_eq!(claims.claims_of(&token("h2")).await.unwrap().len(), 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_installations_cannot_share_a_host_name() {
     let Some(server) = NatsServer::start("").await else { return };
     let (claims, js) = claims(&server).await;
@@ -226,6 +274,19 @@ async fn two_installations_cannot_share_a_host_name() {
     let refused = claims.heartbeat(&host, two, Blob::default()).await;
     assert!(matches!(refused, Err(ClaimError::HostTaken { .. })), "{refused:?}");
     assert_eq!(claims.host(&host).await.unwrap(), Some(Blob::from(b"second".to_vec())));
+    // The name stays with the installation when the host is silent, until it is forgotten.
+    claims.claim_host(&host, one, NOW).await.unwrap();
+    let refused = claims.claim_host(&host, two, NOW).await;
+    assert!(matches!(refused, Err(ClaimError::HostTaken { alive: true, .. })), "{refused:?}");
+    assert!(claims.leave(&host, two).await.is_err(), "nobody takes another's row away");
+    claims.leave(&host, one).await.unwrap();
+    assert_eq!(claims.host(&host).await.unwrap(), None);
+    let refused = claims.claim_host(&host, two, NOW).await;
+    assert!(matches!(refused, Err(ClaimError::HostTaken { alive: false, .. })), "{refused:?}");
+    claims.free_host(&host, NOW + 1).await.unwrap();
+    claims.claim_host(&host, two, NOW + 2).await.unwrap();
+    assert!(claims.claim_host(&host, one, NOW + 3).await.is_err(), "whoever comes back finds another");
+    claims.heartbeat(&host, two, Blob::default()).await.unwrap();
     let stream = js.get_stream("KV_DROVER_HOSTS").await.unwrap();
     let raw = stream.get_last_raw_message_by_subject("$KV.DROVER_HOSTS.h1").await.unwrap();
     assert_eq!(raw.headers.get("Nats-TTL").unwrap().as_str(), "90s");

@@ -22,6 +22,8 @@ const PAGE: usize = 32;
 const CE_ID: &str = "ce-id";
 /// Header that says whose last sequence is expected: any subject of the filter. The client has no name for it.
 pub const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+/// How often a state is written to its bucket before the events go on without.
+const STATUS_ATTEMPTS: u32 = 5;
 /// How long the bucket of states remembers that an entry went.
 const STATUS_TOMBSTONE: &str = "1h";
 
@@ -188,11 +190,13 @@ impl Lane {
     async fn acknowledge(&self, page: &[OutboxRow]) {
         let Some(Position { seq, stream_seq }) = self.position else { return };
         let status = page.iter().rev().filter(|r| r.seq <= seq).find_map(|r| r.status.as_ref());
-        if let Some(status) = status
-            && let Err(error) = self.write_status(status).await
-        {
+        let mut pause = Duration::from_millis(50);
+        for attempt in 1..=STATUS_ATTEMPTS {
+            let Some(status) = status else { break };
+            let Err(error) = self.write_status(status).await else { break };
             self.shared.counters.status_failures.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(key = %self.key, error, "the state of a VM was not written to its bucket");
+            tracing::warn!(key = %self.key, error, attempt, "the state of a VM was not written to its bucket");
+            backoff(&mut pause).await;
         }
         let mut pause = Duration::from_millis(50);
         loop {
@@ -206,7 +210,8 @@ impl Lane {
         self.shared.acked.send_modify(|n| *n = n.wrapping_add(1));
     }
 
-    /// The bucket is a view that readers poll, not the log: a lost write is mended by the next one.
+    /// The bucket is a view that readers poll, not the log: a write that fails again and again is given up, and
+    /// mended by the next one.
     async fn write_status(&self, status: &StatusUpdate) -> Result<(), String> {
         let bucket = self.shared.config.assets.state_bucket();
         let (key, message) = match status {
@@ -223,8 +228,9 @@ impl Lane {
     }
 
     async fn ready(&self) {
-        // The keeper lives as long as the egress.
+        // The keeper lives as long as the egress, and a gate without a keeper stays as it is.
         let _ = self.shared.ready.clone().wait_for(|ready| *ready).await;
+        let _ = self.shared.config.gate.clone().wait_for(|open| *open).await;
     }
 }
 

@@ -43,6 +43,13 @@ fn a_batch_that_contradicts_the_rows_fails_alone() {
         let fine = Batch::new().with(Op::PutVm(Box::new(vm(3, "b", 1))));
         let (other, fine) = tokio::join!(journal.commit(other), journal.commit(fine));
         assert!(matches!(other, Err(JournalError::NameTaken { holder, .. }) if holder.as_u128() == 1));
+        // What is not this host's any more keeps its row and not its name, also when it is written again.
+        let lost = VmRow { quarantined: Some("forgotten".into()), ..vm(1, "a", 2) };
+        for row in [lost.clone(), vm(4, "a", 1), lost] {
+            journal.commit(Batch::new().with(Op::PutVm(Box::new(row)))).await.unwrap();
+        }
+        let other = journal.commit(Batch::new().with(Op::PutVm(Box::new(vm(5, "a", 1))))).await;
+        assert!(matches!(other, Err(JournalError::NameTaken { holder, .. }) if holder.as_u128() == 4));
         fine.unwrap();
         // Nothing of the refused batch is kept.
         assert_eq!(journal.outbox_used().0, 0);

@@ -2,9 +2,10 @@
 
 use drover_schemas::body::vm::{ChangeReply, Outcome};
 use drover_schemas::state::Verb;
-use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token};
+use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, codec};
 
 use super::{VmActorState, VmRef};
+use crate::bus::claims::decide::{PreviousVerdict, judge_previous};
 use crate::journal::{Batch, JournalHandle, Op as Write, RequestLookup, RequestRow, RequestState};
 use crate::services::now_ms;
 use crate::vm::machine::{Admission, Command, Input};
@@ -14,7 +15,12 @@ impl VmActorState {
     pub(super) async fn on_change(&mut self, myself: &VmRef, change: Change) {
         let Change { request_id, name, ref digest, .. } = change;
         match remembered(&self.services.journal, &self.row.namespace, request_id, name, digest) {
-            Remembered::Nothing => {}
+            Remembered::Nothing => {
+                if let Some(verdict) = judge_previous(&self.row.previous, request_id) {
+                    let _ = change.reply.send(of_before(request_id, name, verdict));
+                    return;
+                }
+            }
             Remembered::Refused(error) => {
                 let _ = change.reply.send(Err(error));
                 return;
@@ -170,6 +176,7 @@ pub fn remembered(
     match journal.request(namespace, request_id, now_ms()) {
         Ok(RequestLookup::Unknown) => Remembered::Nothing,
         Ok(RequestLookup::TooOld) => Remembered::Refused(too_old(request_id)),
+        Ok(RequestLookup::TooNew) => Remembered::Refused(too_new(request_id)),
         Ok(RequestLookup::Bound(row)) if row.verb != verb || row.body_sha256 != digest => {
             Remembered::Refused(other_body(request_id))
         }
@@ -179,6 +186,26 @@ pub fn remembered(
         },
         Err(error) => Remembered::Refused(error.to_body()),
     }
+}
+
+/// The answer to a request that was meant for a VM that had the name before.
+fn of_before(request_id: RequestId, verb: &str, verdict: PreviousVerdict) -> Result<ChangeReply, ErrorBody> {
+    match verdict {
+        PreviousVerdict::Replay(_) if verb != "delete" => Err(other_body(request_id)),
+        PreviousVerdict::Replay(reply) => codec::decode(reply.as_slice())
+            .map_err(|_| ErrorBody::new(ErrorCode::Internal, "the stored reply cannot be read")),
+        PreviousVerdict::NameReused { deleted_unix_ms } => Err(name_reused(deleted_unix_ms)),
+    }
+}
+
+/// The request is older than the end of the VM that had the name before.
+pub fn name_reused(deleted_unix_ms: u64) -> ErrorBody {
+    ErrorBody::new(
+        ErrorCode::Conflict,
+        "the request is older than the last delete of this name; make a new request id",
+    )
+    .with("cause", "name_reused")
+    .with("deleted_unix_ms", deleted_unix_ms)
 }
 
 /// The reply of a stored outcome.
@@ -200,6 +227,17 @@ pub fn too_old(request_id: RequestId) -> ErrorBody {
     ErrorBody::new(
         ErrorCode::InvalidArgument,
         format!("request id {request_id} is older than the 24 h for which ids are kept; make a new one"),
+    )
+}
+
+/// A request id that could not be remembered for as long as it is valid.
+fn too_new(request_id: RequestId) -> ErrorBody {
+    ErrorBody::new(
+        ErrorCode::InvalidArgument,
+        format!(
+            "request id {request_id} was made more than an hour from now by this host's clock; set the client's clock \
+             and make a new one"
+        ),
     )
 }
 

@@ -34,9 +34,12 @@ VERBS: dict[str, Verb] = {
     "host.backup": Verb("host.{host}.backup", False, None),
     "host.create": Verb("host.{host}.create", True, None),
     "host.drain": Verb("host.{host}.drain", False, None),
+    "host.forget": Verb("host.{host}.forget", False, None),
     "host.info": Verb("host.{host}.info", False, None),
+    "host.list": Verb("host.{host}.list", False, None),
     "host.orphans": Verb("host.{host}.orphans", False, None),
     "host.orphans.remove": Verb("host.{host}.orphans.remove", False, None),
+    "host.placed": Verb("host.{host}.placed", False, None),
     "pool.create": Verb("cmd.{ns}.vm.create", True, None),
     "pool.list": Verb("cmd.{ns}.vm.list", False, None),
     "pool.lookup": Verb("cmd.{ns}.vm.lookup", False, None),
@@ -417,6 +420,34 @@ class FileResult(TypedDict):
     size_bytes: int
 
 
+class ForgetReply(TypedDict):
+    """Reply of `host.<host>.forget`. Repeating the request frees what is left."""
+    # How many names of VMs were freed.
+    freed: int
+    # The host.
+    host: Token
+    # The first hundred of them.
+    vms: list[ForgottenVm]
+
+
+class ForgetRequest(TypedDict):
+    """Request of `host.<host>.forget`."""
+    # Forget it though it is alive: its VMs run on, and nobody answers for them any more.
+    force: NotRequired[bool]
+    # The host to forget: another one than the host that is asked.
+    host: Token
+
+
+class ForgottenVm(TypedDict):
+    """A VM whose name was freed with its host."""
+    # Its name.
+    name: Token
+    # Its namespace.
+    namespace: Token
+    # Its identity.
+    vm_id: VmId
+
+
 class GetRequest(TypedDict):
     """Request of `guest.get`; the data comes on channel `data` of the stream."""
     # Refuse a file larger than this, in bytes.
@@ -457,6 +488,32 @@ class HealthResult(TypedDict):
     uptime_ms: int
 
 
+class HostClaim(TypedDict):
+    """Whose a host's name is. It stays when the host is silent, until an operator has the host forgotten."""
+    # When an operator had the host forgotten: VMs that it has from before are not its own any more.
+    forgotten_unix_ms: NotRequired[int | None]
+    # The installation has not been heard since it was forgotten: the name is free.
+    free: NotRequired[bool]
+    # The installation that has the name.
+    installation: InstallationId
+    # When it said so last, by its own clock; every few minutes.
+    seen_unix_ms: int
+
+
+class HostEntry(TypedDict):
+    """A host of the fleet, as the host that answers sees it."""
+    # Whose its name is.
+    claim: NotRequired[HostClaim | None]
+    # The host.
+    host: Token
+    # When it was heard last, by its own clock; absent if that is not known any more.
+    last_seen_unix_ms: NotRequired[int | None]
+    # It has been heard within its lease.
+    online: bool
+    # What it says of itself, without its images.
+    record: NotRequired[HostRecord | None]
+
+
 class HostEvent(TypedDict):
     """The body of a host event."""
     # Facts by name.
@@ -471,6 +528,16 @@ class HostEvent(TypedDict):
     seq: int
     # When it happened, by the host's clock.
     time_unix_ms: int
+
+
+class HostImage(TypedDict):
+    """An image that a host has."""
+    # Its name there.
+    name: str
+    # SHA-256 of the content, 64 lower-case hexadecimal digits.
+    sha256: str
+    # Its length.
+    size_bytes: int
 
 
 class HostInfo(TypedDict):
@@ -515,6 +582,52 @@ class HostInfo(TypedDict):
     vmm: VmmInfo
 
 
+class HostNotSeen(TypedDict):
+    """A host that is not heard."""
+    # The host.
+    host: Token
+    # When it was heard last, by its own clock; absent if that is not known any more.
+    last_seen_unix_ms: NotRequired[int | None]
+
+
+class HostRecord(TypedDict):
+    """What a host writes about itself to the bucket of hosts: its row in the inventory, which goes 90 s after it was written last."""
+    # It takes new VMs.
+    accepting: bool
+    # Capacity and promises.
+    capacity: Capacity
+    # Features that it offers; placers choose by them.
+    features: list[str]
+    # The host.
+    host: Token
+    # Images; absent where the host does not say, such as for being too many.
+    images: NotRequired[list[HostImage] | None]
+    # Its installation; a host of the same name with another id refuses to start.
+    installation: InstallationId
+    # Labels for placement.
+    labels: dict[str, str]
+    # Processes that wanted a core in the last minute, for each 100 cores.
+    load_percent: NotRequired[int]
+    # Free addresses of each network; absent where the host does not say.
+    networks: NotRequired[HostRecordNetworks | None]
+    # Memory of a VMM beside its guest's, in bytes.
+    overhead_bytes: NotRequired[int]
+    # As in `info`: `ready`, `draining` and so on.
+    phase: NotRequired[str]
+    # Templates by name; absent where the host does not say.
+    templates: NotRequired[list[Token] | None]
+    # Version of drover.
+    version: str
+    # What the hypervisor says of its version.
+    vmm_version: NotRequired[str]
+    # When it was written, by the host's clock.
+    written_unix_ms: int
+
+
+class HostRecordNetworks(TypedDict):
+    """Free addresses of each network; absent where the host does not say."""
+
+
 class HostSample(TypedDict):
     """The body of `metric.host.<host>`."""
     # Capacity and promises.
@@ -525,6 +638,22 @@ class HostSample(TypedDict):
     outbox: int
     # When it was taken, by the host's clock.
     time_unix_ms: int
+
+
+class HostsReply(TypedDict):
+    """Reply of `host.<host>.list`."""
+    # Hosts by name.
+    hosts: list[HostEntry]
+    # Where the next page begins; absent on the last.
+    next_cursor: NotRequired[Token | None]
+
+
+class HostsRequest(TypedDict):
+    """Request of `host.<host>.list`."""
+    # `next_cursor` of the page before.
+    cursor: NotRequired[Token | None]
+    # At most this many; 100 if left out, 200 at most.
+    limit: NotRequired[int | None]
 
 
 class InfoResult(TypedDict):
@@ -569,9 +698,11 @@ class InterfaceInfo(TypedDict):
 
 class ListReply(TypedDict):
     """Reply of `list`."""
+    # Hosts of VMs in this page that are not heard now: how those VMs are is what was known last.
+    hosts_not_seen: NotRequired[list[HostNotSeen]]
     # Where the next page begins; absent on the last.
     next_cursor: NotRequired[str | None]
-    # VMs by name, without their specs.
+    # VMs by name, without their specs. Those of other hosts than the one that answers are as their last acknowledged event left them.
     vms: list[VmStatus]
 
 
@@ -639,8 +770,8 @@ class LookupReply4(TypedDict):
     found: Literal["gone"]
     # Its last owner.
     host: Token
-    # The reply of that request.
-    reply: ChangeReply
+    # The reply of that request; absent where the VM was not deleted but forgotten with its host.
+    reply: NotRequired[ChangeReply | None]
     # The request that deleted it.
     request_id: RequestId
     # Identity of the VM that was.
@@ -747,8 +878,26 @@ class PingReply(TypedDict):
     round_trip_us: int
 
 
+class PlacedReply(TypedDict):
+    """Reply of `host.<host>.placed`."""
+    # The host works on it, or has it.
+    known: bool
+
+
+class PlacedRequest(TypedDict):
+    """Request of `host.<host>.placed`."""
+    # Its name.
+    name: Token
+    # Namespace of the VM.
+    namespace: Token
+    # Its identity, by the claim.
+    vm_id: VmId
+
+
 class PlacementSpec(TypedDict):
     """Where a VM may be placed."""
+    # Only hosts that announce all of these features, beside those that the spec itself needs.
+    features: NotRequired[list[str]]
     # Only this host.
     host: NotRequired[Token | None]
     # Only hosts with all of these labels.

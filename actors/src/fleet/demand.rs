@@ -1,0 +1,117 @@
+//! What a spec asks of a host, as far as a host can tell that may have other templates and images: pure.
+
+use std::collections::BTreeMap;
+
+use drover_schemas::Token;
+use drover_schemas::body::spec::{Os, PlacementSpec, VmSpec};
+
+use crate::spec::{Templates, boot_parts, template_of};
+
+/// What a host offers that a spec may need, beside what every version offers.
+pub mod feature {
+    /// Guests of the family Linux.
+    pub const LINUX: &str = "os.linux";
+    /// Guests of the family Windows.
+    pub const WINDOWS: &str = "os.windows";
+    /// Guests that boot by firmware.
+    pub const FIRMWARE: &str = "boot.firmware";
+    /// VMs that get user-data.
+    pub const USER_DATA: &str = "user-data";
+    /// Creates that were placed by another host.
+    pub const PLACED: &str = "create.placed";
+    /// The real hypervisor.
+    pub const REAL: &str = "vmm.real";
+    /// The software emulation.
+    pub const EMULATED: &str = "vmm.emulated";
+    /// What hosts offer that do not know [`PLACED`], though they do not say so.
+    pub const UNTOLD: [&str; 4] = [LINUX, WINDOWS, FIRMWARE, USER_DATA];
+}
+
+/// What a VM asks of its host. What is not known is left to the host to refuse.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// The template that it starts from.
+    pub template: Option<Token>,
+    /// Virtual CPUs.
+    pub cpus: Option<u64>,
+    /// Memory of the guest, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// How many interfaces in each network.
+    pub networks: BTreeMap<Token, u64>,
+    /// Images by name or digest.
+    pub images: Vec<String>,
+    /// Of these, each disk that the VM gets a copy of.
+    pub copies: Vec<String>,
+    /// Features that the spec needs or asks for.
+    pub features: Vec<String>,
+    /// Where it may run.
+    pub placement: PlacementSpec,
+}
+
+impl Demand {
+    /// The demand of a spec over the templates of this host; of an unknown template only what the spec says itself.
+    #[must_use]
+    pub fn of(spec: &VmSpec, templates: &Templates) -> Self {
+        let template = template_of(spec).ok();
+        let base = template.as_ref().and_then(|name| templates.find(name)).cloned().unwrap_or_default();
+        let disks = spec.disks.as_ref().or(base.disks.as_ref()).cloned().unwrap_or_default();
+        let nics = spec.nics.as_ref().or(base.nics.as_ref()).cloned().unwrap_or_default();
+        let mut networks = BTreeMap::new();
+        for nic in &nics {
+            *networks.entry(nic.network.clone()).or_default() += 1;
+        }
+        let boot = boot_parts(spec.boot.as_ref(), base.boot.as_ref());
+        let mut images: Vec<String> = disks.iter().map(|disk| disk.image.clone()).collect();
+        images.extend([boot.kernel, boot.initramfs, boot.firmware].into_iter().flatten().cloned());
+        let placement = spec.placement.clone().or(base.placement).unwrap_or_default();
+        let mut features = vec![match spec.os.or(base.os).unwrap_or(Os::Linux) {
+            Os::Linux => feature::LINUX.to_owned(),
+            Os::Windows => feature::WINDOWS.to_owned(),
+        }];
+        if boot.firmware.is_some() {
+            features.push(feature::FIRMWARE.to_owned());
+        }
+        if spec.user_data.is_some() {
+            features.push(feature::USER_DATA.to_owned());
+        }
+        features.extend(placement.features.iter().cloned());
+        Self {
+            template,
+            cpus: spec.cpus.or(base.cpus).map(u64::from),
+            memory_bytes: spec.memory.or(base.memory).map(|memory| memory.0),
+            networks,
+            images,
+            copies: disks.into_iter().filter(|disk| !disk.readonly).map(|disk| disk.image).collect(),
+            features,
+            placement,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const TEMPLATE: &str = "cpus: 2\nmemory: 256MiB\nboot: {kernel: linux, initramfs: small}\n\
+                            nics: [{network: default}]\ndisks: [{image: root}, {image: tools, readonly: true}]\n";
+
+    #[test]
+    fn a_demand_is_what_the_spec_and_its_template_say() {
+        let templates = Templates::parse([(Path::new("linux-default.yaml"), TEMPLATE)]).unwrap();
+        let spec: VmSpec =
+            serde_json::from_str(r#"{"cpus": 4, "placement": {"features": ["vmm.real"]}}"#).unwrap();
+        let demand = Demand::of(&spec, &templates);
+        assert_eq!((demand.cpus, demand.memory_bytes), (Some(4), Some(256 << 20)));
+        assert_eq!(demand.images, ["root", "tools", "linux", "small"]);
+        assert_eq!(demand.copies, ["root"]);
+        assert_eq!(demand.networks, [(Token::new("default").unwrap(), 1)].into());
+        assert_eq!(demand.features, [feature::LINUX, "vmm.real"]);
+        // Another host may know the template.
+        let spec: VmSpec = serde_json::from_str(r#"{"template": "theirs", "os": "windows"}"#).unwrap();
+        let demand = Demand::of(&spec, &templates);
+        assert_eq!((demand.cpus, demand.template), (None, Token::new("theirs").ok()));
+        assert_eq!(demand.features, [feature::WINDOWS]);
+    }
+}
