@@ -121,6 +121,13 @@ fn standing(host: &Token, slot: &Slot, claim: Option<&Claim>, forgotten: Option<
     })
 }
 
+/// Whether the VM was deleted and the bus knows: only its row may be left here, if the daemon was killed just then.
+fn has_ended(slot: &Slot, claim: Option<&Claim>) -> bool {
+    let previous = claim.map_or(&[][..], |claim| &claim.previous);
+    // Without a reply it was forgotten with its host, and may be running.
+    previous.iter().any(|old| old.vm_id == slot.vm_id && !old.reply.as_slice().is_empty())
+}
+
 /// Keeps the fence for as long as the host runs.
 pub async fn keep(services: Shared, directory: Arc<Directory>, manager: ActorRef<ManagerMsg>, bus: Bus) {
     let fence = &services.fence;
@@ -188,9 +195,13 @@ async fn read(
             Standing::Unclaimed if !slot.owned => {}
             Standing::Unclaimed => claim_again(services, &name, &slot).await?,
             Standing::Lost(reason) => {
-                warn!(vm_id = %slot.vm_id, namespace = %name.namespace, name = %name.name, reason, "quarantined");
-                // From here on nobody is answered; the manager does the rest.
+                // From here on nobody is answered.
                 directory.forget(&name, slot.vm_id);
+                // What is being created or deleted finds out itself, and undoes or ends its row.
+                if has_ended(&slot, claim.as_ref()) || (!slot.owned && forgotten.is_none()) {
+                    continue;
+                }
+                warn!(vm_id = %slot.vm_id, namespace = %name.namespace, name = %name.name, reason, "quarantined");
                 let holder = claim.map(|claim| claim.host);
                 let _ = manager.cast(ManagerMsg::Quarantine { vm_id: slot.vm_id, reason, holder });
             }
@@ -223,7 +234,10 @@ async fn claim_again(services: &Services, name: &NameKey, slot: &Slot) -> Result
 
 #[cfg(test)]
 mod tests {
+    use drover_schemas::blob::Blob;
     use drover_schemas::{RequestId, VmId};
+
+    use crate::bus::claims::Previous;
 
     use super::*;
 
@@ -249,7 +263,16 @@ mod tests {
         assert!(lost(Claim { owner_epoch: 4, ..ours.clone() }));
         assert!(lost(Claim { owner_epoch: 4, phase: Phase::Gone, ..ours.clone() }));
         assert!(lost(Claim { host: Token::new("h2").unwrap(), ..ours.clone() }));
-        assert!(lost(Claim { vm_id: VmId::from_u128(9), ..ours }));
+        let other = Claim { vm_id: VmId::from_u128(9), ..ours };
+        assert!(lost(other.clone()));
+        let deleted = |reply: &[u8]| {
+            let reply = Blob::from(reply.to_vec());
+            let (host, request_id) = (host.clone(), RequestId::from_u128(7));
+            let of = Previous { vm_id, host, deleted_unix_ms: 1, request_id, reply, created_by: None };
+            has_ended(&slot, Some(&Claim { previous: vec![of], ..other.clone() }))
+        };
+        assert!(deleted(b"reply") && !deleted(b""), "whoever was forgotten may live");
+        assert!(!has_ended(&slot, Some(&other)));
         assert_eq!(standing(&host, &slot, None, None), Standing::Unclaimed);
         assert!(
             matches!(standing(&host, &slot, None, Some(5)), Standing::Lost(_)),
