@@ -42,11 +42,13 @@ pub async fn log_of(bus: &Bus, hosts: &[&str]) -> Logs {
 /// The stream cannot be read, or holds what the contract does not know.
 pub async fn read(bus: &Bus) -> Vec<VmEvent> {
     let js = async_nats::jetstream::new(bus.nats.clone());
-    let stream = js.get_stream("DROVER_EVENTS").await.expect("the stream of events");
+    // A cluster's JetStream is away while its servers choose a leader.
+    let stream = until("the stream of events", async || js.get_stream("DROVER_EVENTS").await.ok()).await;
     let state = stream.cached_info().state.clone();
     let mut events = Vec::new();
     for sequence in state.first_sequence..=state.last_sequence {
-        let message = stream.get_raw_message(sequence).await.expect("a message of the stream");
+        let what = format!("message {sequence} of the stream");
+        let message = until(&what, async || stream.get_raw_message(sequence).await.ok()).await;
         if !message.subject.contains(".vm.") {
             continue;
         }

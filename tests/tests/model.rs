@@ -1,5 +1,7 @@
-//! Three hosts and three servers whose members are killed: at the end answers, events, journals, claims and processes
-//! agree.
+//! Three hosts, three servers, links that are cut, and clients that want the same names: at the end answers, events,
+//! journals, claims, processes and guests agree.
+//!
+//! `DROVER_MODEL_SECONDS` (20) and `DROVER_MODEL_SEED` make it longer or another.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::time::{Duration, Instant};
@@ -7,13 +9,32 @@ use std::time::{Duration, Instant};
 use drover_schemas::RequestId;
 use drover_schemas::body::vm::ChangeReply;
 use drover_tests::cluster;
-use drover_tests::contest;
 use drover_tests::contest::history::{Outcome, Record};
+use drover_tests::contest::{self, Plan, Tally};
 use drover_tests::soak::Op;
 use drover_tests::world::Options;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde_json::json;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_by_partitions_and_kills() {
+    let test = "nothing_is_lost_or_doubled_by_partitions_and_kills";
+    let time = Duration::from_secs(number("DROVER_MODEL_SECONDS").unwrap_or(20));
+    let seed = number("DROVER_MODEL_SEED").unwrap_or_else(rand::random);
+    let plan = Plan { seed, time, clients: 6, names: 5 };
+    println!("{test}: seed {seed}, at most {} s", time.as_secs());
+    let options = Options { budget: time + Duration::from_secs(900), ..Options::default() };
+    cluster::run(test, options, async move |cluster| {
+        let tally = contest::run(cluster, &plan).await;
+        println!("{test}: seed {seed}: {tally:?}");
+        assert!(tally.cuts + tally.servers + tally.daemons > 0 && tally.done > 0, "{tally:?}");
+    });
+}
 
 #[test]
 fn creates_are_made_once_though_the_leader_of_a_stream_is_killed_in_their_midst() {
@@ -56,7 +77,7 @@ fn creates_are_made_once_though_the_leader_of_a_stream_is_killed_in_their_midst(
             cluster.quiet().await;
             println!("{test}: {stream}: s{} was killed, {:?}", leader + 1, began.elapsed());
         }
-        let tally = contest::check(cluster, &records).await;
+        let tally = contest::check(cluster, &records, &[], Tally::default()).await;
         assert_eq!((tally.done, tally.vms), (128, 128));
     });
 }

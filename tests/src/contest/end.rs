@@ -1,4 +1,4 @@
-//! What is there when everything is whole again: hosts, journals, claims, processes.
+//! What is there when everything is whole again: hosts, journals, claims, processes, guests.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,12 +12,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use super::client::lines;
+use super::history::{Outcome, Record};
 use crate::client::Bus;
 use crate::cluster::Cluster;
 use crate::events::Logs;
 use crate::leak;
 use crate::node::Node;
-use crate::soak;
+use crate::soak::{self, Op};
 use crate::wait::until;
 
 /// What a claim says that must agree with the rest.
@@ -39,7 +41,7 @@ struct Row {
 }
 
 /// Everything in which they differ, in words.
-pub(super) async fn compare(cluster: &mut Cluster, logs: &Logs) -> Vec<String> {
+pub(super) async fn compare(cluster: &mut Cluster, logs: &Logs, records: &[Record]) -> Vec<String> {
     let mut problems = Vec::new();
     let bus = cluster.bus.clone();
     let living = living(logs);
@@ -48,8 +50,11 @@ pub(super) async fn compare(cluster: &mut Cluster, logs: &Logs) -> Vec<String> {
         if (vm.vm_id, vm.state) != (*vm_id, *state) {
             problems.push(format!("{name} is {} {}, its log ends in {state} of {vm_id}", vm.vm_id, vm.state));
         }
+        if state == &VmState::Running {
+            problems.extend(guest(&bus, name, *vm_id, records).await);
+        }
     }
-    let mut claims = claims(&bus).await;
+    let mut claims = until("the bucket of claims", async || claims(&bus).await).await;
     claims.retain(|_, claim| claim.phase != "gone");
 
     for host in &mut cluster.hosts {
@@ -78,19 +83,37 @@ const fn is_passing(state: VmState) -> bool {
     matches!(state, VmState::Creating | VmState::Starting | VmState::Stopping | VmState::Deleting)
 }
 
-/// The claim of every name.
-async fn claims(bus: &Bus) -> BTreeMap<String, Claim> {
+/// A guest has each line whose command was answered in its boot, and none twice.
+async fn guest(bus: &Bus, name: &str, vm_id: VmId, records: &[Record]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let (here, lines) = lines(bus, name, vm_id).await;
+    let once: BTreeSet<&String> = lines.iter().collect();
+    if once.len() != lines.len() {
+        problems.push(format!("{name}: a command ran twice: {lines:?}"));
+    }
+    for record in records.iter().filter(|record| record.op == Op::Exec && record.name == name) {
+        let in_this_boot =
+            |outcome: &Outcome| matches!(outcome, Outcome::Ran { boot: Some(boot) } if *boot == here);
+        if record.outcomes().any(in_this_boot) && !once.contains(&record.id.to_string()) {
+            problems.push(format!("{name}: command {} was answered and did not run", record.id));
+        }
+    }
+    problems
+}
+
+/// The claim of every name; `None` while JetStream is away.
+async fn claims(bus: &Bus) -> Option<BTreeMap<String, Claim>> {
     let js = async_nats::jetstream::new(bus.nats.clone());
-    let bucket = js.get_key_value("DROVER_VMS").await.expect("the bucket of claims");
-    let mut keys = bucket.keys().await.expect("keys");
+    let bucket = js.get_key_value("DROVER_VMS").await.ok()?;
+    let mut keys = bucket.keys().await.ok()?;
     let mut claims = BTreeMap::new();
     while let Some(key) = keys.next().await {
-        let key = key.expect("a key");
-        let Some(value) = bucket.get(&key).await.expect("the bucket answers") else { continue };
+        let key = key.ok()?;
+        let Some(value) = bucket.get(&key).await.ok()? else { continue };
         let name = key.strip_prefix("default.").expect("a key of the namespace");
         claims.insert(name.to_owned(), codec::decode(&value).expect("a claim"));
     }
-    claims
+    Some(claims)
 }
 
 /// The journal of a host that is stopped: what it has is as the log says, is claimed for this host, with the processes

@@ -50,6 +50,12 @@ impl Op {
 pub struct Model(Option<(VmId, VmState)>);
 
 impl Model {
+    /// A name that a VM has.
+    #[must_use]
+    pub const fn of(vm_id: VmId, state: VmState) -> Self {
+        Self(Some((vm_id, state)))
+    }
+
     /// How the VM must be; `None` if there must be none.
     #[must_use]
     pub fn state(&self) -> Option<VmState> {

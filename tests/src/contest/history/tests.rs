@@ -178,4 +178,7 @@ fn what_was_answered_first_must_stand_first() {
     let (mut records, events) = sound();
     (records[1].sent, records[1].answered) = (Duration::ZERO, Duration::from_millis(500));
     wrong(&records, &events, "was answered first");
+    // A refusal binds nothing: it was the repetition that was carried out, whenever that came.
+    records[1].later = std::mem::replace(&mut records[1].first, vec![Outcome::Gone]);
+    assert_eq!(judge(&records, &events), Vec::<String>::new());
 }
