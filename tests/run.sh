@@ -14,6 +14,8 @@
 #   bus          the bus under fire: floods, quotas, what is too large, a stream that is tampered with, connections
 #                that are cut while --size MiB (96) move, several hosts, hosts and agents of other versions; three hosts
 #                beside a model while for --budget seconds (20) by --seed links are cut, servers and daemons killed
+#   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
+#                deadlines, detached ones that outlive the daemon; on real kernels in QEMU's software emulation
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
 #   nested       the end-to-end suites with the real Cloud Hypervisor that CLOUD_HYPERVISOR names, on a throw-away
@@ -33,8 +35,8 @@ while [ $# -gt 0 ]; do
         --budget) BUDGET=${2:?--budget takes seconds}; shift 2 ;;
         --seed) SEED=${2:?--seed takes a number}; shift 2 ;;
         --size) SIZE=${2:?--size takes MiB}; shift 2 ;;
-        -h | --help) sed -n '2,22p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
-        unit | wire | e2e | faults | death | bus | soak | conformance | nested | fuzz | bench) SUITES+=("$1"); shift ;;
+        -h | --help) sed -n '2,24p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+        unit | wire | e2e | faults | death | bus | agent | soak | conformance | nested | fuzz | bench) SUITES+=("$1"); shift ;;
         *) die "unknown suite $1; see --help" ;;
     esac
 done
@@ -134,7 +136,7 @@ if wants wire; then
         --cache-dir "$CACHE/mypy" tests/clients/python/src
 fi
 
-if wants e2e || wants faults || wants death || wants bus || wants soak || wants nested; then
+if wants e2e || wants faults || wants death || wants bus || wants agent || wants soak || wants nested; then
     need_debian qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio zstd=zstd depmod=kmod mke2fs=e2fsprogs openssl=openssl
     need_vhost
     step e2e build build
@@ -200,6 +202,13 @@ if wants bus; then
         -- --test-threads 2 --show-output
     step bus "three hosts and every fault" modelled
     grep -hE '^(FLOOD|STREAM)|Tally' "$LOGS"/bus-*.log
+fi
+
+if wants agent; then
+    need_debian tmux=tmux
+    step agent "the agent by itself" cargo test --locked --workspace --test commands --test runs --test host
+    step agent "shells, commands and runs" real agent 1
+    wants e2e || step agent "the client in Python" python3 -W ignore tests/clients/python/test_client.py
 fi
 
 if wants soak; then

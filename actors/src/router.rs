@@ -34,9 +34,9 @@ use crate::rejections::Rejections;
 use crate::services::{Shared, now_ms};
 use crate::stream::{self, Shape};
 use crate::vm::explain::{config_text, explain};
-use crate::vm::guest_calls;
 use crate::vm::message::{View, VmMsg};
 use crate::vm::row::status;
+use crate::vm::{guest_calls, run_calls};
 
 mod changes;
 mod console;

@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use drover_schemas::body::guest::ExecControl;
 use drover_schemas::guest as proto;
 use drover_schemas::stream::{Channel, MAX_WINDOW, StreamOpened};
 use drover_schemas::subject::Subject;
@@ -74,6 +75,8 @@ pub struct Shape {
     pub down: &'static [Channel],
     /// From the client to the guest.
     pub up: Option<Channel>,
+    /// Whether there is a command that takes [`Channel::Ctl`].
+    pub ctl: bool,
 }
 
 impl Shape {
@@ -108,12 +111,20 @@ impl Far {
     async fn send(&self, channel: Channel, data: Bytes, eof: bool) {
         match self {
             Self::Guest(guest) => {
-                if let Err(error) = guest.send(to_proto(channel), data, eof).await {
+                let Some(channel) = to_proto(channel) else { return };
+                if let Err(error) = guest.send(channel, data, eof).await {
                     // The guest's end of the stream, or of the link, comes to the pump.
                     debug!(%error, "the guest takes no more");
                 }
             }
             Self::Console(console) => console.send(&data, eof).await,
+        }
+    }
+
+    /// Says something to a command.
+    fn control(&self, control: ExecControl) {
+        if let Self::Guest(guest) = self {
+            guest.control(control.size, control.signal);
         }
     }
 
@@ -185,11 +196,13 @@ pub async fn run(services: &Services, opening: Opening, far: Far, finish: Finish
     pump::run(&services.metrics, &services.streams, opening, far, finish).await;
 }
 
-const fn to_proto(channel: Channel) -> proto::Channel {
+/// As the agent knows it; what goes there as a frame of its own has none.
+const fn to_proto(channel: Channel) -> Option<proto::Channel> {
     match channel {
-        Channel::Stdin => proto::Channel::Stdin,
-        Channel::Stdout => proto::Channel::Stdout,
-        Channel::Stderr => proto::Channel::Stderr,
-        Channel::Data => proto::Channel::Data,
+        Channel::Stdin => Some(proto::Channel::Stdin),
+        Channel::Stdout => Some(proto::Channel::Stdout),
+        Channel::Stderr => Some(proto::Channel::Stderr),
+        Channel::Data => Some(proto::Channel::Data),
+        Channel::Ctl => None,
     }
 }

@@ -8,6 +8,9 @@ use drover_schemas::{ErrorBody, ErrorCode};
 /// The most that is read of a file, in bytes.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
+/// The most groups of a process that are set.
+const MAX_GROUPS: usize = 256;
+
 /// Whom a command runs as, or who owns a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
@@ -81,11 +84,37 @@ pub fn own() -> Account {
     Account { gid, ..resolve(&uid.to_string()).unwrap_or_else(|_| fallback(uid)) }
 }
 
+/// Puts `names`, by name or number, in the place of an account's further groups.
+///
+/// # Errors
+/// `not_found` for a name that is not there.
+pub fn with_groups(account: &mut Account, names: &[String]) -> Result<(), ErrorBody> {
+    with_groups_in(account, names, &read("/etc/group"))
+}
+
+fn with_groups_in(account: &mut Account, names: &[String], group_file: &str) -> Result<(), ErrorBody> {
+    if names.len() >= MAX_GROUPS {
+        let text = format!("{} groups; a process has at most {MAX_GROUPS}", names.len());
+        return Err(ErrorBody::new(ErrorCode::InvalidArgument, text));
+    }
+    let mut groups = vec![account.gid];
+    for name in names {
+        let found = group_file.lines().filter_map(group).find(|(known, ..)| known == name);
+        let id = found.map(|(_, id, _)| id).or_else(|| name.parse().ok());
+        let id = id.ok_or_else(|| missing("group", name, "/etc/group"))?;
+        if !groups.contains(&id) {
+            groups.push(id);
+        }
+    }
+    account.groups = groups;
+    Ok(())
+}
+
+fn missing(what: &str, name: &str, file: &str) -> ErrorBody {
+    ErrorBody::new(ErrorCode::NotFound, format!("no {what} {name:?} in {file} of the guest")).with(what, name)
+}
+
 fn resolve_in(text: &str, passwd_file: &str, group_file: &str) -> Result<Account, ErrorBody> {
-    let missing = |what: &str, name: &str, file: &str| {
-        ErrorBody::new(ErrorCode::NotFound, format!("no {what} {name:?} in {file} of the guest"))
-            .with(what, name)
-    };
     let (user, wanted_group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (text, None),
@@ -113,7 +142,7 @@ fn resolve_in(text: &str, passwd_file: &str, group_file: &str) -> Result<Account
     };
     let mut groups = vec![gid];
     for (_, id, members) in group_file.lines().filter_map(group) {
-        if members.split(',').any(|m| m == name) && !groups.contains(&id) && groups.len() < 256 {
+        if members.split(',').any(|m| m == name) && !groups.contains(&id) && groups.len() < MAX_GROUPS {
             groups.push(id);
         }
     }
@@ -136,6 +165,17 @@ mod tests {
         assert_eq!(resolve_in("1001", PASSWD, GROUP).unwrap().name, "web");
         assert_eq!(resolve_in("web:adm", PASSWD, GROUP).unwrap().gid, 4);
         assert_eq!(resolve_in("web:77", PASSWD, GROUP).unwrap().groups, [77, 4, 33]);
+    }
+
+    #[test]
+    fn groups_can_be_chosen() {
+        let mut web = resolve_in("web", PASSWD, GROUP).unwrap();
+        with_groups_in(&mut web, &["adm".into(), "77".into(), "web".into()], GROUP).unwrap();
+        assert_eq!(web.groups, [1002, 4, 77]);
+        with_groups_in(&mut web, &[], GROUP).unwrap();
+        assert_eq!(web.groups, [1002]);
+        let missing = with_groups_in(&mut web, &["nope".into()], GROUP).unwrap_err();
+        assert_eq!((missing.code, web.groups), (ErrorCode::NotFound, vec![1002]));
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Facts {
     pub kind: GuestKind,
     /// Changes with every boot.
     pub boot_id: String,
+    /// Changes with every start of the agent.
+    pub instance: String,
     /// When a process guest booted, in milliseconds since the Unix epoch.
     pub booted_unix_ms: Option<u64>,
 }
@@ -40,11 +42,12 @@ impl Facts {
     /// Reads them from the environment and the kernel.
     #[must_use]
     pub fn gather() -> Self {
+        let instance = ulid::Ulid::new().to_string();
         let var = |name| std::env::var(name).ok().filter(|v: &String| !v.is_empty());
         if var(ENV_GUEST).as_deref() == Some("process") {
             let booted = var(ENV_BOOT_UNIX_MS).and_then(|v| v.parse().ok()).unwrap_or_else(unix_ms);
             let boot_id = var(ENV_BOOT_ID).unwrap_or_else(|| ulid::Ulid::new().to_string());
-            return Self { kind: GuestKind::Process, boot_id, booted_unix_ms: Some(booted) };
+            return Self { kind: GuestKind::Process, boot_id, instance, booted_unix_ms: Some(booted) };
         }
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map(|s| s.trim().to_owned())
@@ -53,7 +56,7 @@ impl Facts {
             // Without /proc a new id per start of the agent errs on the safe side: nothing is
             // taken for a repetition that is not.
             .unwrap_or_else(|| ulid::Ulid::new().to_string());
-        Self { kind: GuestKind::Vm, boot_id, booted_unix_ms: None }
+        Self { kind: GuestKind::Vm, boot_id, instance, booted_unix_ms: None }
     }
 
     /// Milliseconds since this guest booted.
@@ -78,11 +81,24 @@ impl Facts {
     #[must_use]
     pub fn hello(&self, proto: u32) -> AgentHello {
         let (hostname, kernel) = Self::names();
-        let verbs = [verb::PING, verb::EXEC, verb::PUT, verb::GET, verb::INFO, verb::HEALTH, verb::SHUTDOWN];
+        let verbs = [
+            verb::PING,
+            verb::EXEC,
+            verb::EXEC_SETTINGS,
+            verb::RUNS,
+            verb::ATTACH,
+            verb::KILL,
+            verb::PUT,
+            verb::GET,
+            verb::INFO,
+            verb::HEALTH,
+            verb::SHUTDOWN,
+        ];
         AgentHello {
             proto,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: self.boot_id.clone(),
+            instance: self.instance.clone(),
             os: std::env::consts::OS.to_owned(),
             arch: std::env::consts::ARCH.to_owned(),
             kernel,

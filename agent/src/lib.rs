@@ -8,6 +8,7 @@
 
 pub mod account;
 pub mod baseline;
+pub mod command;
 pub mod conn;
 pub mod dedupe;
 pub mod facts;
@@ -15,6 +16,7 @@ pub mod listen;
 pub mod log;
 pub mod power;
 pub mod process;
+pub mod runs;
 pub mod verbs;
 
 use std::sync::Arc;
@@ -26,11 +28,14 @@ use crate::dedupe::Memory;
 use crate::facts::Facts;
 use crate::listen::{AcceptError, Listener};
 use crate::power::Power;
+use crate::runs::Runs;
 
 /// How many connections are served at a time; further ones are closed at once.
 pub const MAX_CONNECTIONS: usize = 8;
 /// How many streams all connections together may have open.
 pub const MAX_STREAMS_IN_ALL: usize = 128;
+/// Where the agent keeps what lives as long as a boot.
+pub const RUN_DIR: &str = "/run/drover-agent";
 /// How many files are written and read at a time.
 pub const MAX_TRANSFERS: usize = 16;
 
@@ -43,6 +48,8 @@ pub struct Agent {
     pub power: Power,
     /// Requests of this boot that must not run twice.
     pub memory: Memory,
+    /// Detached commands.
+    pub runs: Runs,
     /// Streams of all connections.
     pub streams: Arc<Semaphore>,
     /// Files on the way.
@@ -52,13 +59,14 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that knows of no connection and no request yet.
+    /// An agent that knows of no connection and no request yet, but of detached commands of an earlier one.
     #[must_use]
-    pub fn new(facts: Facts, power: Power) -> Arc<Self> {
+    pub fn new(facts: Facts, power: Power, runs: Runs) -> Arc<Self> {
         Arc::new(Self {
             facts,
             power,
             memory: Memory::default(),
+            runs,
             streams: Arc::new(Semaphore::new(MAX_STREAMS_IN_ALL)),
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
             connections: AtomicUsize::new(0),

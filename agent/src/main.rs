@@ -7,14 +7,16 @@ use drover_agent::facts::Facts;
 use drover_agent::listen::{Address, Listener};
 use drover_agent::log::{self, Level};
 use drover_agent::power::Power;
-use drover_agent::{Agent, baseline, process, serve};
+use drover_agent::runs::Runs;
+use drover_agent::{Agent, RUN_DIR, baseline, process, runs, serve};
 use drover_schemas::guest::{GuestKind, PORT};
 
 const USAGE: &str = "\
-usage: drover-agent [--listen vsock:PORT|unix:PATH] [--log error|warn|info|debug]
+usage: drover-agent [--listen vsock:PORT|unix:PATH] [--run-dir DIR] [--log error|warn|info|debug]
 
 Serves the host of this guest: commands, files, facts, power.
   --listen  where (default vsock:1023, for the host alone)
+  --run-dir where detached commands are kept (default /run/drover-agent)
   --log     how much goes to stderr (default info)
   --version prints the version
 
@@ -27,13 +29,22 @@ const EX_USAGE: u8 = 64;
 
 struct Options {
     listen: Address,
+    run_dir: PathBuf,
     level: Level,
+    /// Keep the detached command of this folder; no part of the usage.
+    keep: Option<PathBuf>,
     /// Run as the plain program that `drover bench` compares with, on this file; no part of the usage.
     baseline: Option<PathBuf>,
 }
 
 fn options() -> Result<Option<Options>, String> {
-    let mut options = Options { listen: Address::Vsock(PORT), level: Level::Info, baseline: None };
+    let mut options = Options {
+        listen: Address::Vsock(PORT),
+        run_dir: RUN_DIR.into(),
+        level: Level::Info,
+        keep: None,
+        baseline: None,
+    };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let (name, value) = match arg.split_once('=') {
@@ -43,6 +54,8 @@ fn options() -> Result<Option<Options>, String> {
         let mut value = || value.clone().or_else(|| args.next()).ok_or(format!("{name} needs a value"));
         match name.as_str() {
             "--listen" => options.listen = value()?.parse()?,
+            "--run-dir" => options.run_dir = value()?.into(),
+            "--keep" => options.keep = Some(value()?.into()),
             "--baseline" => options.baseline = Some(value()?.into()),
             "--log" => options.level = value()?.parse()?,
             "--version" | "-V" => {
@@ -59,6 +72,16 @@ fn options() -> Result<Option<Options>, String> {
     Ok(Some(options))
 }
 
+fn exit_code(result: Result<(), impl std::error::Error + 'static>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error(format_args!("{}", log::chain(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let options = match options() {
         Ok(Some(options)) => options,
@@ -69,14 +92,11 @@ fn main() -> ExitCode {
         }
     };
     log::set_level(options.level);
+    if let Some(folder) = options.keep {
+        return exit_code(runs::keep::main(folder));
+    }
     if let Some(file) = &options.baseline {
-        return match baseline::run(&options.listen, file) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                log::error(format_args!("{}", log::chain(&error)));
-                ExitCode::FAILURE
-            }
-        };
+        return exit_code(baseline::run(&options.listen, file));
     }
     match process::split_from_pid_1() {
         Ok(None) => {}
@@ -106,7 +126,9 @@ fn main() -> ExitCode {
             };
             let listener = Listener::bind(&options.listen).map_err(|e| failed(&e))?;
             log::info(format_args!("{} listens on {:?}", env!("CARGO_PKG_VERSION"), options.listen));
-            serve(listener, Agent::new(facts, power)).await.map_err(|e| failed(&e))
+            // The program that runs, also after another was put in its place.
+            let runs = Runs::new(options.run_dir, "/proc/self/exe".into(), &facts.boot_id);
+            serve(listener, Agent::new(facts, power, runs)).await.map_err(|e| failed(&e))
         })
     });
     if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -2,78 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
-use std::sync::Arc;
-use std::time::Duration;
+mod common;
 
-use drover_agent::facts::Facts;
 use drover_agent::listen::{Address, Listener};
-use drover_agent::power::Power;
-use drover_agent::{Agent, MAX_CONNECTIONS, conn, serve};
+use drover_agent::{MAX_CONNECTIONS, serve};
 use drover_schemas::guest::wire::{self, Decoder};
 use drover_schemas::guest::*;
 use drover_schemas::{ErrorCode, codec};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-const DEADLINE: Duration = Duration::from_secs(20);
-
-fn agent() -> Arc<Agent> {
-    let facts = Facts { kind: GuestKind::Vm, boot_id: "b".into(), booted_unix_ms: None };
-    Agent::new(facts, Power::Nobody)
-}
-
-struct Host {
-    socket: UnixStream,
-    decoder: Decoder,
-}
-
-impl Host {
-    fn new(agent: &Arc<Agent>) -> Self {
-        let (socket, theirs) = UnixStream::pair().unwrap();
-        tokio::spawn(conn::serve(Box::new(theirs), Arc::clone(agent)));
-        Self { socket, decoder: Decoder::default() }
-    }
-
-    async fn greeted() -> Self {
-        let mut host = Self::new(&agent());
-        host.say(&hello(1, 1)).await;
-        assert!(matches!(host.hear().await, Some(AgentFrame::Hello(h)) if h.proto == 1));
-        host
-    }
-
-    async fn say(&mut self, frame: &HostFrame) {
-        let bytes = wire::encode(frame).unwrap();
-        self.socket.write_all(&bytes).await.unwrap();
-    }
-
-    async fn hear(&mut self) -> Option<AgentFrame> {
-        loop {
-            if let Some(frame) = self.decoder.frame().unwrap() {
-                return Some(frame);
-            }
-            let read = timeout(DEADLINE, self.socket.read_buf(self.decoder.room())).await.unwrap();
-            if read.unwrap_or(0) == 0 {
-                return None;
-            }
-        }
-    }
-
-    /// The agent says why, and closes.
-    async fn hung_up_on(mut self) -> ErrorCode {
-        let mut code = None;
-        while let Some(frame) = self.hear().await {
-            if let AgentFrame::Bye(bye) = frame {
-                code = bye.error.map(|e| e.code);
-            }
-        }
-        code.unwrap()
-    }
-}
-
-fn hello(proto_min: u32, proto_max: u32) -> HostFrame {
-    HostFrame::Hello(HostHello { proto_min, proto_max, version: "test".into(), features: Vec::new() })
-}
+use common::{DEADLINE, Host, agent, hello};
 
 fn request(stream: u32, verb: &str, body: Vec<u8>) -> HostFrame {
     HostFrame::Req(Request {

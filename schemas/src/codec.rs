@@ -142,6 +142,22 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
     decode_msgpack(body, false)
 }
 
+/// Reads MessagePack bodies that follow each other, as [`decode`] does.
+///
+/// # Errors
+/// [`DecodeError`] for the first that cannot be read.
+pub fn decode_each<T: DeserializeOwned>(bodies: &[u8]) -> Result<Vec<T>, DecodeError> {
+    let (mut all, mut rest) = (Vec::new(), bodies);
+    while !rest.is_empty() {
+        let malformed =
+            |e: walk::WalkError| DecodeError::Malformed { format: "MessagePack", reason: e.to_string() };
+        let after = walk::skip(rest).map_err(malformed)?;
+        all.push(decode(&rest[..rest.len() - after.len()])?);
+        rest = after;
+    }
+    Ok(all)
+}
+
 /// Reads a body in `format`, ignoring unknown fields.
 ///
 /// # Errors

@@ -42,6 +42,8 @@ pub enum Channel {
     Stderr,
     /// A file, either way.
     Data,
+    /// Client to guest: sizes of the terminal and signals, whole messages of their own type in each frame.
+    Ctl,
 }
 
 /// One frame of a stream, either way. Exactly one of the groups is used.

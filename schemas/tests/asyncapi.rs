@@ -8,7 +8,9 @@ use drover_schemas::body::events::{EventsLastReply, EventsLastRequest, EventsRea
 use drover_schemas::body::{guest, host, samples, vm};
 use drover_schemas::contract::ContractReply;
 use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent, ce};
-use drover_schemas::guest::{HealthResult, InfoResult};
+use drover_schemas::guest::{
+    AttachRequest, AttachResult, HealthResult, InfoResult, KillRequest, RunsRequest, RunsResult,
+};
 use drover_schemas::stream::{StreamFrame, StreamOpened};
 use drover_schemas::verbs::{Class, Plane, VERBS, VerbRow, stream};
 use drover_schemas::{ErrorBody, codec, headers};
@@ -53,6 +55,13 @@ fn schemas() -> Map<String, Value> {
         guest::PingReply,
         guest::ExecRequest,
         guest::ExecReply,
+        guest::ExecControl,
+        RunsRequest,
+        RunsResult,
+        AttachRequest,
+        guest::AttachReply,
+        AttachResult,
+        KillRequest,
         guest::PutRequest,
         guest::GetRequest,
         guest::FileResult,

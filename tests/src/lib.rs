@@ -48,5 +48,6 @@ mod programs;
 pub mod relay;
 pub mod soak;
 pub mod stream;
+pub mod tmux;
 pub mod wait;
 pub mod world;

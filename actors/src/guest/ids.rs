@@ -40,7 +40,7 @@ impl GuestIds {
             Some(bound) if **bound == *boot_id => Ok(()),
             Some(_) => Err(ErrorBody::new(
                 ErrorCode::Conflict,
-                "the guest has rebooted since this request was sent; it may have been carried out, wholly or in \
+                "the guest has rebooted, or its agent was started anew, since this request was sent; it may have been carried out, wholly or in \
                  part: look, and send it with a new request id if it is to run again",
             )
             .with("cause", "guest_rebooted")),

@@ -170,16 +170,25 @@ impl Link {
         }
     }
 
+    /// Whether the agent has a verb, or an optional part of one.
+    ///
+    /// # Errors
+    /// [`LinkError::Lacks`]
+    pub fn offers(&self, what: &str) -> Result<(), LinkError> {
+        if self.hello().capabilities.iter().any(|offered| offered == what) {
+            return Ok(());
+        }
+        let version = self.hello().version.chars().take(32).collect();
+        Err(LinkError::Lacks { verb: what.to_owned(), version })
+    }
+
     /// Opens a stream.
     ///
     /// # Errors
     /// [`LinkError::Lacks`] when the agent is too old, [`LinkError::Full`], [`LinkError::TooLong`], or why the link has
     /// ended.
     pub fn open(&self, open: Open) -> Result<GuestStream, LinkError> {
-        if !self.hello().capabilities.contains(&open.verb) {
-            let version = self.hello().version.chars().take(32).collect();
-            return Err(LinkError::Lacks { verb: open.verb, version });
-        }
+        self.offers(&open.verb)?;
         let span = info_span!("guest.call", verb = open.verb);
         let request = Request {
             stream: 0,

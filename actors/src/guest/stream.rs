@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use drover_schemas::ErrorBody;
-use drover_schemas::guest::Channel;
 use drover_schemas::guest::flow::Incoming;
+use drover_schemas::guest::{Channel, Control, TermSize};
 use tokio::sync::Notify;
 use tracing::Span;
 
@@ -121,6 +121,14 @@ impl GuestStream {
     /// granted and not yet received is the memory that this stream may take.
     pub fn grant(&self, ch: Channel, limit: u64) {
         self.link.shared().state().grant(self.id, ch, limit);
+        self.link.shared().wake.notify_one();
+    }
+}
+
+impl GuestStream {
+    /// Tells the command of the size of its terminal, or sends a signal to its group. Takes no credit.
+    pub fn control(&self, size: Option<TermSize>, signal: Option<i32>) {
+        self.link.shared().state().control(Control { stream: self.id, size, signal });
         self.link.shared().wake.notify_one();
     }
 }

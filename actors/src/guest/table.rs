@@ -8,7 +8,7 @@ use bytes::Bytes;
 use drover_schemas::ErrorBody;
 use drover_schemas::guest::flow::{Incoming, Outgoing};
 use drover_schemas::guest::{
-    AgentFrame, Cancel, Channel, Credit, Data, HostFrame, MAX_STREAMS, Ping, Pong, Request, wire,
+    AgentFrame, Cancel, Channel, Control, Credit, Data, HostFrame, MAX_STREAMS, Ping, Pong, Request, wire,
 };
 use tokio::sync::Notify;
 
@@ -18,6 +18,10 @@ use super::error::LinkError;
 const MAX_BULK: usize = 4;
 /// Pongs that may wait to be written: an agent that pings without reading gets no more.
 const MAX_PONGS: usize = 4;
+
+/// Control frames and requests that may wait to be written before further control frames are dropped: a client that
+/// sends signals faster than its guest takes them loses some.
+const MAX_CONTROLS: usize = 256;
 
 /// One stream of the link.
 #[derive(Debug)]
@@ -182,6 +186,14 @@ impl State {
         let Some(entry) = self.streams.get_mut(&id).filter(|e| e.end.is_none()) else { return };
         if entry.incoming(ch).is_some_and(|incoming| incoming.grant(limit)) {
             self.credits.insert((id, ch), limit);
+        }
+    }
+
+    /// Says something to the command of a stream.
+    pub(super) fn control(&mut self, control: Control) {
+        let is_open = self.streams.get(&control.stream).is_some_and(|e| e.end.is_none());
+        if is_open && self.control.len() < MAX_CONTROLS {
+            self.control.extend(write(&HostFrame::Control(control)).ok());
         }
     }
 

@@ -42,7 +42,7 @@ impl Router {
             let offset = console.offset();
             Ok((Far::Console(Box::new(console)), offset))
         };
-        let shape = Shape { down: &[Channel::Stdout], up: None };
+        let shape = Shape { down: &[Channel::Stdout], up: None, ctl: false };
         self.stream(ns, request, shape, far, as_it_is(), |opened, offset| {
             let reply = LogsReply { data: Vec::new().into(), offset, stream: Some(opened) };
             codec::encode_as(request.format, &reply)
@@ -68,7 +68,7 @@ impl Router {
             let offset = console.offset();
             Ok((Far::Console(Box::new(console)), offset))
         };
-        let shape = Shape { down: &[Channel::Stdout], up: Some(Channel::Stdin) };
+        let shape = Shape { down: &[Channel::Stdout], up: Some(Channel::Stdin), ctl: false };
         self.stream(ns, request, shape, far, as_it_is(), |stream, offset| {
             codec::encode_as(request.format, &ConsoleReply { offset, stream })
         })

@@ -1,15 +1,19 @@
 //! Verbs of the guest: over the link to its agent, never through the VM's mailbox.
 
-use drover_schemas::body::guest::ExecResult;
+use drover_schemas::body::guest::{AttachReply, ExecResult};
+use drover_schemas::guest::{self as proto, AttachRequest};
 use drover_schemas::state::VmState;
 
 use super::{
     Answer, Channel, Duration, Empty, ErrorBody, ErrorCode, ExecReply, ExecRequest, GetRequest,
     GuestShutdownRequest, Instant, PutRequest, Reply, Request, Router, Shape, Token, body_of, codec,
-    guest_calls, stream,
+    guest_calls, run_calls, stream,
 };
 use crate::guest::Link;
 use crate::stream::{Far, Finish, WINDOW};
+
+const OF_A_COMMAND: Shape =
+    Shape { down: &[Channel::Stdout, Channel::Stderr], up: Some(Channel::Stdin), ctl: true };
 
 impl Router {
     pub(super) async fn guest(&self, ns: &Token, name: &Token, verb: &str, request: &Request) -> Answer {
@@ -34,6 +38,17 @@ impl Router {
                 body_of(request, &drover_schemas::body::guest::Empty {})
             }
             "exec" => self.exec(ns, name, request, left).await,
+            "runs" => {
+                let body = request.decode()?;
+                body_of(request, &run_calls::list(&self.link(ns, name).await?, left, &body).await?)
+            }
+            "attach" => self.attach(ns, name, request, left).await,
+            "kill" => {
+                let body = request.decode()?;
+                let link = self.link_for(ns, name, request).await?;
+                run_calls::kill(&link, request.request_id, left, &body).await?;
+                body_of(request, &drover_schemas::body::guest::Empty {})
+            }
             "put" => self.put(ns, name, request).await,
             _ => self.get(ns, name, request).await,
         }
@@ -60,8 +75,23 @@ impl Router {
         })
     }
 
-    /// The link for a request that must not be carried out twice.
+    /// The link for a request that must not be carried out twice by one agent: another forgets ids.
     async fn link_for(&self, ns: &Token, name: &Token, request: &Request) -> Result<Link, ErrorBody> {
+        let link = self.link(ns, name).await?;
+        if let Some(id) = request.request_id {
+            let hello = link.hello();
+            match hello.instance.as_str() {
+                "" => self.slot(ns, name)?.bind_guest(id, &hello.boot_id)?,
+                instance => {
+                    self.slot(ns, name)?.bind_guest(id, &format!("{} {instance}", hello.boot_id))?;
+                }
+            }
+        }
+        Ok(link)
+    }
+
+    /// The link for a request that must not be carried out twice in one boot of the guest.
+    async fn link_of_boot(&self, ns: &Token, name: &Token, request: &Request) -> Result<Link, ErrorBody> {
         let link = self.link(ns, name).await?;
         if let Some(id) = request.request_id {
             self.slot(ns, name)?.bind_guest(id, &link.hello().boot_id)?;
@@ -71,7 +101,17 @@ impl Router {
 
     async fn exec(&self, ns: &Token, name: &Token, request: &Request, left: Duration) -> Answer {
         let body: ExecRequest = request.decode()?;
-        let link = self.link_for(ns, name, request).await?;
+        run_calls::check(&body)?;
+        let link = match body.detach {
+            // The guest knows its runs by their ids for a whole boot.
+            true => self.link_of_boot(ns, name, request).await?,
+            false => self.link_for(ns, name, request).await?,
+        };
+        run_calls::is_known(&link, &body)?;
+        if body.detach {
+            let run = run_calls::detach(&link, request.request_id, left, &body).await?;
+            return body_of(request, &ExecReply::Run(run));
+        }
         if !body.stream {
             let wanted = Duration::from_millis(body.timeout_ms.unwrap_or(0));
             if wanted > left {
@@ -90,9 +130,26 @@ impl Router {
             let result: ExecResult = guest_calls::exec_result(guest_calls::decode_guest(bytes)?);
             encoded(&result)
         });
-        let shape = Shape { down: &[Channel::Stdout, Channel::Stderr], up: Some(Channel::Stdin) };
-        self.stream(ns, request, shape, far, finish, |opened, ()| {
+        self.stream(ns, request, OF_A_COMMAND, far, finish, |opened, ()| {
             codec::encode_as(request.format, &ExecReply::Stream(opened))
+        })
+        .await
+    }
+
+    async fn attach(&self, ns: &Token, name: &Token, request: &Request, left: Duration) -> Answer {
+        let body: AttachRequest = request.decode()?;
+        let link = self.link(ns, name).await?;
+        let open = run_calls::attach_open(&body, WINDOW)?;
+        let far = async {
+            let guest = link.open(open)?;
+            let head = run_calls::attach_head(&guest, left).await?;
+            Ok((Far::Guest(guest), head))
+        };
+        let finish: Finish =
+            Box::new(|bytes| encoded(&guest_calls::decode_guest::<proto::AttachResult>(bytes)?));
+        self.stream(ns, request, OF_A_COMMAND, far, finish, |stream, head| {
+            let proto::AttachHead { run, stdout, stderr } = head;
+            codec::encode_as(request.format, &AttachReply { run, stdout, stderr, stream })
         })
         .await
     }
@@ -103,7 +160,7 @@ impl Router {
         let open = guest_calls::put_open(&body, request.request_id)?;
         let far = async { Ok((Far::Guest(link.open(open)?), ())) };
         let finish: Finish = Box::new(move |bytes| encoded(&guest_calls::put_result(bytes, &body)?));
-        let shape = Shape { down: &[], up: Some(Channel::Data) };
+        let shape = Shape { down: &[], up: Some(Channel::Data), ctl: false };
         self.stream(ns, request, shape, far, finish, |opened, ()| codec::encode_as(request.format, &opened))
             .await
     }
@@ -114,7 +171,7 @@ impl Router {
         let open = guest_calls::get_open(&body, WINDOW)?;
         let far = async { Ok((Far::Guest(link.open(open)?), ())) };
         let finish: Finish = Box::new(|bytes| encoded(&guest_calls::get_result(bytes)?));
-        let shape = Shape { down: &[Channel::Data], up: None };
+        let shape = Shape { down: &[Channel::Data], up: None, ctl: false };
         self.stream(ns, request, shape, far, finish, |opened, ()| codec::encode_as(request.format, &opened))
             .await
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_nats::Message;
 use bytes::Bytes;
+use drover_schemas::body::guest::ExecControl;
 use drover_schemas::guest as proto;
 use drover_schemas::stream::{
     Channel, KEEP_ALIVE_MS, MAX_CHUNK, Receiver, Sender, StreamEnd, StreamError, StreamFrame,
@@ -138,6 +139,8 @@ struct Pump<'a> {
     shape: Shape,
     down: BTreeMap<u8, Sender>,
     up: Option<Up>,
+    /// What the client wants of a command; passed on at once.
+    ctl: Option<Receiver>,
     heard: Instant,
     end: Option<StreamEnd>,
     /// The client gave up, and waits for nothing.
@@ -191,6 +194,7 @@ const fn index(channel: Channel) -> u8 {
         Channel::Stdout => 1,
         Channel::Stderr => 2,
         Channel::Data => 3,
+        Channel::Ctl => 4,
     }
 }
 
@@ -215,6 +219,7 @@ pub(super) async fn run(metrics: &Metrics, streams: &Streams, opening: Opening, 
         shape,
         down: shape.down.iter().map(|ch| (index(*ch), Sender::new(*ch, WINDOW))).collect(),
         up: shape.up.map(|ch| Up::start(ch, Arc::clone(&far), Arc::clone(&progress))),
+        ctl: shape.ctl.then(|| Receiver::new(Channel::Ctl, super::up_window(Channel::Ctl))),
         heard: Instant::now(),
         end: None,
         cancelled: false,
@@ -270,6 +275,7 @@ impl Pump<'_> {
                     let now = self.now_ms();
                     self.down.values_mut().for_each(|sender| sender.resend(now));
                     self.up.iter_mut().for_each(|up| up.receiver.repeat());
+                    self.ctl.iter_mut().for_each(Receiver::repeat);
                 }
                 () = sleep_until(wake) => {
                     if self.heard.elapsed() > self.outlet.streams.peer_lost {
@@ -297,8 +303,8 @@ impl Pump<'_> {
     fn wake_at(&self) -> Instant {
         let keep_alive = self.outlet.said + Duration::from_millis(KEEP_ALIVE_MS);
         let lost = self.heard + self.outlet.streams.peer_lost + Duration::from_millis(10);
-        let ack = self.up.as_ref().and_then(|up| up.receiver.wake_at_ms());
-        let ends = self.down.values().filter_map(Sender::wake_at_ms).chain(ack).min();
+        let acks = self.up.iter().map(|up| &up.receiver).chain(&self.ctl).filter_map(Receiver::wake_at_ms);
+        let ends = self.down.values().filter_map(Sender::wake_at_ms).chain(acks).min();
         let ends = ends.filter(|_| self.outlet.connected());
         let ends = ends.map_or(lost, |ms| self.outlet.began + Duration::from_millis(ms));
         keep_alive.min(lost).min(ends).max(Instant::now() + Duration::from_millis(1))
@@ -320,6 +326,7 @@ impl Pump<'_> {
         if let Some(ack) = self.up.as_mut().and_then(|up| up.poll_ack(now)) {
             frames.push(ack);
         }
+        frames.extend(self.ctl.as_mut().and_then(|ctl| ctl.poll_ack(super::up_window(Channel::Ctl), now)));
         if frames.is_empty() && self.outlet.said.elapsed() >= Duration::from_millis(KEEP_ALIVE_MS) {
             frames.push(StreamFrame { keep_alive: true, ..StreamFrame::default() });
         }
@@ -362,6 +369,18 @@ impl Pump<'_> {
                     if let Some(fresh) = up.receiver.data(off, data, frame.eof).map_err(broken)? {
                         let _ = up.queue.send((fresh, frame.eof));
                     }
+                }
+            }
+            (Some(Channel::Ctl), None, Some(off)) => {
+                if let Some(ctl) = &mut self.ctl
+                    && let Some(fresh) =
+                        ctl.data(off, frame.data.unwrap_or_default().0, frame.eof).map_err(broken)?
+                {
+                    let controls: Vec<ExecControl> = codec::decode_each(&fresh).map_err(|e| {
+                        let text = format!("what was sent on ctl cannot be read: {e}");
+                        ErrorBody::new(ErrorCode::InvalidArgument, text)
+                    })?;
+                    controls.into_iter().for_each(|control| self.far.control(control));
                 }
             }
             _ => {}

@@ -19,7 +19,7 @@ pub const COLLECTED: usize = 128 * 1024;
 /// How long a collected command may run if the caller does not say.
 const EXEC_TIMEOUT_MS: u64 = 30_000;
 /// How long the agent may take for a small call.
-const CALL: Duration = Duration::from_secs(10);
+pub(super) const CALL: Duration = Duration::from_secs(10);
 
 /// A call failed, as the client is told.
 #[must_use]
@@ -30,7 +30,7 @@ pub fn call_error(error: CallError) -> ErrorBody {
     }
 }
 
-async fn call<Q: Serialize + Sync, A: DeserializeOwned>(
+pub(super) async fn call<Q: Serialize + Sync, A: DeserializeOwned>(
     link: &Link,
     verb: &str,
     request_id: Option<RequestId>,
@@ -42,7 +42,7 @@ async fn call<Q: Serialize + Sync, A: DeserializeOwned>(
     decode_guest(&reply)
 }
 
-fn encode<T: Serialize>(value: &T) -> Result<Bytes, ErrorBody> {
+pub(super) fn encode<T: Serialize>(value: &T) -> Result<Bytes, ErrorBody> {
     codec::encode(value)
         .map(Bytes::from)
         .map_err(|e| ErrorBody::new(ErrorCode::Internal, format!("the request could not be encoded: {e}")))
@@ -127,13 +127,20 @@ pub fn exec_open(
         return Err(ErrorBody::new(ErrorCode::InvalidArgument, "argv: name at least the program to run")
             .with("field", "argv"));
     }
-    let timeout_ms = request.timeout_ms.or((!request.stream).then_some(EXEC_TIMEOUT_MS));
+    let timeout_ms = request.timeout_ms.or((!request.stream && !request.detach).then_some(EXEC_TIMEOUT_MS));
     let body = proto::ExecRequest {
         argv: request.argv.clone(),
         env: request.env.iter().map(|(k, v)| (k.clone(), v.reveal().to_owned())).collect(),
         cwd: request.cwd.clone(),
         user: request.user.clone(),
-        stdin: streamed_stdin,
+        groups: request.groups.clone(),
+        umask: request.umask,
+        limits: request.limits.clone(),
+        stdin: if request.detach { request.interactive } else { streamed_stdin },
+        tty: request.tty,
+        size: request.size,
+        detach: request.detach,
+        ring_bytes: request.ring_bytes,
         timeout_ms,
         kill_grace_ms: None,
         max_output_bytes: None,
@@ -199,7 +206,12 @@ pub fn exec_result(result: proto::ExecResult) -> ExecResult {
         exit_code: result.exit_code,
         signal: result.signal,
         timed_out: result.timed_out,
+        started_unix_ms: result.started_unix_ms,
+        ended_unix_ms: result.ended_unix_ms,
         duration_ms: result.duration_ms,
+        user_ms: result.user_ms,
+        sys_ms: result.sys_ms,
+        max_rss_kib: result.max_rss_kib,
         stdout: None,
         stderr: None,
         truncated: result.truncated,

@@ -13,5 +13,6 @@ pub mod message;
 pub mod prepare;
 pub mod restart;
 pub mod row;
+pub mod run_calls;
 pub mod tasks;
 pub mod watch;

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::time::timeout;
 
 pub use self::outbox::Outbox;
-pub use self::stream::{Ending, Stream};
+pub use self::stream::{Ending, Steer, Stream};
 use crate::listen::Socket;
 use crate::{Agent, log, verbs};
 
@@ -185,6 +185,11 @@ async fn converse(
             HostFrame::Cancel(cancel) => {
                 if let Some(stream) = lock(streams).get(&cancel.stream) {
                     stream.end(Ending::Cancelled);
+                }
+            }
+            HostFrame::Control(control) => {
+                if let Some(stream) = lock(streams).get(&control.stream) {
+                    stream.steer(control);
                 }
             }
             HostFrame::Ping(ping) => outbox.control(&AgentFrame::Pong(Pong { nonce: ping.nonce })),

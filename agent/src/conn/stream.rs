@@ -1,18 +1,31 @@
 //! One stream as its verb sees it: bytes in, bytes out with credit, and the news that it must end.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use drover_schemas::blob::Blob;
 use drover_schemas::guest::flow::{FlowError, Incoming, Outgoing};
-use drover_schemas::guest::{AgentFrame, Channel, Credit, Data, Head, MAX_DATA, Response};
+use drover_schemas::guest::{AgentFrame, Channel, Control, Credit, Data, Head, MAX_DATA, Response, TermSize};
 use drover_schemas::{ErrorBody, ErrorCode};
 use tokio::sync::Notify;
 
 use super::outbox::Outbox;
 use crate::dedupe::Outcome;
 use crate::facts::{FIRST_CREDIT, WINDOW};
+
+/// Signals that may wait for their command; a host that sends more of them at once loses the later ones.
+const MAX_SIGNALS: usize = 32;
+
+/// What the host wants of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Steer {
+    /// Another size of its terminal.
+    Resize(TermSize),
+    /// A signal to its group.
+    Signal(i32),
+}
 
 /// Why a stream must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +66,9 @@ struct State {
     data: Outgoing,
     /// The one channel from the host.
     incoming: Incoming,
+    /// The latest size that the command was not told of.
+    size: Option<TermSize>,
+    signals: VecDeque<i32>,
     ending: Option<Ending>,
 }
 
@@ -91,6 +107,8 @@ impl Stream {
             stderr: out,
             data: out,
             incoming: Incoming::new(FIRST_CREDIT),
+            size: None,
+            signals: VecDeque::new(),
             ending: None,
         };
         Self {
@@ -127,6 +145,23 @@ impl Stream {
             out.grant(credit.limit);
         }
         self.changed.notify_waiters();
+    }
+
+    /// A control frame of the host.
+    pub fn steer(&self, control: Control) {
+        {
+            let mut state = self.state();
+            state.size = control.size.or(state.size);
+            let room = state.signals.len() < MAX_SIGNALS;
+            state.signals.extend(control.signal.filter(|_| room));
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Waits for what the host wants of the command.
+    pub async fn steered(&self) -> Steer {
+        self.wait(|s| s.size.take().map(Steer::Resize).or_else(|| s.signals.pop_front().map(Steer::Signal)))
+            .await
     }
 
     /// The stream must end; the first reason counts.
@@ -186,6 +221,11 @@ impl Stream {
     /// Waits for credit on `ch` and answers how many bytes may be sent now: at least one.
     pub async fn room(&self, ch: Channel) -> u64 {
         self.wait(|s| s.outgoing(ch).map(|out| out.room()).filter(|room| *room > 0)).await
+    }
+
+    /// How many bytes may be sent on `ch` now.
+    pub fn room_now(&self, ch: Channel) -> u64 {
+        self.state().outgoing(ch).map_or(0, |out| out.room())
     }
 
     /// Sends bytes for which there is credit.

@@ -1,32 +1,27 @@
 //! `exec`: one command, its streams, its end.
 //!
-//! The command ends when its leader exits. What it had written by then is still sent; processes
+//! The command ends when its first process exits. What it had written by then is still sent; processes
 //! that it left in the background live on, without their output. A deadline, a cancel or the loss
-//! of the link end the whole process group, with the leader still unreaped, so that the group's
-//! number cannot have been given to others.
+//! of the link end everything that it started, whatever session it is in.
 
 use std::io::ErrorKind;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use drover_schemas::guest::{Channel, ExecRequest, ExecResult};
-use drover_schemas::{ErrorBody, ErrorCode};
-use nix::sys::signal::Signal;
 use tokio::sync::watch;
-use tokio::time::sleep_until;
+use tokio::time::timeout;
 
-use super::{Effect, invalid, reply};
-use crate::account::{self, Account};
+use super::{Effect, reply};
+use crate::command::{self, Command, gone};
 use crate::conn::Stream;
 use crate::dedupe::Outcome;
-use crate::log::chain;
-use crate::process::{self, Pipe, Plan, Running, SpawnError};
+use crate::facts;
+use crate::process::{Pipe, Running};
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const DEFAULT_GRACE: Duration = Duration::from_secs(2);
-/// No command runs longer than this by a deadline; keeps the arithmetic of instants safe.
-const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How long a terminal is silent before what others still hold open of it is no more waited for: the
+/// kernel hands the last bytes over a moment after the command's end.
+const TERMINAL_REST: Duration = Duration::from_millis(200);
 
 /// Bytes of output, counted over both channels by one task: atomic only to be shared by its parts.
 struct Output {
@@ -35,43 +30,35 @@ struct Output {
 }
 
 pub(super) async fn run(stream: &Stream, request: ExecRequest, effect: &Effect) -> Outcome {
-    let started = Instant::now();
-    let mut command = start(&request)?;
+    let mut command = command::start(&request)?;
     effect.begins();
 
     let output = Output {
         left: AtomicU64::new(request.max_output_bytes.unwrap_or(u64::MAX)),
         truncated: AtomicBool::new(false),
     };
-    let (gone, _) = watch::channel(false);
-    let stdin = command.stdin.take();
+    let (is_gone, _) = watch::channel(false);
+    let stdin = command.process.stdin.take();
     let (timed_out, stdout_bytes, stderr_bytes) = {
-        let feeding = feed(stream, stdin);
-        let supervising = async {
-            let timed_out = supervise(stream, &command, &request, started).await;
-            gone.send_replace(true);
-            timed_out
-        };
-        let pumping = async {
-            tokio::join!(
-                supervising,
-                pump(stream, &command.stdout, Channel::Stdout, &output, gone.subscribe()),
-                pump(stream, &command.stderr, Channel::Stderr, &output, gone.subscribe()),
-            )
-        };
-        tokio::pin!(feeding, pumping);
-        tokio::select! {
-            done = &mut pumping => done,
+        let command = &command;
+        let feeding = async {
+            feed(stream, stdin, &command.process).await;
             // The input has ended; the command goes on.
-            () = &mut feeding => pumping.await,
+            std::future::pending::<()>().await;
+        };
+        let steering = async {
+            loop {
+                command.steer(stream.steered().await);
+            }
+        };
+        let pumping = pump_all(stream, command, &output, &is_gone);
+        tokio::select! {
+            done = pumping => done,
+            () = feeding => (false, 0, 0),
+            () = steering => (false, 0, 0),
         }
     };
-    let exit = command.reap().map_err(|e| {
-        ErrorBody::new(
-            ErrorCode::GuestError,
-            format!("the command's exit code was taken by another process: {e}"),
-        )
-    })?;
+    let exit = command.reap()?;
     if let Some(ending) = stream.ended() {
         return Err(ending.error());
     }
@@ -79,7 +66,9 @@ pub(super) async fn run(stream: &Stream, request: ExecRequest, effect: &Effect) 
         exit_code: exit.code,
         signal: exit.signal,
         timed_out,
-        duration_ms: started.elapsed().as_millis() as u64,
+        started_unix_ms: command.started_unix_ms,
+        ended_unix_ms: facts::unix_ms(),
+        duration_ms: command.started.elapsed().as_millis() as u64,
         user_ms: exit.user_ms,
         sys_ms: exit.sys_ms,
         max_rss_kib: exit.max_rss_kib,
@@ -89,125 +78,36 @@ pub(super) async fn run(stream: &Stream, request: ExecRequest, effect: &Effect) 
     })
 }
 
-fn start(request: &ExecRequest) -> Result<Running, ErrorBody> {
-    let Some(program) = request.argv.first().filter(|p| !p.is_empty()) else {
-        return Err(invalid("argv is empty; name a program"));
+async fn pump_all(
+    stream: &Stream,
+    command: &Command,
+    output: &Output,
+    is_gone: &watch::Sender<bool>,
+) -> (bool, u64, u64) {
+    let process = &command.process;
+    let rest = if process.has_terminal() { TERMINAL_REST } else { Duration::ZERO };
+    let supervising = async {
+        let timed_out = command
+            .supervise(async {
+                let _ = stream.ending().await;
+            })
+            .await;
+        is_gone.send_replace(true);
+        timed_out
     };
-    let texts = request.argv.iter().chain(request.env.keys()).chain(request.env.values());
-    if texts.chain(&request.cwd).any(|t| t.contains('\0')) {
-        return Err(invalid("a NUL byte in argv, env or cwd; remove it"));
-    }
-    if let Some(name) = request.env.keys().find(|n| n.is_empty() || n.contains('=')) {
-        return Err(invalid(format!("{name:?} is not a variable's name")));
-    }
-    let account = request.user.as_deref().map(account::resolve).transpose()?;
-    let own = account::own();
-    if let Some(wanted) = &account
-        && own.uid != 0
-        && (wanted.uid != own.uid || wanted.gid != own.gid)
-    {
-        return Err(ErrorBody::new(
-            ErrorCode::PermissionDenied,
-            format!("the agent runs as uid {} and cannot become {}; run it as root", own.uid, wanted.name),
-        ));
-    }
-    let who = account.as_ref().unwrap_or(&own);
-    let cwd = working_directory(request, who)?;
-    let plan = Plan {
-        argv: &request.argv,
-        env: environment(request, who),
-        cwd: &cwd,
-        // An unprivileged agent may not set groups, and need not.
-        account: account.as_ref().filter(|_| own.uid == 0),
-        stdin: request.stdin,
+    let stderr = async {
+        match &process.stderr {
+            Some(pipe) => pump(stream, pipe, Channel::Stderr, output, rest, is_gone.subscribe()).await,
+            None => 0,
+        }
     };
-    process::spawn(&plan).map_err(|error| refused(program, who, &error))
-}
-
-fn working_directory(request: &ExecRequest, who: &Account) -> Result<String, ErrorBody> {
-    match &request.cwd {
-        Some(cwd) if Path::new(cwd).is_dir() => Ok(cwd.clone()),
-        Some(cwd) => Err(ErrorBody::new(
-            ErrorCode::NotFound,
-            format!("there is no directory {cwd:?} in the guest; make it or choose another cwd"),
-        )
-        .with("cwd", cwd)),
-        None if Path::new(&who.home).is_dir() => Ok(who.home.clone()),
-        None => Ok("/".to_owned()),
-    }
-}
-
-fn environment(request: &ExecRequest, who: &Account) -> Vec<(String, String)> {
-    let usual = [
-        ("PATH", PATH),
-        ("HOME", &who.home),
-        ("USER", &who.name),
-        ("LOGNAME", &who.name),
-        ("SHELL", &who.shell),
-        ("LANG", "C.UTF-8"),
-    ];
-    usual
-        .into_iter()
-        .map(|(k, v)| (k.to_owned(), v.to_owned()))
-        .chain(request.env.iter().map(|(k, v)| (k.clone(), v.clone())))
-        .collect()
-}
-
-fn refused(program: &str, who: &Account, error: &SpawnError) -> ErrorBody {
-    let SpawnError::Start { source, .. } = error else {
-        return ErrorBody::new(ErrorCode::ResourceExhausted, chain(error));
-    };
-    match source.kind() {
-        ErrorKind::NotFound => ErrorBody::new(
-            ErrorCode::NotFound,
-            format!("there is no program {program:?} in the guest, or its interpreter is missing; check argv[0] and PATH"),
-        )
-        .with("program", program),
-        ErrorKind::PermissionDenied => ErrorBody::new(
-            ErrorCode::PermissionDenied,
-            format!("{} may not execute {program:?} there; check its mode, the user and the cwd", who.name),
-        )
-        .with("program", program),
-        ErrorKind::ArgumentListTooLong => invalid("argv and env are too long together; send the bulk by put or stdin"),
-        ErrorKind::OutOfMemory | ErrorKind::WouldBlock => {
-            ErrorBody::new(ErrorCode::ResourceExhausted, format!("the guest cannot start a process: {source}"))
-        }
-        _ => ErrorBody::new(ErrorCode::GuestError, chain(error)),
-    }
-}
-
-/// Waits for the leader's exit; ends the group when it must. Answers whether its time was up.
-async fn supervise(stream: &Stream, command: &Running, request: &ExecRequest, started: Instant) -> bool {
-    let grace = request.kill_grace_ms.map_or(DEFAULT_GRACE, Duration::from_millis);
-    let after = |from: Instant, wait: Duration| tokio::time::Instant::from_std(from + wait.min(FOREVER));
-    let deadline = after(started, request.timeout_ms.map_or(FOREVER, Duration::from_millis));
-    tokio::select! {
-        biased;
-        _ = command.exited() => return false,
-        _ = stream.ending() => {
-            command.signal(Signal::SIGKILL);
-            let _ = command.exited().await;
-            return false;
-        }
-        () = sleep_until(deadline) => {}
-    }
-    if !grace.is_zero() {
-        command.signal(Signal::SIGTERM);
-        tokio::select! {
-            _ = command.exited() => {}
-            _ = stream.ending() => {}
-            () = sleep_until(after(Instant::now(), grace)) => {}
-        }
-    }
-    // Also when the leader went by SIGTERM: others of its group may not have.
-    command.signal(Signal::SIGKILL);
-    let _ = command.exited().await;
-    true
+    let stdout = pump(stream, &process.stdout, Channel::Stdout, output, rest, is_gone.subscribe());
+    tokio::join!(supervising, stdout, stderr)
 }
 
 /// Moves the host's bytes to the command. When it reads no more, they are dropped, so that the host
 /// is never stuck with them.
-async fn feed(stream: &Stream, stdin: Option<Pipe>) {
+async fn feed(stream: &Stream, stdin: Option<Pipe>, process: &Running) {
     let Some(stdin) = stdin else { return };
     let mut open = Some(stdin);
     while let Some(bytes) = stream.recv().await {
@@ -217,16 +117,20 @@ async fn feed(stream: &Stream, stdin: Option<Pipe>) {
             open = None;
         }
     }
+    if let (Some(pipe), Some(end)) = (open, process.end_of_file()) {
+        let _ = pipe.write_all(&[end]).await;
+    }
 }
 
-/// Moves a pipe's bytes to the host, with credit in hand; `gone` tells that the leader has exited,
+/// Moves a pipe's bytes to the host, with credit in hand; `is_gone` tells that the command has exited,
 /// and then what is in the pipe is the rest.
 async fn pump(
     stream: &Stream,
     pipe: &Pipe,
     ch: Channel,
     output: &Output,
-    mut gone: watch::Receiver<bool>,
+    rest: Duration,
+    mut is_gone: watch::Receiver<bool>,
 ) -> u64 {
     let (mut total, mut last, mut exited) = (0, 0, false);
     loop {
@@ -239,16 +143,19 @@ async fn pump(
                 // Nobody wants the rest.
                 _ = stream.ending() => return total,
                 // Without credit no byte is read, but whether there is one can be seen.
-                _ = gone.wait_for(|gone| *gone), if !exited => {
+                () = gone(&mut is_gone), if !exited => {
                     if pipe.is_empty() {
-                        return total;
+                        let _ = timeout(rest, pipe.wait_readable()).await;
+                        if pipe.is_empty() {
+                            return total;
+                        }
                     }
                     exited = true;
                     continue;
                 }
             }
         };
-        exited |= *gone.borrow();
+        exited |= *is_gone.borrow();
         match pipe.read(usize::try_from(room).unwrap_or(usize::MAX), last) {
             Ok(bytes) if bytes.is_empty() => return total,
             Ok(mut bytes) => {
@@ -267,11 +174,14 @@ async fn pump(
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
                 if exited {
-                    return total;
+                    match timeout(rest, pipe.wait_readable()).await {
+                        Ok(Ok(())) => continue,
+                        _ => return total,
+                    }
                 }
                 tokio::select! {
                     ready = pipe.wait_readable() => if ready.is_err() { return total },
-                    _ = gone.wait_for(|gone| *gone) => {}
+                    () = gone(&mut is_gone) => {}
                     _ = stream.ending() => return total,
                 }
             }

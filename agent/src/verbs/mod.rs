@@ -1,5 +1,6 @@
 //! What the agent can do: decode, run once, bound in time.
 
+mod attach;
 mod exec;
 mod file;
 mod get;
@@ -13,7 +14,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use drover_schemas::codec::{self, Format};
-use drover_schemas::guest::{Channel, PingResult, Request, verb};
+use drover_schemas::guest::{
+    Channel, ExecRequest, KillRequest, PingResult, Request, RunsRequest, RunsResult, verb,
+};
 use drover_schemas::{ErrorBody, ErrorCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -40,7 +43,7 @@ impl Effect {
 #[must_use]
 pub fn takes(verb: &str) -> Option<Channel> {
     match verb {
-        verb::EXEC => Some(Channel::Stdin),
+        verb::EXEC | verb::ATTACH => Some(Channel::Stdin),
         verb::PUT => Some(Channel::Data),
         _ => None,
     }
@@ -48,7 +51,7 @@ pub fn takes(verb: &str) -> Option<Channel> {
 
 /// Runs a request, once per request id and boot.
 pub async fn run(agent: &Agent, stream: &Stream, request: &Request) -> Outcome {
-    let mutating = matches!(request.verb.as_str(), verb::EXEC | verb::PUT | verb::SHUTDOWN);
+    let mutating = matches!(request.verb.as_str(), verb::EXEC | verb::KILL | verb::PUT | verb::SHUTDOWN);
     let effect = Effect::default();
     match request.request_id.filter(|_| mutating) {
         None => in_time(stream, request, work(agent, stream, request, &effect)).await,
@@ -109,8 +112,25 @@ async fn work(agent: &Agent, stream: &Stream, request: &Request, effect: &Effect
             unix_ms: facts::unix_ms(),
             uptime_ms: agent.facts.uptime_ms(),
         }),
-        // A command is never dropped half-way: it ends its process group itself.
-        verb::EXEC => exec::run(stream, decode(body)?, effect).await,
+        // A command is never dropped half-way: it ends what it started itself.
+        verb::EXEC => match decode::<ExecRequest>(body)? {
+            command if command.detach => start_run(agent, request, command, effect).await,
+            command => exec::run(stream, command, effect).await,
+        },
+        verb::RUNS => {
+            let runs = match decode::<RunsRequest>(body)?.run {
+                Some(run) => vec![agent.runs.get(run)?.1],
+                None => agent.runs.list(),
+            };
+            reply(&RunsResult { runs })
+        }
+        verb::ATTACH => or_ending(stream, attach::run(agent, stream, decode(body)?)).await,
+        verb::KILL => {
+            let KillRequest { run, signal } = decode(body)?;
+            agent.runs.kill(run, signal)?;
+            effect.begins();
+            reply(&Empty {})
+        }
         verb::PUT => or_ending(stream, put::run(agent, stream, decode(body)?, effect)).await,
         verb::GET => or_ending(stream, get::run(agent, stream, decode(body)?)).await,
         verb::INFO => reply(&info::gather(&agent.facts)),
@@ -121,6 +141,19 @@ async fn work(agent: &Agent, stream: &Stream, request: &Request, effect: &Effect
             format!("this agent has no verb {other:?}; its greeting lists what it can do"),
         )),
     }
+}
+
+#[derive(Serialize)]
+struct Empty {}
+
+/// Starts a detached command. Its end is looked for in its own folder, so nothing ends it here.
+async fn start_run(agent: &Agent, request: &Request, command: ExecRequest, effect: &Effect) -> Outcome {
+    let Some(id) = request.request_id else {
+        return Err(invalid("a detached command needs a request id: it is the name of the run"));
+    };
+    let run = agent.runs.start(id, command, request.body.as_slice()).await?;
+    effect.begins();
+    reply(&run)
 }
 
 fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ErrorBody> {

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::blob::Blob;
+use crate::guest::{AttachedAt, ResourceLimit, RunInfo, TermSize};
 use crate::secret::Secret;
 use crate::stream::StreamOpened;
 
@@ -22,21 +23,47 @@ pub struct PingReply {
 }
 
 /// Request of `guest.exec`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ExecRequest {
     /// Program and arguments; no shell is added.
     pub argv: Vec<String>,
     /// Added to a plain environment.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, Secret>,
-    /// Directory to run in; `/` if left out.
+    /// Directory to run in; the user's home if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// User name or number; root if left out.
+    /// `name`, `uid`, `name:group` or `uid:gid` by the guest's own files; root if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// The guest kills the whole process group after this time, in milliseconds; 30,000 if left out
-    /// and not streamed.
+    /// Groups, by name or number, in place of those that the guest gives the user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Vec<String>>,
+    /// The mask of new files' permissions; 0o022 (18) if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umask: Option<u32>,
+    /// Limits of its processes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<ResourceLimit>,
+    /// At a terminal of its own; its output comes on `stdout` alone. Sizes and signals go over the stream's
+    /// channel `ctl`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tty: bool,
+    /// The terminal's size at the start; 24 lines of 80 columns if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<TermSize>,
+    /// Start it, answer with the run, and let it go on by itself; `guest.attach` reads its output.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detach: bool,
+    /// Let those who attach write to it; only with `detach`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interactive: bool,
+    /// How much of each output channel the guest keeps of it, in bytes; only with `detach`. 1 MiB if left out,
+    /// 8 MiB at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ring_bytes: Option<u64>,
+    /// The guest ends the command and everything that it started after this time, in milliseconds; 30,000 if
+    /// left out and neither streamed nor detached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// Fed to the program; only where `stream` is false. At most 48 KiB.
@@ -59,8 +86,23 @@ pub struct ExecResult {
     /// Its time was over.
     #[serde(default)]
     pub timed_out: bool,
+    /// When it was started, by the guest's clock: milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub started_unix_ms: u64,
+    /// When it ended, likewise.
+    #[serde(default)]
+    pub ended_unix_ms: u64,
     /// How long it ran, in milliseconds.
     pub duration_ms: u64,
+    /// CPU time in user mode, of it and of the processes that it waited for, in milliseconds.
+    #[serde(default)]
+    pub user_ms: u64,
+    /// CPU time in the kernel, likewise.
+    #[serde(default)]
+    pub sys_ms: u64,
+    /// The most memory that the largest of these processes had resident, in KiB.
+    #[serde(default)]
+    pub max_rss_kib: u64,
     /// Output, where it was not streamed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdout: Option<Blob>,
@@ -81,6 +123,33 @@ pub enum ExecReply {
     Result(ExecResult),
     /// It runs; frames follow. The stream's result is an [`ExecResult`].
     Stream(StreamOpened),
+    /// It runs by itself.
+    Run(RunInfo),
+}
+
+/// A message of the channel `ctl`, for a command at a terminal. A frame of the channel holds whole ones,
+/// one after the other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ExecControl {
+    /// The terminal has this size now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<TermSize>,
+    /// The command's process group gets the signal of this number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+}
+
+/// Reply of `guest.attach`; the stream's offsets count from `off` of each channel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AttachReply {
+    /// The run.
+    pub run: RunInfo,
+    /// Where its output begins.
+    pub stdout: AttachedAt,
+    /// Where its error output begins.
+    pub stderr: AttachedAt,
+    /// The stream. Its result is an [`AttachResult`](crate::guest::AttachResult).
+    pub stream: StreamOpened,
 }
 
 /// Request of `guest.put`; the data follows on channel `data` of the stream.

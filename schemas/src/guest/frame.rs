@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::blob::Blob;
 use crate::codec::{self, DecodeError};
 use crate::error::ErrorBody;
+use crate::guest::TermSize;
 use crate::id::RequestId;
 
 /// A direction of data within a stream.
@@ -57,6 +58,9 @@ pub struct AgentHello {
     pub version: String,
     /// Changes with every boot of the guest.
     pub boot_id: String,
+    /// Changes with every start of the agent.
+    #[serde(default)]
+    pub instance: String,
     /// `linux` or `windows`.
     pub os: String,
     /// The machine, as Rust names it (`x86_64`, `aarch64`).
@@ -156,6 +160,19 @@ pub struct Cancel {
     pub stream: u32,
 }
 
+/// For the command of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Control {
+    /// Which stream.
+    pub stream: u32,
+    /// Its terminal has this size now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<TermSize>,
+    /// Its process group gets the signal of this number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+}
+
 /// Asks whether the peer lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ping {
@@ -202,6 +219,8 @@ pub enum HostFrame {
     Credit(Credit),
     /// Ends the work of a stream.
     Cancel(Cancel),
+    /// For the command of a stream.
+    Control(Control),
     /// Asks whether the agent lives.
     Ping(Ping),
     /// Answers the agent's ping.
@@ -267,6 +286,7 @@ impl FrameKind for HostFrame {
             "data" => Self::Data(codec::decode(body)?),
             "credit" => Self::Credit(codec::decode(body)?),
             "cancel" => Self::Cancel(codec::decode(body)?),
+            "control" => Self::Control(codec::decode(body)?),
             "ping" => Self::Ping(codec::decode(body)?),
             "pong" => Self::Pong(codec::decode(body)?),
             "bye" => Self::Bye(codec::decode(body)?),

@@ -25,8 +25,10 @@
 //! verb's own type (module [`verb`] lists them), so a relay never encodes anew. `head{stream, body}`
 //! may come once before the data and tells what is coming. `deadline_ms` counts from arrival; when
 //! it passes, the work is ended as by `cancel` and the answer is `deadline_exceeded`.
-//! `cancel{stream}` ends the work (a command's process group is killed, a half-written file is
-//! removed); the answer still comes. A lost connection cancels its streams.
+//! `cancel{stream}` ends the work (a command is killed with everything that it started, a half-written
+//! file is removed); the answer still comes. A lost connection cancels its streams. A detached command
+//! has no stream: neither ends it, nor does the end of the agent. `control{stream, size, signal}` goes to
+//! the command of an `exec` or an `attach`: its terminal has a new size, its process group gets a signal.
 //!
 //! # Data and credit
 //! Bytes travel as `data{stream, ch, off, data, eof}` of at most [`MAX_DATA`] bytes, `off` being the
@@ -45,6 +47,8 @@
 //! [`REMEMBERED`] of them, for [`REMEMBERED_MS`], for all connections of one boot: the same id with
 //! the same verb and body attaches to the work in flight or gets the same result again (output is
 //! not kept), another body gets `conflict`. What failed before it had an effect is not remembered.
+//! An agent that was started again has forgotten them and says so by another `instance` in its greeting;
+//! detached commands it still knows.
 //!
 //! # Health of the link
 //! Either side answers `ping{nonce}` with `pong{nonce}`. The host pings after 30 s of silence and
@@ -55,15 +59,20 @@ mod exec;
 mod file;
 pub mod flow;
 mod frame;
+mod run;
 mod state;
 pub mod verb;
 pub mod wire;
 
-pub use exec::{ExecRequest, ExecResult};
+pub use exec::{ExecRequest, ExecResult, Resource, ResourceLimit, TermSize};
 pub use file::{GetHead, GetRequest, GetResult, PutRequest, PutResult};
 pub use frame::{
-    AgentFrame, AgentHello, Bye, Cancel, Channel, Credit, Data, Event, FrameKind, GuestKind, Head, HostFrame,
-    HostHello, Ping, Pong, Request, Response,
+    AgentFrame, AgentHello, Bye, Cancel, Channel, Control, Credit, Data, Event, FrameKind, GuestKind, Head,
+    HostFrame, HostHello, Ping, Pong, Request, Response,
+};
+pub use run::{
+    AttachHead, AttachRequest, AttachResult, AttachedAt, Extent, KillRequest, RunInfo, RunResult, RunState,
+    RunsRequest, RunsResult,
 };
 pub use state::{
     DiskInfo, DiskUse, HealthResult, HealthStatus, InfoResult, InterfaceInfo, PingResult, ShutdownMode,
@@ -88,5 +97,16 @@ pub const HELLO_TIMEOUT_MS: u64 = 5_000;
 pub const REMEMBERED: usize = 1_000;
 /// For how long the agent remembers a request id, in milliseconds.
 pub const REMEMBERED_MS: u64 = 600_000;
+/// How many detached commands the agent keeps, ended ones included; those that ended first go first.
+pub const MAX_RUNS: usize = 32;
+/// How long the result and the output of a detached command are kept after its end, in milliseconds.
+pub const RUN_KEPT_MS: u64 = 24 * 3_600_000;
+/// How much of each output channel of a detached command is kept if its request does not say, in bytes.
+pub const RING_BYTES: u64 = 1024 * 1024;
+/// The most that is kept of a channel.
+pub const MAX_RING_BYTES: u64 = 8 * 1024 * 1024;
+/// What all detached commands together may keep, in bytes; on a guest of less than 512 MiB a 32nd of its
+/// memory.
+pub const MAX_RINGS_BYTES: u64 = 16 * 1024 * 1024;
 /// After how much silence of the host the agent drops a connection, in milliseconds.
 pub const SILENCE_MS: u64 = 120_000;

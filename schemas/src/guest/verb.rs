@@ -4,6 +4,10 @@
 //! |---|---|---|---|---|---|
 //! | `ping` | – | | | [`PingResult`](super::PingResult) | yes |
 //! | `exec` | [`ExecRequest`](super::ExecRequest) | | host: `stdin`; agent: `stdout`, `stderr` | [`ExecResult`](super::ExecResult) | by id |
+//! | `exec` with `detach` | the same | | | [`RunInfo`](super::RunInfo) | by id |
+//! | `runs` | [`RunsRequest`](super::RunsRequest) | | | [`RunsResult`](super::RunsResult) | yes |
+//! | `attach` | [`AttachRequest`](super::AttachRequest) | [`AttachHead`](super::AttachHead) | host: `stdin`; agent: `stdout`, `stderr` | [`AttachResult`](super::AttachResult) | yes |
+//! | `kill` | [`KillRequest`](super::KillRequest) | | | empty map | by id |
 //! | `put` | [`PutRequest`](super::PutRequest) | | host: `data` | [`PutResult`](super::PutResult) | by id |
 //! | `get` | [`GetRequest`](super::GetRequest) | [`GetHead`](super::GetHead) | agent: `data` | [`GetResult`](super::GetResult) | yes |
 //! | `info` | – | | | [`InfoResult`](super::InfoResult) | yes |
@@ -13,10 +17,20 @@
 //! Verbs are text on the wire, so that an agent can name one it does not know (`unsupported`). What
 //! an agent offers stands in `capabilities` of its greeting.
 
+/// No verb, but in the greeting of an agent whose `exec` knows `tty`, `size`, `groups`, `umask` and `limits`, and
+/// which takes `control` frames.
+pub const EXEC_SETTINGS: &str = "exec.settings";
+
 /// Answers at once: the agent lives.
 pub const PING: &str = "ping";
 /// Runs a command.
 pub const EXEC: &str = "exec";
+/// Lists detached commands.
+pub const RUNS: &str = "runs";
+/// Reads the output of a detached command.
+pub const ATTACH: &str = "attach";
+/// Sends a signal to a detached command.
+pub const KILL: &str = "kill";
 /// Writes a file.
 pub const PUT: &str = "put";
 /// Reads a file.

@@ -37,9 +37,16 @@ pub const STREAMS: &[StreamRow] = &[
     StreamRow {
         plane: Plane::VmGuest,
         verb: "exec",
-        client: &[Channel::Stdin],
+        client: &[Channel::Stdin, Channel::Ctl],
         host: &[Channel::Stdout, Channel::Stderr],
         result: "ExecResult",
+    },
+    StreamRow {
+        plane: Plane::VmGuest,
+        verb: "attach",
+        client: &[Channel::Stdin, Channel::Ctl],
+        host: &[Channel::Stdout, Channel::Stderr],
+        result: "AttachResult",
     },
     StreamRow {
         plane: Plane::VmGuest,

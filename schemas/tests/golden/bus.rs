@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use drover_schemas::blob::Blob;
-use drover_schemas::body::guest::{ExecReply, ExecRequest, ExecResult, PutRequest};
+use drover_schemas::body::guest::{AttachReply, ExecControl, ExecReply, ExecRequest, ExecResult, PutRequest};
 use drover_schemas::body::spec::{AgentSpec, NicSpec, RestartSpec, VmSpec};
 use drover_schemas::body::status::{AgentState, AgentStatus, Cause, CauseKind, NicStatus, VmStatus};
 use drover_schemas::body::vm::{ChangeReply, ChangeRequest, CreateRequest, LookupReply, StopRequest, Wait};
 use drover_schemas::codec::decode;
 use drover_schemas::event::{HostEvent, HostEventKind, RejectedEvent, VmEvent, VmEventKind};
+use drover_schemas::guest::{AttachedAt, Extent, Resource, ResourceLimit, RunInfo, RunState, TermSize};
 use drover_schemas::secret::Secret;
 use drover_schemas::size::ByteSize;
 use drover_schemas::state::{Desired, VmState};
@@ -97,9 +98,24 @@ fn requests_are_pinned() {
         user: Some("nobody".into()),
         timeout_ms: Some(1_000),
         stdin: Some(Blob::from(vec![0, 255])),
-        stream: false,
+        ..ExecRequest::default()
     };
     check("bus", "exec", &exec, decode);
+    let exec = ExecRequest {
+        argv: vec!["top".into()],
+        groups: Some(vec!["adm".into()]),
+        umask: Some(0o077),
+        limits: vec![ResourceLimit { resource: Resource::Nofile, soft: Some(64), hard: None }],
+        tty: true,
+        size: Some(TermSize { rows: 50, cols: 132 }),
+        detach: true,
+        interactive: true,
+        ring_bytes: Some(65_536),
+        ..ExecRequest::default()
+    };
+    check("bus", "exec-detached", &exec, decode);
+    let control = ExecControl { size: Some(TermSize { rows: 50, cols: 132 }), signal: Some(2) };
+    check("bus", "exec-control", &control, decode);
     let put = PutRequest {
         path: "/tmp/x".into(),
         size_bytes: 3,
@@ -137,6 +153,23 @@ fn replies_are_pinned() {
         ..ExecResult::default()
     };
     check("bus", "exec-reply", &ExecReply::Result(result), decode);
+    let run = RunInfo {
+        run: request_id(),
+        argv: vec!["make".into()],
+        user: "root".into(),
+        tty: false,
+        stdin: false,
+        pid: 42,
+        state: RunState::Running,
+        started_unix_ms: 1_795_386_615_042,
+        stdout: Extent { start: 5, end: 1_048_581 },
+        stderr: Extent::default(),
+        result: None,
+    };
+    check("bus", "exec-run", &ExecReply::Run(run.clone()), decode);
+    let stream = StreamOpened { io_subject: "drover.v1.io.acme.ab".into(), window: 524_288 };
+    let (stdout, stderr) = (AttachedAt { off: 5, lost_before: Some(5) }, AttachedAt::default());
+    check("bus", "attach-reply", &AttachReply { run, stdout, stderr, stream }, decode);
     let error = ErrorBody::new(ErrorCode::InvalidState, "a VM that is stopped cannot do pause")
         .with("state", "stopped");
     check("bus", "error", &error, decode);

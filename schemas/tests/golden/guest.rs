@@ -66,6 +66,8 @@ fn frames_of_the_host() {
     host("data", &HostFrame::Data(data()));
     host("credit", &HostFrame::Credit(Credit { stream: 7, ch: Channel::Stdout, limit: 262_144 }));
     host("cancel", &HostFrame::Cancel(Cancel { stream: 7 }));
+    let size = Some(TermSize { rows: 50, cols: 132 });
+    host("control", &HostFrame::Control(Control { stream: 7, size, signal: Some(2) }));
     host("ping", &HostFrame::Ping(Ping { nonce: 3 }));
     host("pong", &HostFrame::Pong(Pong { nonce: 4 }));
     host("bye", &HostFrame::Bye(Bye { error: None }));
@@ -79,6 +81,7 @@ fn frames_of_the_agent() {
             proto: 1,
             version: "0.1.0".into(),
             boot_id: "5b4c0d34-3c4c-4c4e-9f6e-6a4ad6d6a4b5".into(),
+            instance: "01J00000000000000000000000".into(),
             os: "linux".into(),
             arch: "x86_64".into(),
             kernel: "6.1.0".into(),
@@ -115,6 +118,21 @@ fn bodies() {
             timeout_ms: Some(1_000),
             kill_grace_ms: Some(0),
             max_output_bytes: Some(1 << 20),
+            ..Default::default()
+        },
+    );
+    body(
+        "exec-detached",
+        &ExecRequest {
+            argv: vec!["top".into()],
+            groups: Some(vec!["adm".into(), "33".into()]),
+            umask: Some(0o077),
+            limits: vec![ResourceLimit { resource: Resource::Nofile, soft: Some(64), hard: Some(128) }],
+            tty: true,
+            size: Some(TermSize { rows: 50, cols: 132 }),
+            detach: true,
+            ring_bytes: Some(65_536),
+            ..Default::default()
         },
     );
     body("exec-least", &ExecRequest { argv: vec!["true".into()], ..Default::default() });
@@ -122,6 +140,8 @@ fn bodies() {
         "exec-result",
         &ExecResult {
             exit_code: Some(3),
+            started_unix_ms: 1_700_000_000_000,
+            ended_unix_ms: 1_700_000_000_012,
             duration_ms: 12,
             user_ms: 1,
             max_rss_kib: 900,
@@ -186,4 +206,43 @@ fn bodies() {
     );
     body("shutdown", &ShutdownRequest { mode: ShutdownMode::Reboot, delay_ms: Some(100) });
     body("shutdown-result", &ShutdownResult { method: "init".into() });
+}
+
+#[test]
+fn bodies_of_runs() {
+    let run = RequestId::from_u128(1);
+    let result = RunResult {
+        exit_code: Some(7),
+        signal: None,
+        timed_out: false,
+        ended_unix_ms: 1_700_000_000_900,
+        duration_ms: 900,
+        user_ms: 20,
+        sys_ms: 10,
+        max_rss_kib: 900,
+    };
+    let info = RunInfo {
+        run,
+        argv: vec!["make".into()],
+        user: "root".into(),
+        tty: false,
+        stdin: true,
+        pid: 42,
+        state: RunState::Ended,
+        started_unix_ms: 1_700_000_000_000,
+        stdout: Extent { start: 5, end: 1_048_581 },
+        stderr: Extent { start: 0, end: 3 },
+        result: Some(result),
+    };
+    body("runs", &RunsRequest { run: Some(run) });
+    body("runs-result", &RunsResult { runs: vec![info.clone()] });
+    body(
+        "attach",
+        &AttachRequest { run, stdout_off: Some(3), stderr_off: None, stdin: true, no_follow: true },
+    );
+    let stdout = AttachedAt { off: 5, lost_before: Some(5) };
+    body("attach-head", &AttachHead { run: info, stdout, stderr: AttachedAt::default() });
+    let (state, result) = (RunState::Ended, Some(result));
+    body("attach-result", &AttachResult { state, result, stdout_off: 1_048_581, stderr_off: 3 });
+    body("kill", &KillRequest { run, signal: Some(15) });
 }

@@ -1,6 +1,5 @@
 //! Rows with a guest in them: programs and files, each beside the plain program by turns.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use drover_schemas::Token;
@@ -41,15 +40,8 @@ async fn turn(
 }
 
 async fn run(client: &Client, name: &Token, argv: &[&str]) -> Result<ExecReply, ClientError> {
-    let request = ExecRequest {
-        argv: argv.iter().map(|&arg| arg.to_owned()).collect(),
-        env: BTreeMap::new(),
-        cwd: None,
-        user: None,
-        timeout_ms: None,
-        stdin: None,
-        stream: false,
-    };
+    let request =
+        ExecRequest { argv: argv.iter().map(|&arg| arg.to_owned()).collect(), ..ExecRequest::default() };
     client.call(&client.guest_subject(name, "exec")?, &request, CallOptions::change(DEADLINE)).await
 }
 

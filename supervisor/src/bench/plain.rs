@@ -3,7 +3,6 @@
 //! It is the agent's own binary in another mode (see `drover_agent::baseline`), started through the agent,
 //! reached through the VM's hybrid socket on a port of its own, and ended with its stream.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -84,19 +83,18 @@ impl Plain {
         let command = format!("exec /proc/$PPID/exe --baseline {FILE} --listen {listen}");
         let request = ExecRequest {
             argv: ["sh", "-c", &command].map(str::to_owned).to_vec(),
-            env: BTreeMap::new(),
-            cwd: None,
-            user: None,
             timeout_ms: Some(LIFE.as_millis() as u64),
-            stdin: None,
             stream: true,
+            ..ExecRequest::default()
         };
         let subject = client.guest_subject(name, "exec").map_err(PlainError::Start)?;
         let options = CallOptions::change(START);
         let opening = client.open(&subject, &request, options).await.map_err(PlainError::Start)?;
         let session = match opening.reply().map_err(PlainError::Start)? {
             ExecReply::Stream(opened) => opening.session(&opened).map_err(PlainError::Start)?,
-            ExecReply::Result(_) => return Err(PlainError::Ended { said: "at once".to_owned() }),
+            ExecReply::Result(_) | ExecReply::Run(_) => {
+                return Err(PlainError::Ended { said: "at once".to_owned() });
+            }
         };
         let cancel = CancellationToken::new();
         let token = cancel.clone();

@@ -153,19 +153,33 @@ impl Session {
     /// The host's error, `unavailable` with the offsets when the host is gone for a minute, a
     /// failure to read or write on this side, or [`ClientError::Cancelled`].
     pub async fn run<R: DeserializeOwned>(
-        mut self,
+        self,
         input: Option<Input>,
         outputs: Vec<Output>,
         cancel: CancellationToken,
     ) -> Result<R, ClientError> {
-        let mut outgoing = Outgoing::new(input, self.window);
+        self.run_with([input, None], outputs, cancel).await
+    }
+
+    /// As [`Session::run`], with two channels to the host. Of [`Channel::Ctl`](drover_schemas::stream::Channel::Ctl)
+    /// each read must give whole messages.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub async fn run_with<R: DeserializeOwned>(
+        mut self,
+        inputs: [Option<Input>; 2],
+        outputs: Vec<Output>,
+        cancel: CancellationToken,
+    ) -> Result<R, ClientError> {
+        let mut outgoing = inputs.map(|input| Outgoing::new(input, self.window));
         let mut incoming = Incoming::new(outputs);
         let outcome = self.pump(&mut outgoing, &mut incoming, &cancel).await;
         // The host may still be at work for nobody, or tell the end again until it knows that it was heard; if this
         // is lost it costs the host its own time-out.
         let (cancel, done) = (outcome.is_err(), outcome.is_ok());
         let _ = self.send(&StreamFrame { cancel, done, ..StreamFrame::default() }).await;
-        tracing::debug!(resent_bytes = outgoing.resent(), "stream ended");
+        tracing::debug!(resent_bytes = outgoing.iter().map(Outgoing::resent).sum::<u64>(), "stream ended");
         let written = incoming.close(outcome.is_err().then_some(DISCARD)).await;
         let _ = self.client.nats.flush().await;
         let body = outcome?;
@@ -176,7 +190,7 @@ impl Session {
 
     async fn pump(
         &mut self,
-        outgoing: &mut Outgoing,
+        outgoing: &mut [Outgoing; 2],
         incoming: &mut Incoming,
         cancel: &CancellationToken,
     ) -> Result<Bytes, ClientError> {
@@ -223,11 +237,11 @@ impl Session {
                         }
                     }
                 }
-                read = outgoing.read(now), if outgoing.wants_input() => read?,
+                read = read_any(outgoing, now) => read?,
                 () = incoming.drained() => {}
                 Ok(()) = connects.changed() => {
                     self.keep_alive_at_ms = 0;
-                    outgoing.resend(now);
+                    outgoing.iter_mut().for_each(|outgoing| outgoing.resend(now));
                     incoming.repeat_acks();
                 }
                 () = cancel.cancelled(), if cancelled.is_none() => {
@@ -242,15 +256,17 @@ impl Session {
     async fn send_due(
         &mut self,
         now: u64,
-        outgoing: &mut Outgoing,
+        outgoing: &mut [Outgoing; 2],
         incoming: &mut Incoming,
     ) -> Result<(), ClientError> {
         if now >= self.keep_alive_at_ms {
             self.send_with_inbox(&StreamFrame { keep_alive: true, ..StreamFrame::default() }).await?;
             self.keep_alive_at_ms = now + KEEP_ALIVE_MS;
         }
-        while let Some(frame) = outgoing.poll(now) {
-            self.send(&frame).await?;
+        for outgoing in outgoing {
+            while let Some(frame) = outgoing.poll(now) {
+                self.send(&frame).await?;
+            }
         }
         for frame in incoming.acks(now) {
             self.send(&frame).await?;
@@ -262,7 +278,7 @@ impl Session {
     fn take(
         &mut self,
         message: async_nats::Message,
-        outgoing: &mut Outgoing,
+        outgoing: &mut [Outgoing; 2],
         incoming: &mut Incoming,
     ) -> Result<Option<StreamEnd>, ClientError> {
         let now = self.now_ms();
@@ -282,7 +298,9 @@ impl Session {
             return Ok(Some(end));
         }
         if let (Some(ch), Some(acked_off), Some(window)) = (frame.ch, frame.acked_off, frame.window) {
-            outgoing.ack(ch, acked_off, window, now)?;
+            for outgoing in outgoing {
+                outgoing.ack(ch, acked_off, window, now)?;
+            }
         }
         if let (Some(ch), Some(off)) = (frame.ch, frame.off) {
             incoming.data(ch, off, frame.data.unwrap_or_default().0, frame.eof)?;
@@ -290,7 +308,7 @@ impl Session {
         Ok(None)
     }
 
-    fn check_peer(&self, now: u64, outgoing: &Outgoing, incoming: &Incoming) -> Result<(), ClientError> {
+    fn check_peer(&self, now: u64, outgoing: &[Outgoing; 2], incoming: &Incoming) -> Result<(), ClientError> {
         if now.saturating_sub(self.heard_ms) < PEER_LOST_MS {
             return Ok(());
         }
@@ -301,13 +319,13 @@ impl Session {
                 PEER_LOST_MS / 1_000
             ),
         );
-        Err(error.with("acked_off", outgoing.acked()).with("received_off", incoming.received()).into())
+        Err(error.with("acked_off", outgoing[0].acked()).with("received_off", incoming.received()).into())
     }
 
-    fn wake(&self, now: u64, outgoing: &Outgoing, incoming: &Incoming) -> Instant {
+    fn wake(&self, now: u64, outgoing: &[Outgoing; 2], incoming: &Incoming) -> Instant {
         let at = self.keep_alive_at_ms.min(self.heard_ms + PEER_LOST_MS);
-        let ends = [outgoing.wake_at_ms(), incoming.wake_at_ms()];
-        let at = ends.into_iter().flatten().fold(at, u64::min);
+        let ends = outgoing.iter().map(Outgoing::wake_at_ms).chain([incoming.wake_at_ms()]);
+        let at = ends.flatten().fold(at, u64::min);
         self.started + Duration::from_millis(at.max(now + 1))
     }
 
@@ -330,5 +348,16 @@ impl Session {
 
     fn unsent(&self, source: async_nats::PublishError) -> ClientError {
         ClientError::Send { subject: self.io_subject.clone(), source: Box::new(source) }
+    }
+}
+
+/// Reads once from whichever has something; never ends while none may be read.
+async fn read_any(outgoing: &mut [Outgoing; 2], now: u64) -> Result<(), ClientError> {
+    let [data, control] = outgoing;
+    let (wants_data, wants_control) = (data.wants_input(), control.wants_input());
+    tokio::select! {
+        read = control.read(now), if wants_control => read,
+        read = data.read(now), if wants_data => read,
+        else => std::future::pending().await,
     }
 }

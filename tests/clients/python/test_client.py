@@ -85,6 +85,54 @@ class OnAHost(unittest.IsolatedAsyncioTestCase):
         with self.assertRaises(DroverError):
             await drover.fetch("s", "/nothing/here")
 
+    async def test_a_program_has_a_terminal_and_gets_signals(self):
+        drover = self.drover
+        await drover.create("t", wait="agent")
+        script = "trap 'stty size; exit 6' USR1; stty size; echo $TERM; while :; do :; done"
+        body = {"tty": True, "size": {"rows": 30, "cols": 100}}
+        async with drover.exec_stream("t", ["sh", "-c", script], **body) as process:
+            out, told = b"", False
+            async for chunk in process.read("stdout"):
+                out += chunk
+                if b"xterm" in out and not told:
+                    told = True
+                    await process.control(rows_cols=(50, 132))
+                    await process.control(signal=10)
+            result = await process.result()
+        self.assertEqual((out, result["exit_code"]), (b"30 100\r\nxterm\r\n50 132\r\n", 6))
+        self.assertTrue(result["max_rss_kib"] > 0 and result["ended_unix_ms"] >= result["started_unix_ms"] > 0)
+
+    async def test_a_program_goes_on_while_the_daemon_is_killed(self):
+        drover = self.drover
+        await drover.create("d", wait="agent")
+        script = "echo one; until [ -e /tmp/go ]; do sleep 0.01; done; echo two; echo no >&2; exit 7"
+        request_id = new_request_id()
+        run = await drover.detach("d", ["sh", "-c", script], request_id=request_id)
+        self.assertEqual((run["run"], run["state"]), (request_id, "running"))
+        async with drover.attach("d", request_id) as (_, stream):
+            first = await anext(stream.read("stdout"))
+        self.assertEqual(first, b"one\n")
+        self.host.kill()
+        self.host.start()
+        await self.ready()
+        # The host answers before it has all of its guests again.
+        while (await drover.get("d"))["agent"]["state"] != "ready":
+            await asyncio.sleep(0.05)
+        self.assertEqual([(r["run"], r["pid"]) for r in await drover.runs("d")], [(request_id, run["pid"])])
+        async with drover.attach("d", request_id, stdout_off=len(first)) as (reply, stream):
+            self.assertEqual((reply["stdout"]["off"], reply["run"]["state"]), (4, "running"))
+            await drover.exec("d", ["touch", "/tmp/go"])
+            out = b"".join([chunk async for chunk in stream.read("stdout")])
+            err = b"".join([chunk async for chunk in stream.read("stderr")])
+            ended = await stream.result()
+        self.assertEqual((out, err, ended["state"], ended["result"]["exit_code"]), (b"two\n", b"no\n", "ended", 7))
+        # What is over cannot be killed; what runs can.
+        await self.refused("invalid_state", drover.kill("d", request_id))
+        run = await drover.detach("d", ["sleep", "1000"])
+        await drover.kill("d", run["run"], 9)
+        async with drover.attach("d", run["run"]) as (_, stream):
+            self.assertEqual((await stream.result())["result"]["signal"], 9)
+
     async def test_a_stream_outlives_the_loss_of_the_bus(self):
         drover = self.drover
         await drover.create("r", wait="agent")

@@ -101,7 +101,7 @@ impl Worker {
         let tail = format!("vm.{name}.guest.exec");
         let result = match self.bus.insist(&tail, &body, id).await {
             Ok(ExecReply::Result(result)) => result,
-            Ok(ExecReply::Stream(_)) => panic!("{name}: a stream that nobody asked for"),
+            Ok(_) => panic!("{name}: neither a stream nor a run was asked for"),
             // The agent ends what belongs to a daemon that died, and says so: it ran once or not at all.
             Err(Failure::Coded(error)) if error.code == ErrorCode::Unavailable => return,
             Err(error) => panic!("{tail} {id}: {error:?}"),

@@ -14,6 +14,7 @@ fn hello() -> AgentHello {
         proto: 1,
         version: "evil".into(),
         boot_id: "b".into(),
+        instance: "i".into(),
         os: "linux".into(),
         arch: "x86_64".into(),
         kernel: String::new(),

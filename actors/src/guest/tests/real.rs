@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use drover_agent::facts::Facts;
 use drover_agent::power::Power;
+use drover_agent::runs::Runs;
 use drover_agent::{Agent, conn};
 use drover_schemas::guest::*;
 use drover_schemas::{ErrorCode, RequestId};
@@ -12,8 +13,15 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 
 fn guest() -> Hypervisor {
-    let facts = Facts { kind: GuestKind::Vm, boot_id: "boot-1".into(), booted_unix_ms: Some(0) };
-    let agent = Agent::new(facts, Power::Nobody);
+    let facts = Facts {
+        kind: GuestKind::Vm,
+        boot_id: "boot-1".into(),
+        instance: "i".into(),
+        booted_unix_ms: Some(0),
+    };
+    // No test here starts a run.
+    let runs = Runs::new("/nonexistent".into(), "/nonexistent".into(), &facts.boot_id);
+    let agent = Agent::new(facts, Power::Nobody, runs);
     Hypervisor::start(move |socket| conn::serve(Box::new(socket), std::sync::Arc::clone(&agent)))
 }
 

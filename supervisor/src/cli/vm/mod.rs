@@ -5,8 +5,10 @@ mod console;
 mod copy;
 mod create;
 mod exec;
+mod runs;
 mod set;
 mod show;
+mod terminal;
 
 use std::time::Duration;
 
@@ -51,6 +53,9 @@ pub enum VmCommand {
     Rm(change::PlainArgs),
     /// Run a program in the guest.
     Exec(exec::ExecArgs),
+    /// Programs that run in the guest by themselves, started by `exec --detach`.
+    #[command(subcommand)]
+    Runs(runs::RunsCommand),
     /// Copy a file to or from a guest.
     Cp(copy::CpArgs),
     /// Show the end of a log.
@@ -100,6 +105,7 @@ impl VmCommand {
             Self::Shutdown(args) => args.name(),
             Self::Stop(args) => args.name(),
             Self::Exec(args) => args.name(),
+            Self::Runs(command) => command.name(),
             Self::Console(args) => args.name(),
             Self::Cp(args) => return args.name(),
         };
@@ -128,6 +134,7 @@ pub(super) async fn run(command: &VmCommand, global: &Global) -> Result<u8, CliE
         VmCommand::Resume(args) => change::plain("resume", args, &client, global).await?,
         VmCommand::Rm(args) => change::plain("delete", args, &client, global).await?,
         VmCommand::Exec(args) => return exec::run(args, &client, global).await,
+        VmCommand::Runs(command) => return runs::run(command, &client, global).await,
         VmCommand::Cp(args) => copy::run(args, &client, global).await?,
         VmCommand::Console(args) => return console::run(args, &client, global).await,
         VmCommand::Logs { name, source, tail, follow } => {

@@ -24,12 +24,15 @@ VERBS: dict[str, Verb] = {
     "contract.read": Verb("cmd.{ns}.contract.read", False, None),
     "events.last": Verb("cmd.{ns}.events.last", False, None),
     "events.read": Verb("cmd.{ns}.events.read", False, None),
-    "guest.exec": Verb("cmd.{ns}.vm.{name}.guest.exec", True, Stream(("stdin",), ("stdout", "stderr",))),
+    "guest.attach": Verb("cmd.{ns}.vm.{name}.guest.attach", True, Stream(("stdin", "ctl",), ("stdout", "stderr",))),
+    "guest.exec": Verb("cmd.{ns}.vm.{name}.guest.exec", True, Stream(("stdin", "ctl",), ("stdout", "stderr",))),
     "guest.get": Verb("cmd.{ns}.vm.{name}.guest.get", True, Stream((), ("data",))),
     "guest.health": Verb("cmd.{ns}.vm.{name}.guest.health", False, None),
     "guest.info": Verb("cmd.{ns}.vm.{name}.guest.info", False, None),
+    "guest.kill": Verb("cmd.{ns}.vm.{name}.guest.kill", True, None),
     "guest.ping": Verb("cmd.{ns}.vm.{name}.guest.ping", False, None),
     "guest.put": Verb("cmd.{ns}.vm.{name}.guest.put", True, Stream(("data",), ())),
+    "guest.runs": Verb("cmd.{ns}.vm.{name}.guest.runs", False, None),
     "guest.shutdown": Verb("cmd.{ns}.vm.{name}.guest.shutdown", True, None),
     "host.backup": Verb("host.{host}.backup", False, None),
     "host.create": Verb("host.{host}.create", True, None),
@@ -86,6 +89,52 @@ class Alarm(TypedDict):
     message: str
     # Since when.
     since_unix_ms: int
+
+
+class AttachReply(TypedDict):
+    """Reply of `guest.attach`; the stream's offsets count from `off` of each channel."""
+    # The run.
+    run: RunInfo
+    # Where its error output begins.
+    stderr: AttachedAt
+    # Where its output begins.
+    stdout: AttachedAt
+    # The stream. Its result is an [`AttachResult`](crate::guest::AttachResult).
+    stream: StreamOpened
+
+
+class AttachRequest(TypedDict):
+    """Reads the output of a run, from where the reader is on."""
+    # End with what is there, rather than with the command.
+    no_follow: NotRequired[bool]
+    # Which run.
+    run: RequestId
+    # The same for its error output.
+    stderr_off: NotRequired[int | None]
+    # Whether input will be sent. It goes to the command beside that of others who are attached.
+    stdin: NotRequired[bool]
+    # The first byte of its output that is wanted; the oldest that is kept if left out.
+    stdout_off: NotRequired[int | None]
+
+
+class AttachResult(TypedDict):
+    """Everything that was asked for was sent. A reader so slow that the ring has moved on below it gets `conflict{cause: output_lost, channel, off, lost_before}` in place of this, and may attach again from there."""
+    # How it ended, if it has.
+    result: NotRequired[RunResult | None]
+    # How the run is.
+    state: RunState
+    # The same for its error output.
+    stderr_off: int
+    # Absolute offset after the last byte of its output that was sent.
+    stdout_off: int
+
+
+class AttachedAt(TypedDict):
+    """Where the bytes of one channel begin that are coming."""
+    # Bytes before this offset that were asked for are not kept any more.
+    lost_before: NotRequired[int | None]
+    # Absolute offset of the stream's first byte.
+    off: int
 
 
 class BackupReply(TypedDict):
@@ -350,6 +399,14 @@ class EventsReadRequest(TypedDict):
     vm: NotRequired[Token | None]
 
 
+class ExecControl(TypedDict):
+    """A message of the channel `ctl`, for a command at a terminal. A frame of the channel holds whole ones, one after the other."""
+    # The command's process group gets the signal of this number.
+    signal: NotRequired[int | None]
+    # The terminal has this size now.
+    size: NotRequired[TermSize | None]
+
+
 class ExecReply1(TypedDict):
     """It has ended."""
     result: ExecResult
@@ -360,21 +417,42 @@ class ExecReply2(TypedDict):
     stream: StreamOpened
 
 
+class ExecReply3(TypedDict):
+    """It runs by itself."""
+    run: RunInfo
+
+
 class ExecRequest(TypedDict):
     """Request of `guest.exec`."""
     # Program and arguments; no shell is added.
     argv: list[str]
-    # Directory to run in; `/` if left out.
+    # Directory to run in; the user's home if left out.
     cwd: NotRequired[str | None]
+    # Start it, answer with the run, and let it go on by itself; `guest.attach` reads its output.
+    detach: NotRequired[bool]
     # Added to a plain environment.
     env: NotRequired[dict[str, Secret]]
+    # Groups, by name or number, in place of those that the guest gives the user.
+    groups: NotRequired[list[str] | None]
+    # Let those who attach write to it; only with `detach`.
+    interactive: NotRequired[bool]
+    # Limits of its processes.
+    limits: NotRequired[list[ResourceLimit]]
+    # How much of each output channel the guest keeps of it, in bytes; only with `detach`. 1 MiB if left out, 8 MiB at most.
+    ring_bytes: NotRequired[int | None]
+    # The terminal's size at the start; 24 lines of 80 columns if left out.
+    size: NotRequired[TermSize | None]
     # Fed to the program; only where `stream` is false. At most 48 KiB.
     stdin: NotRequired[Blob | None]
     # Answer with a stream; else output is collected, up to 128 KiB each for stdout and stderr.
     stream: NotRequired[bool]
-    # The guest kills the whole process group after this time, in milliseconds; 30,000 if left out and not streamed.
+    # The guest ends the command and everything that it started after this time, in milliseconds; 30,000 if left out and neither streamed nor detached.
     timeout_ms: NotRequired[int | None]
-    # User name or number; root if left out.
+    # At a terminal of its own; its output comes on `stdout` alone. Sizes and signals go over the stream's channel `ctl`.
+    tty: NotRequired[bool]
+    # The mask of new files' permissions; 0o022 (18) if left out.
+    umask: NotRequired[int | None]
+    # `name`, `uid`, `name:group` or `uid:gid` by the guest's own files; root if left out.
     user: NotRequired[str | None]
 
 
@@ -382,18 +460,28 @@ class ExecResult(TypedDict):
     """Result of a program."""
     # How long it ran, in milliseconds.
     duration_ms: int
+    # When it ended, likewise.
+    ended_unix_ms: NotRequired[int]
     # Its exit code, if it exited.
     exit_code: NotRequired[int | None]
+    # The most memory that the largest of these processes had resident, in KiB.
+    max_rss_kib: NotRequired[int]
     # The signal that ended it, otherwise.
     signal: NotRequired[int | None]
+    # When it was started, by the guest's clock: milliseconds since the Unix epoch.
+    started_unix_ms: NotRequired[int]
     # Error output, where it was not streamed.
     stderr: NotRequired[Blob | None]
     # Output, where it was not streamed.
     stdout: NotRequired[Blob | None]
+    # CPU time in the kernel, likewise.
+    sys_ms: NotRequired[int]
     # Its time was over.
     timed_out: NotRequired[bool]
     # More was written than is here: too much for a reply (use a stream), or the request was a repeated one, whose result is remembered without its output.
     truncated: NotRequired[bool]
+    # CPU time in user mode, of it and of the processes that it waited for, in milliseconds.
+    user_ms: NotRequired[int]
 
 
 class ExplainReply(TypedDict):
@@ -408,6 +496,14 @@ class ExplainReply(TypedDict):
     vmm_command: list[str]
     # The VMM's configuration, as JSON text.
     vmm_config: str
+
+
+class Extent(TypedDict):
+    """Which bytes of a channel are kept."""
+    # Offset of the next byte that the command will write.
+    end: int
+    # Offset of the oldest byte that is kept; what was before is lost.
+    start: int
 
 
 class FileResult(TypedDict):
@@ -694,6 +790,14 @@ class InterfaceInfo(TypedDict):
     name: str
     # Whether it is up.
     up: NotRequired[bool]
+
+
+class KillRequest(TypedDict):
+    """Sends a signal to a run."""
+    # Which run.
+    run: RequestId
+    # The signal's number; SIGTERM (15) if left out. SIGKILL (9) ends everything that the command started, others go to its process group.
+    signal: NotRequired[int | None]
 
 
 class ListReply(TypedDict):
@@ -1000,6 +1104,16 @@ class ResolvedSpec(TypedDict):
     template: Token
 
 
+class ResourceLimit(TypedDict):
+    """A limit of a command's processes."""
+    # How far the command may raise it; unlimited if left out.
+    hard: NotRequired[int | None]
+    # Of what.
+    resource: Resource
+    # What is enforced; unlimited if left out.
+    soft: NotRequired[int | None]
+
+
 class RestartSpec(TypedDict):
     """Restart policy with its limits."""
     # Longest pause, in milliseconds.
@@ -1012,6 +1126,64 @@ class RestartSpec(TypedDict):
     policy: NotRequired[RestartPolicy]
     # Length of the window, in milliseconds.
     window_ms: NotRequired[int]
+
+
+class RunInfo(TypedDict):
+    """A detached command."""
+    # The program and its arguments, cut to 1 KiB in all.
+    argv: list[str]
+    # Its process id in the guest.
+    pid: int
+    # How it ended, if it has.
+    result: NotRequired[RunResult | None]
+    # Its name: the id of the request that started it.
+    run: RequestId
+    # When it was started, by the guest's clock: milliseconds since the Unix epoch.
+    started_unix_ms: int
+    # How it is.
+    state: RunState
+    # Its error output.
+    stderr: Extent
+    # Whether whoever attaches can write to it.
+    stdin: NotRequired[bool]
+    # Its output.
+    stdout: Extent
+    # Whether it is at a terminal.
+    tty: NotRequired[bool]
+    # As whom it runs.
+    user: NotRequired[str]
+
+
+class RunResult(TypedDict):
+    """How a detached command ended."""
+    # Wall time, in milliseconds.
+    duration_ms: int
+    # When it ended, by the guest's clock: milliseconds since the Unix epoch.
+    ended_unix_ms: int
+    # Its exit code, if it exited.
+    exit_code: NotRequired[int | None]
+    # The most memory that the largest of its processes had resident, in KiB.
+    max_rss_kib: NotRequired[int]
+    # The number of the signal that killed it, if one did.
+    signal: NotRequired[int | None]
+    # CPU time in the kernel, in milliseconds.
+    sys_ms: NotRequired[int]
+    # Whether its time was over.
+    timed_out: NotRequired[bool]
+    # CPU time in user mode, in milliseconds.
+    user_ms: NotRequired[int]
+
+
+class RunsRequest(TypedDict):
+    """Lists the runs of this boot, oldest first."""
+    # This one only.
+    run: NotRequired[RequestId | None]
+
+
+class RunsResult(TypedDict):
+    """The runs of this boot."""
+    # Oldest first.
+    runs: list[RunInfo]
 
 
 class ShutdownRequest(TypedDict):
@@ -1092,6 +1264,14 @@ class StreamOpened(TypedDict):
     io_subject: str
     # How much the host takes of each channel before the first acknowledgement, in bytes.
     window: int
+
+
+class TermSize(TypedDict):
+    """The size of a terminal, in characters."""
+    # Columns.
+    cols: int
+    # Lines.
+    rows: int
 
 
 class ValidateReply(TypedDict):
@@ -1249,7 +1429,7 @@ ByteSize = int | str
 CauseKind = str
 
 # A channel of a stream.
-Channel = Literal["stdin", "stdout", "stderr", "data"]
+Channel = Literal["stdin", "stdout", "stderr", "data", "ctl"]
 
 # What a VM shall be.
 Desired = str
@@ -1258,7 +1438,7 @@ Desired = str
 ErrorCode = str
 
 # Reply of `guest.exec`: a result, or where its stream is.
-ExecReply = ExecReply1 | ExecReply2
+ExecReply = ExecReply1 | ExecReply2 | ExecReply3
 
 # How much attention the guest needs.
 HealthStatus = str
@@ -1282,8 +1462,14 @@ Os = Literal["linux", "windows"]
 
 RequestId = str
 
+# What `setrlimit` of the guest limits.
+Resource = Literal["as", "core", "cpu", "data", "fsize", "memlock", "nofile", "nproc", "stack"]
+
 # What happens after a VM ends on its own.
 RestartPolicy = Literal["never", "on_failure", "always"]
+
+# How a run is.
+RunState = str
 
 # A text that prints as `***`. It is written out only by [`Secret::reveal`], and by serde for the wire and the journal (whose file is 0600); events and explanations are built from types that have no `Secret` in them.
 Secret = str

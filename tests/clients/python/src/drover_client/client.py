@@ -18,6 +18,8 @@ from nats.errors import TimeoutError as NatsTimeout
 
 from ._contract import (
     VERBS,
+    AttachReply,
+    AttachResult,
     ChangeReply,
     ErrorBody,
     ExecResult,
@@ -26,6 +28,7 @@ from ._contract import (
     HostInfo,
     LogsReply,
     LookupReply,
+    RunInfo,
     StoredEvent,
     StreamOpened,
     ValidateReply,
@@ -257,6 +260,25 @@ class Client:
         """Runs a program whose channels are `stdin`, `stdout` and `stderr`."""
         async with self.open("guest.exec", {"argv": argv, "stream": True, **body}, name=name) as (_, stream):
             yield stream
+
+    async def detach(self, name: str, argv: list[str], *, request_id: str | None = None, **body: Any) -> RunInfo:
+        """Starts a program that goes on by itself; `run` of the answer is its name."""
+        body = {"argv": argv, "detach": True, **body}
+        return cast(RunInfo, (await self.call("guest.exec", body, name=name, request_id=request_id))["run"])
+
+    async def runs(self, name: str) -> list[RunInfo]:
+        """The programs that were detached in this boot of the guest, oldest first."""
+        return cast("list[RunInfo]", (await self.call("guest.runs", {}, name=name))["runs"])
+
+    @asynccontextmanager
+    async def attach(self, name: str, run: str, **body: Any) -> AsyncIterator[tuple[AttachReply, Stream[AttachResult]]]:
+        """Reads the output of a detached program, from `stdout_off` and `stderr_off` on; leaving ends the reading only."""
+        async with self.open("guest.attach", {"run": run, **body}, name=name) as (reply, stream):
+            yield cast(AttachReply, reply), stream
+
+    async def kill(self, name: str, run: str, signal: int = 15) -> None:
+        """Sends a signal to a detached program; 9 ends all that it started."""
+        await self.call("guest.kill", {"run": run, "signal": signal}, name=name)
 
     async def put(self, name: str, path: str, data: bytes, **body: Any) -> FileResult:
         """Writes a file in the guest."""

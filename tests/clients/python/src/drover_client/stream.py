@@ -162,6 +162,11 @@ class Stream(Generic[Result]):
             view = view[len(taken) :]
             self._notify()
 
+    async def control(self, *, rows_cols: tuple[int, int] | None = None, signal: int | None = None) -> None:
+        """Gives the command's terminal a size, or its process group a signal."""
+        size = {"size": {"rows": rows_cols[0], "cols": rows_cols[1]}} if rows_cols else {}
+        await self.write("ctl", msgpack.packb({**size, **({"signal": signal} if signal else {})}))
+
     def close(self, channel: str) -> None:
         """Ends a channel."""
         self._senders[channel].closed = True
