@@ -27,7 +27,7 @@ const VARIANTS: [&str; 3] = ["result", "stream", "error"];
 #[must_use]
 pub fn says(publication: Publication) -> Vec<Publication> {
     let subject = &publication.subject;
-    let told = ["drover.v1.evt.", "drover.v1.metrics.", "$KV.DROVER_", "_INBOX", "_R_"];
+    let told = ["drover.v1.evt.", "drover.v1.metric.", "$KV.DROVER_", "_INBOX", "_R_"];
     let mut rest = &publication.payload[..];
     let value = match told.iter().any(|prefix| subject.starts_with(prefix)) {
         true => rmpv::decode::read_value(&mut rest).ok(),

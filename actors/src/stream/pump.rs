@@ -102,9 +102,10 @@ impl Outlet {
     /// Sends a frame; whether the connection took it.
     pub(super) async fn publish(&mut self, frame: &StreamFrame) -> bool {
         let len = frame.data.as_ref().map_or(0, |data| data.0.len());
-        let mut lane = match len {
-            0 => self.lanes.home(),
-            len => self.lanes.of_data(len, self.began.elapsed()),
+        // The end of a channel too must not overtake its bytes: it would be lost.
+        let mut lane = match frame.off {
+            None => self.lanes.home(),
+            Some(_) => self.lanes.of_data(len, self.began.elapsed()),
         };
         if !self.heard_once || !self.on(lane).state.borrow().connected {
             lane = self.lanes.home();

@@ -26,19 +26,35 @@ async function collect(chunks) {
 }
 
 test("the main job", async () => {
-  const { vm } = await drover.call("pool.create", { body: { name: "web", ...agent }, deadline: 90_000 });
+  const { vm } = await drover.call("pool.create", { body: { name: "site", ...agent }, deadline: 90_000 });
   assert.deepEqual([vm.state, vm.agent.state], ["running", "ready"]);
   const argv = ["sh", "-c", "echo hi; echo no >&2; exit 3"];
-  const { result } = await drover.call("guest.exec", { name: "web", body: { argv } });
+  const { result } = await drover.call("guest.exec", { name: "site", body: { argv } });
   assert.deepEqual([result.exit_code, text(result.stdout), text(result.stderr)], [3, "hi\n", "no\n"]);
-  assert.equal((await drover.call("vm.pause", { name: "web" })).vm.state, "paused");
-  assert.equal((await drover.call("vm.resume", { name: "web" })).vm.state, "running");
-  assert.equal((await drover.call("vm.stop", { name: "web", body: { force: true } })).vm.state, "stopped");
-  assert.equal((await drover.call("vm.start", { name: "web", body: agent, deadline: 90_000 })).vm.incarnation, 2);
-  await drover.call("vm.delete", { name: "web", deadline: 60_000 });
-  assert.equal((await drover.call("pool.lookup", { body: { name: "web" } })).found, "gone");
-  await assert.rejects(drover.call("vm.get", { name: "web" }), { code: "not_found" });
-  const { events } = await drover.call("events.read", { body: { vm: "web" } });
+  const put = await drover.open("guest.put", { name: "site", body: { path: "/tmp/there", size_bytes: 8 } });
+  await put.stream.write("data", Buffer.from("and back"));
+  put.stream.end("data");
+  const written = await put.stream.result();
+  const get = await drover.open("guest.get", { name: "site", body: { path: "/tmp/there" } });
+  assert.equal(text(await collect(get.stream.read("data"))), "and back");
+  assert.deepEqual(await get.stream.result(), written);
+  const { stream } = await drover.open("vm.console", { name: "site" });
+  await stream.write("stdin", Buffer.from("\n"));
+  let seen = "";
+  for await (const chunk of stream.read("stdout")) {
+    seen += text(chunk);
+    if (seen.includes("drover-agent")) break;
+  }
+  stream.cancel();
+  assert.match(text((await drover.call("vm.logs", { name: "site" })).data), /drover-agent/);
+  assert.equal((await drover.call("vm.pause", { name: "site" })).vm.state, "paused");
+  assert.equal((await drover.call("vm.resume", { name: "site" })).vm.state, "running");
+  assert.equal((await drover.call("vm.stop", { name: "site", body: { force: true } })).vm.state, "stopped");
+  assert.equal((await drover.call("vm.start", { name: "site", body: agent, deadline: 90_000 })).vm.incarnation, 2);
+  await drover.call("vm.delete", { name: "site", deadline: 60_000 });
+  assert.equal((await drover.call("pool.lookup", { body: { name: "site" } })).found, "gone");
+  await assert.rejects(drover.call("vm.get", { name: "site" }), { code: "not_found" });
+  const { events } = await drover.call("events.read", { body: { vm: "site" } });
   assert.deepEqual(events.map(({ event }) => event.seq), events.map((_, at) => at + 1));
   assert.equal(events.at(-1).event.last, true);
 });
