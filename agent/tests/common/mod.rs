@@ -24,6 +24,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// How long anything may take, on a loaded machine.
 pub const DEADLINE: Duration = Duration::from_secs(30);
+/// Between two looks.
+pub const PAUSE: Duration = Duration::from_millis(5);
 
 /// An agent in this process, without runs.
 pub fn agent() -> Arc<Agent> {
@@ -95,7 +97,7 @@ pub async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
             return found;
         }
         assert!(Instant::now() < until, "still not so: {what}");
-        sleep(Duration::from_millis(5)).await;
+        sleep(PAUSE).await;
     }
 }
 
@@ -151,7 +153,7 @@ impl Guest {
                 Ok(socket) => break socket,
                 Err(error) => assert!(Instant::now() < until, "no agent: {error}"),
             }
-            sleep(Duration::from_millis(5)).await;
+            sleep(PAUSE).await;
         };
         let mut host = Host { socket, decoder: Decoder::default() };
         host.say(&hello(1, 1)).await;
