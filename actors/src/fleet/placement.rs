@@ -218,7 +218,7 @@ fn exhausted(demand: &Demand, host: &Candidate<'_>) -> Option<Unfit> {
         check(
             "bytes of memory",
             memory,
-            demand.memory_bytes.map_or(0, |bytes| bytes + record.overhead_bytes),
+            demand.memory_bytes.map_or(0, |bytes| bytes.saturating_add(record.overhead_bytes)),
         ),
         check("bytes of disk", capacity.disk_bytes.saturating_sub(capacity.disk_used_bytes), disk),
         check("users", capacity.users.saturating_sub(capacity.users_used + pending.vms), 1),
@@ -253,8 +253,8 @@ fn score(demand: &Demand, host: &Candidate<'_>) -> f64 {
         total => left.saturating_sub(taken) as f64 / total as f64,
     };
     let (cpus, memory) = left(capacity, host.pending);
-    let memory =
-        share(memory, demand.memory_bytes.unwrap_or(0) + record.overhead_bytes, capacity.memory_bytes);
+    let taken = demand.memory_bytes.unwrap_or(0).saturating_add(record.overhead_bytes);
+    let memory = share(memory, taken, capacity.memory_bytes);
     let cpus = share(cpus, demand.cpus.unwrap_or(0), capacity.cpus);
     let disk = share(capacity.disk_bytes, capacity.disk_used_bytes, capacity.disk_bytes);
     let load = f64::from(record.load_percent.min(400)) / 400.0;

@@ -79,6 +79,8 @@ fn each_thing_that_is_missing_is_a_reason() {
     assert_eq!(asks(|d| d.networks = [(token("blue"), 1)].into()), "has no network blue");
     assert_eq!(asks(|d| d.cpus = Some(17)), "has 16 virtual CPUs left, 17 needed");
     assert!(asks(|d| d.memory_bytes = Some(64 * GIB)).contains("bytes of memory"));
+    // Of a template that only others have nobody here has checked the size.
+    assert!(asks(|d| d.memory_bytes = Some(u64::MAX)).contains("bytes of memory"));
     assert!(asks(|d| d.copies = vec!["root".into(); 51]).contains("bytes of disk"));
     assert_eq!(asks(|d| d.networks = [(token("default"), 51)].into()), "has 50 addresses left, 51 needed");
     let has = |change: fn(&mut HostRecord)| {
