@@ -107,7 +107,7 @@ done
 sed -n 's/.*"installation": *"\([0-9A-Za-z]*\)".*/\1/p' "$work/host.json" | tr '[:upper:]' '[:lower:]' > "$work/installation"
 say "measuring" >&2
 # Here nobody else's VMs are on the host, so its daemon may be killed.
-[ $# -gt 0 ] || set -- get load events create at-once exec files memory adoption
+[ $# -gt 0 ] || set -- get load events placing create at-once exec files memory adoption
 # In the background, so that a signal to this script reaches it.
 nsenter --net="/run/netns/$netns" "$bin/drover" bench "$@" &
 bench_pid=$!

@@ -5,22 +5,21 @@ use std::sync::Arc;
 
 use async_nats::HeaderMap;
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID};
+use async_nats::jetstream::Context;
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::{self, Context};
-use drover_actors::bus::assets::{AssetsConfig, AssetsError};
+use drover_actors::bus::assets::AssetsConfig;
 use drover_actors::bus::connect::{Bus, BusState};
 use drover_actors::bus::egress::{self, EXPECTED_SUBJECT, EgressConfig};
 use drover_actors::chain;
-use drover_actors::journal::{
-    self, Batch, EventClass, JournalConfig, JournalError, Op, OpenError, OutboxRow, StatusUpdate,
-};
+use drover_actors::journal::{Batch, EventClass, Op, OutboxRow, StatusUpdate};
+use drover_schemas::VmId;
 use drover_schemas::blob::Blob;
-use drover_schemas::{Token, VmId};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::report::Row;
 use super::sample::Percentiles;
+use super::scratch::{Scratch, ScratchError};
 use crate::client::Client;
 
 /// VMs that tell at once: as many as the egress has lanes.
@@ -33,35 +32,17 @@ const BODY: usize = 900;
 /// How long a round may take.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
 
-/// Why there is no row.
-#[derive(Debug, thiserror::Error)]
-enum EventsError {
-    #[error("make a folder for the journal")]
-    Folder(#[source] std::io::Error),
-    #[error("open the journal")]
-    Open(#[source] OpenError),
-    #[error("write to the journal")]
-    Journal(#[source] JournalError),
-    #[error("make the stream of the run; the connection may not be allowed to")]
-    Assets(#[source] AssetsError),
-    #[error("publish an event")]
-    Publish(#[source] jetstream::context::PublishError),
-    #[error("the events were not stored in time")]
-    Late,
-}
-
 /// Events in a second, by turns. A host whose connection may make no streams has no such row, and it says so.
 pub async fn row(client: &Client) -> Row {
     let row = Row::new(&format!("events of {VMS} VMs into the stream"), "1/s", Percentiles::default());
-    let name = format!("drover-bench-{}", VmId::generate().to_string().to_lowercase());
-    let Ok(root) = Token::new(&name) else { return row.unmeasured("no name for the stream") };
-    let assets = AssetsConfig { events_max_bytes: 64 << 20, ..AssetsConfig::new(root) };
-    let js = jetstream::new(client.nats().clone());
-    let outcome = measure(client, &js, &assets).await;
-    for stream in assets.streams() {
-        // What was not made cannot be removed.
-        let _ = js.delete_stream(stream.name).await;
-    }
+    let outcome = match Scratch::make(client).await {
+        Ok(scratch) => {
+            let outcome = measure(client, &scratch).await;
+            scratch.remove().await;
+            outcome
+        }
+        Err(error) => Err(error),
+    };
     match outcome {
         Ok((drover, bare)) => Row { drover: Some(Percentiles::of_rates(drover)), ..row }
             .against("bare JetStream publishes of the same messages", Ok(Percentiles::of_rates(bare))),
@@ -69,21 +50,14 @@ pub async fn row(client: &Client) -> Row {
     }
 }
 
-async fn measure(
-    client: &Client,
-    js: &Context,
-    assets: &AssetsConfig,
-) -> Result<(Vec<f64>, Vec<f64>), EventsError> {
-    let folder = tempfile::tempdir().map_err(EventsError::Folder)?;
-    let config = JournalConfig { reserve_bytes: 1, ..JournalConfig::new(folder.path()) };
-    let journal = journal::open(&config).map_err(EventsError::Open)?;
-    drover_actors::bus::assets::ensure(js, assets).await.map_err(EventsError::Assets)?;
+async fn measure(client: &Client, scratch: &Scratch) -> Result<(Vec<f64>, Vec<f64>), ScratchError> {
+    let Scratch { js, assets, journal, .. } = scratch;
     let (mut drover, mut bare) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let rows = events(assets, "own", round);
         for row in rows.iter().flatten() {
             let op = Op::PutOutbox { class: EventClass::State, row: Box::new(row.clone()) };
-            journal.commit(Batch::new().with(op)).await.map_err(EventsError::Journal)?;
+            journal.commit(Batch::new().with(op)).await.map_err(ScratchError::Journal)?;
         }
         let (_connected, state) =
             watch::channel(BusState { connected: true, connects: 1, ..BusState::default() });
@@ -92,11 +66,11 @@ async fn measure(
         let (egress, _reports) = egress::start(journal.clone(), bus, EgressConfig::new(assets.clone()));
         let all = async {
             for last in rows.iter().filter_map(|vm| vm.last()) {
-                egress.acked(last.key, last.seq).await.map_err(EventsError::Journal)?;
+                egress.acked(last.key, last.seq).await.map_err(ScratchError::Journal)?;
             }
             Ok(())
         };
-        timeout(PATIENCE, all).await.map_err(|_| EventsError::Late)??;
+        timeout(PATIENCE, all).await.map_err(|_| ScratchError::Late)??;
         drover.push(rate(began));
         egress.stop();
 
@@ -106,7 +80,7 @@ async fn measure(
         let lanes = rows.into_iter().map(|rows| publish(js.clone(), Arc::clone(&stream), rows));
         timeout(PATIENCE, futures_util::future::try_join_all(lanes))
             .await
-            .map_err(|_| EventsError::Late)??;
+            .map_err(|_| ScratchError::Late)??;
         bare.push(rate(began));
     }
     Ok((drover, bare))
@@ -138,7 +112,7 @@ fn events(assets: &AssetsConfig, whose: &str, round: u64) -> Vec<Vec<OutboxRow>>
 }
 
 /// The events of one VM, one after another, each with the expectation that keeps them in order.
-async fn publish(js: Context, stream: Arc<str>, rows: Vec<OutboxRow>) -> Result<(), EventsError> {
+async fn publish(js: Context, stream: Arc<str>, rows: Vec<OutboxRow>) -> Result<(), ScratchError> {
     let mut expected = 0;
     for row in rows {
         let id = row.event_id();
@@ -152,8 +126,8 @@ async fn publish(js: Context, stream: Arc<str>, rows: Vec<OutboxRow>) -> Result<
         headers.insert(EXPECTED_SUBJECT, row.filter.as_str());
         headers.insert(NATS_EXPECTED_STREAM, &*stream);
         let message = PublishMessage::build().payload(row.body.0).headers(headers);
-        let sent = js.send_publish(row.subject, message).await.map_err(EventsError::Publish)?;
-        expected = sent.await.map_err(EventsError::Publish)?.sequence;
+        let sent = js.send_publish(row.subject, message).await.map_err(ScratchError::Publish)?;
+        expected = sent.await.map_err(ScratchError::Publish)?.sequence;
     }
     Ok(())
 }

@@ -16,9 +16,11 @@ mod host;
 mod load;
 mod machine;
 mod memory;
+mod placing;
 mod plain;
 mod report;
 mod sample;
+mod scratch;
 mod vms;
 
 use std::time::Duration;
@@ -90,6 +92,8 @@ enum What {
     Load,
     /// Events into the stream, against bare publishes with the same expectations.
     Events,
+    /// Choosing a host among 100 against one round trip; the claim of a name; a commit.
+    Placing,
     /// From create to an agent that answers, against the same by hand.
     Create,
     /// Many creates at once, against the same by hand.
@@ -187,6 +191,10 @@ async fn measure(
     if args.wants(What::Events) {
         progress.set_message("events");
         rows.push(events::row(client).await);
+    }
+    if args.wants(What::Placing) {
+        progress.set_message("placing");
+        rows.extend(placing::rows(client, host, args.calls).await?);
     }
     if args.wants(What::Create) {
         let creates = count(args.creates, 20, 3);
