@@ -3,7 +3,7 @@
 #
 #   tests/run.sh [SUITE…] [--budget SECONDS] [--seed NUMBER] [--size MIB]
 #
-# Suites (default: unit wire e2e faults death):
+# Suites (default: unit wire e2e faults death bus agent images):
 #   unit         formatting, lints, licences, and the tests beside the code
 #   wire         the contract in another language: golden bytes read by Python
 #   e2e          the real programs over a real nats-server: guests that are processes, and real kernels in
@@ -16,6 +16,7 @@
 #                beside a model while for --budget seconds (20) by --seed links are cut, servers and daemons killed
 #   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
 #                deadlines, detached ones that outlive the daemon; on real kernels in QEMU's software emulation
+#   images       files into the store of images, to VMs and away; what is refused; a daemon that dies meanwhile
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
 #   nested       the end-to-end suites with the real Cloud Hypervisor that CLOUD_HYPERVISOR names, on a throw-away
@@ -35,12 +36,13 @@ while [ $# -gt 0 ]; do
         --budget) BUDGET=${2:?--budget takes seconds}; shift 2 ;;
         --seed) SEED=${2:?--seed takes a number}; shift 2 ;;
         --size) SIZE=${2:?--size takes MiB}; shift 2 ;;
-        -h | --help) sed -n '2,24p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
-        unit | wire | e2e | faults | death | bus | agent | soak | conformance | nested | fuzz | bench) SUITES+=("$1"); shift ;;
+        -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
+        unit | wire | e2e | faults | death | bus | agent | images | soak | conformance | nested | fuzz | bench)
+            SUITES+=("$1"); shift ;;
         *) die "unknown suite $1; see --help" ;;
     esac
 done
-[ ${#SUITES[@]} -gt 0 ] || SUITES=(unit wire e2e faults death)
+[ ${#SUITES[@]} -gt 0 ] || SUITES=(unit wire e2e faults death bus agent images)
 wants() { [[ " ${SUITES[*]} " == *" $1 "* ]]; }
 
 mkdir -p "$CACHE"
@@ -136,7 +138,7 @@ if wants wire; then
         --cache-dir "$CACHE/mypy" tests/clients/python/src
 fi
 
-if wants e2e || wants faults || wants death || wants bus || wants agent || wants soak || wants nested; then
+if wants e2e || wants faults || wants death || wants bus || wants agent || wants images || wants soak || wants nested; then
     need_debian qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio zstd=zstd depmod=kmod mke2fs=e2fsprogs openssl=openssl
     need_vhost
     step e2e build build
@@ -209,6 +211,10 @@ if wants agent; then
     step agent "the agent by itself" cargo test --locked --workspace --test commands --test runs --test host
     step agent "shells, commands and runs" real agent 1
     wants e2e || step agent "the client in Python" python3 -W ignore tests/clients/python/test_client.py
+fi
+
+if wants images; then
+    step images "from a file to a VM and away" real images 2
 fi
 
 if wants soak; then

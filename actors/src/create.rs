@@ -37,6 +37,7 @@ use crate::directory::Directory;
 use crate::fleet::demand::Demand;
 use crate::fleet::placement::{Candidate, Pending, rank};
 use crate::fleet::presence::record;
+use crate::images::Pinned;
 use crate::ingress::request::{Request, header};
 use crate::manager::ManagerMsg;
 use crate::router::HostPhase;
@@ -79,6 +80,8 @@ struct Wanted {
     demand: Demand,
     /// The spec as this host resolves it; another one may have other templates and images.
     spec: Result<ResolvedSpec, ErrorBody>,
+    /// Its images stay until its row tells of them.
+    _pinned: Option<Arc<Pinned>>,
     request_id: RequestId,
     digest: String,
 }
@@ -109,10 +112,14 @@ impl Creator {
     fn want(&self, namespace: &Token, request: &Request) -> Result<Wanted, ErrorBody> {
         let body: CreateRequest = request.decode()?;
         let services = &self.services;
+        let spec = resolve(&body.spec, &services.templates, &services.images);
+        let pinned = spec.as_ref().ok().and_then(|spec| services.images.pin(spec));
+        let spec = if pinned.is_some() { spec } else { spec.and_then(|_| Err(going())) };
         Ok(Wanted {
             key: NameKey { namespace: namespace.clone(), name: body.name.clone() },
             demand: Demand::of(&body.spec, &services.templates),
-            spec: resolve(&body.spec, &services.templates, &services.images),
+            spec,
+            _pinned: pinned.map(Arc::new),
             body,
             request_id: request.request_id.unwrap_or_else(RequestId::generate),
             digest: request.digest(),
@@ -492,4 +499,13 @@ pub fn interrupted() -> ErrorBody {
         ErrorCode::Unavailable,
         "the host lost track of the request; repeat it with the same request id for its outcome",
     )
+}
+
+/// An image of the spec is being removed at this moment.
+fn going() -> ErrorBody {
+    ErrorBody::new(
+        ErrorCode::Conflict,
+        "an image of the VM is being removed; import it again, or name another",
+    )
+    .with("cause", "image_removed")
 }

@@ -1,30 +1,49 @@
-//! Images by name: kernels, initramfs archives, disks and firmware in a directory of the host.
+//! Images by name: kernels, initramfs archives, disks and firmware.
 //!
-//! `manifest.json` in the directory lists name, kind, file, SHA-256 and size. The directory is read
-//! when the daemon starts; nothing that arrives on the bus names a path in it.
+//! Those that come with the host lie in a directory whose `manifest.json` lists name, kind, file, SHA-256 and size. It
+//! is read when the daemon starts. Others are imported by an operator, into a [`store`] that the daemon alone writes.
+
+mod error;
+mod head;
+pub mod import;
+mod pins;
+pub mod store;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use drover_schemas::body::spec::{ImageKind, ResolvedImage};
+use drover_schemas::body::spec::{ImageKind, ResolvedImage, ResolvedSpec};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
+pub use self::error::ImportError;
+use self::import::{Imports, contents_of};
+pub use self::pins::Pinned;
+use self::pins::Pins;
+use self::store::{Named, Store};
 use crate::spec::ImageCatalogue;
 
 /// The name of the list of images.
 pub const MANIFEST: &str = "manifest.json";
 
 /// The images of a host.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Images {
-    by_name: BTreeMap<String, Image>,
+    by_name: RwLock<BTreeMap<String, Image>>,
+    store: Option<Store>,
+    imports: Imports,
+    pins: Pins,
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Debug, Clone)]
 struct Image {
     resolved: ResolvedImage,
     path: PathBuf,
+    /// When it was imported; none for those of the host.
+    imported_unix_ms: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -94,6 +113,15 @@ pub enum ImageError {
         /// By the content.
         found: String,
     },
+    /// The store of imported images cannot be used.
+    #[error("open the store of images {path}")]
+    Store {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 impl Images {
@@ -128,34 +156,85 @@ impl Images {
                 kind: entry.kind,
                 size_bytes: entry.size_bytes,
             };
-            by_name.insert(entry.name, Image { resolved, path });
+            by_name.insert(entry.name, Image { resolved, path, imported_unix_ms: None });
         }
-        Ok(Self { by_name })
+        Ok(Self { by_name: by_name.into(), ..Self::default() })
+    }
+
+    /// Adds the images of the store in `dir`, into which files below `import_dirs` can be imported from now on. A name
+    /// that came with the host goes before an imported one. Blocks.
+    ///
+    /// # Errors
+    /// [`ImageError::Store`].
+    pub fn with_store(mut self, dir: &Path, import_dirs: Vec<PathBuf>) -> Result<Self, ImageError> {
+        let failed = |source| ImageError::Store { path: dir.to_owned(), source };
+        let store = Store::open(dir).map_err(failed)?;
+        for named in store.names().map_err(failed)? {
+            let image = image_of(&store, &named);
+            self.write().entry(named.name).or_insert(image);
+        }
+        self.store = Some(store);
+        self.imports = Imports::new(import_dirs);
+        Ok(self)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Image>> {
+        self.by_name.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Image>> {
+        self.by_name.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes whenever a name does.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// Where an image's content is. It is found by digest, so a VM keeps booting what it was created
     /// with though its name now means another.
     #[must_use]
-    pub fn path(&self, image: &ResolvedImage) -> Option<&Path> {
-        self.by_name.values().find(|i| i.resolved.sha256 == image.sha256).map(|i| i.path.as_path())
+    pub fn path(&self, image: &ResolvedImage) -> Option<PathBuf> {
+        let named = self.read().values().find(|i| i.resolved.sha256 == image.sha256).map(|i| i.path.clone());
+        named.or_else(|| {
+            let path = self.store.as_ref()?.content(&image.sha256);
+            path.exists().then_some(path)
+        })
+    }
+
+    /// Keeps what a spec needs until the row of its VM does. `None` if one of them is gone or going.
+    #[must_use]
+    pub fn pin(&self, spec: &ResolvedSpec) -> Option<Pinned> {
+        let pinned = self.pins.pin(contents_of(spec))?;
+        let boot = [&spec.boot.kernel, &spec.boot.initramfs, &spec.boot.firmware];
+        let mut images = boot.into_iter().flatten().chain(spec.disks.iter().map(|disk| &disk.image));
+        images.all(|image| self.path(image).is_some()).then_some(pinned)
     }
 
     /// Every image by name.
-    pub fn all(&self) -> impl Iterator<Item = &ResolvedImage> {
-        self.by_name.values().map(|image| &image.resolved)
+    #[must_use]
+    pub fn all(&self) -> Vec<ResolvedImage> {
+        self.read().values().map(|image| image.resolved.clone()).collect()
     }
 
     /// How many images there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.by_name.len()
+        self.read().len()
     }
 
     /// There is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.by_name.is_empty()
+        self.read().is_empty()
     }
+}
+
+fn image_of(store: &Store, named: &Named) -> Image {
+    let Named { name, kind, sha256, size_bytes, imported_unix_ms } = named.clone();
+    let path = store.content(&sha256);
+    let resolved = ResolvedImage { name, sha256, kind, size_bytes };
+    Image { resolved, path, imported_unix_ms: Some(imported_unix_ms) }
 }
 
 fn digest(path: &Path) -> std::io::Result<String> {
@@ -173,14 +252,14 @@ pub fn hex(bytes: &[u8]) -> String {
 impl ImageCatalogue for Images {
     fn find(&self, reference: &str) -> Option<ResolvedImage> {
         match reference.strip_prefix("sha256:") {
-            Some(digest) => self.by_name.values().find(|i| i.resolved.sha256 == digest),
-            None => self.by_name.get(reference),
+            Some(digest) => self.read().values().find(|i| i.resolved.sha256 == digest).cloned(),
+            None => self.read().get(reference).cloned(),
         }
-        .map(|i| i.resolved.clone())
+        .map(|image| image.resolved)
     }
 
     fn names(&self, kind: ImageKind) -> Vec<String> {
-        self.by_name.values().filter(|i| i.resolved.kind == kind).map(|i| i.resolved.name.clone()).collect()
+        self.read().values().filter(|i| i.resolved.kind == kind).map(|i| i.resolved.name.clone()).collect()
     }
 }
 
@@ -205,7 +284,7 @@ mod tests {
         let images = Images::load(dir.path()).unwrap();
         let found = images.find("k").unwrap();
         assert_eq!(images.find(&format!("sha256:{sha}")).as_ref(), Some(&found));
-        assert_eq!(images.path(&found), Some(dir.path().join("k").as_path()));
+        assert_eq!(images.path(&found), Some(dir.path().join("k")));
         assert_eq!(images.names(ImageKind::Kernel), ["k"]);
     }
 

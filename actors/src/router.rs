@@ -9,6 +9,7 @@ use drover_schemas::body::guest::{ExecReply, ExecRequest, GetRequest, GuestShutd
 use drover_schemas::body::host::{
     DrainRequest, ForgetRequest, HostsRequest, OrphanRemoveRequest, PlacedRequest,
 };
+use drover_schemas::body::image::{ImageImportRequest, ImageNameRequest, ImagesRequest};
 use drover_schemas::body::vm::{
     ChangeReply, ChangeRequest, ListRequest, LookupReply, LookupRequest, ShutdownRequest, StopRequest,
     ValidateReply, ValidateRequest, Wait,
@@ -26,6 +27,7 @@ use tracing::{Instrument as _, debug, info_span};
 use crate::bus::claims::{NameKey, Phase};
 use crate::create::{Creator, interrupted};
 use crate::directory::{Directory, Slot};
+use crate::images::import as images;
 use crate::ingress::permits::{Permit, Permits};
 use crate::ingress::request::{Arrived, ReplyPolicy, Request, header, namespace_of};
 use crate::manager::ManagerMsg;
@@ -353,6 +355,26 @@ impl Router {
             "forget" => {
                 let body: ForgetRequest = request.decode()?;
                 body_of(request, &fleet::forget_host(self, body, request.request_id).await?)
+            }
+            "image.list" => {
+                let body: ImagesRequest = request.decode()?;
+                body_of(request, &images::list(&self.services, &body).await?)
+            }
+            "image.import" => {
+                let body: ImageImportRequest = request.decode()?;
+                body_of(request, &images::import(&self.services, body).await?)
+            }
+            "image.verify" => {
+                let body: ImageNameRequest = request.decode()?;
+                body_of(request, &images::verify(&self.services, &body).await?)
+            }
+            "image.remove" => {
+                let body: ImageNameRequest = request.decode()?;
+                body_of(request, &images::remove(&self.services, body).await?)
+            }
+            "image.gc" => {
+                let _: Empty = request.decode()?;
+                body_of(request, &images::collect(&self.services).await?)
             }
             "placed" => {
                 let body: PlacedRequest = request.decode()?;

@@ -130,6 +130,8 @@ pub enum HostEventKind {
     Stopping,
     /// Something that an operator should look at; `details.alarm` names it.
     Alarm,
+    /// An image is being imported, is there, or is gone; `details` say which, and how far it is.
+    Image,
     /// A kind that this reader does not know.
     #[serde(other)]
     Unknown,
@@ -144,6 +146,7 @@ impl HostEventKind {
             Self::Ready => "ready",
             Self::Stopping => "stopping",
             Self::Alarm => "alarm",
+            Self::Image => "image",
             Self::Unknown => "unknown",
         }
     }

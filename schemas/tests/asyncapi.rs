@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use drover_schemas::body::events::{EventsLastReply, EventsLastRequest, EventsReadReply, EventsReadRequest};
-use drover_schemas::body::{guest, host, samples, vm};
+use drover_schemas::body::{guest, host, image, samples, vm};
 use drover_schemas::contract::ContractReply;
 use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent, ce};
 use drover_schemas::guest::{
@@ -86,6 +86,13 @@ fn schemas() -> Map<String, Value> {
         host::ForgetReply,
         host::PlacedRequest,
         host::PlacedReply,
+        image::ImageImportRequest,
+        image::ImageImportReply,
+        image::ImagesRequest,
+        image::ImagesReply,
+        image::ImageNameRequest,
+        image::ImageVerifyReply,
+        image::ImageGcReply,
         VmEvent,
         HostEvent,
         RejectedEvent,

@@ -234,8 +234,9 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
     let host = host_name(&config)?;
     let programs = programs(&config).await?;
     let (images_dir, templates_dir) = (config.images(), config.templates_dir.clone());
-    let images =
-        blocking(move || Images::load(&images_dir)).await.map_err(|source| AppError::Images { source })?;
+    let (store_dir, import_dirs) = (config.image_store(), config.images.import_dirs.clone());
+    let load = move || Images::load(&images_dir)?.with_store(&store_dir, import_dirs);
+    let images = blocking(load).await.map_err(|source| AppError::Images { source })?;
     let templates = blocking(move || match templates_dir {
         Some(dir) => Templates::load(&dir),
         None => Templates::parse(BUILT_IN.iter().map(|(name, text)| (Path::new(*name), *text))),

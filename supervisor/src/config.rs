@@ -43,6 +43,8 @@ pub struct HostConfig {
     pub run_dir: PathBuf,
     /// Images with their manifest; `images` below `state_dir` if left out.
     pub images_dir: Option<PathBuf>,
+    /// Images that are imported.
+    pub images: ImagesConfig,
     /// Templates; the built-in ones if left out.
     pub templates_dir: Option<PathBuf>,
     /// The bus.
@@ -69,6 +71,16 @@ pub struct HostConfig {
     pub reply_prefixes: Vec<String>,
     /// Labels of the host: VMs may ask for them in `spec.placement.labels`.
     pub labels: BTreeMap<String, String>,
+}
+
+/// Images that are imported over the bus.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagesConfig {
+    /// Directories below which files may be imported; none, and nothing is.
+    pub import_dirs: Vec<PathBuf>,
+    /// Where they are kept; `store` below `state_dir` if left out.
+    pub store_dir: Option<PathBuf>,
 }
 
 /// Retention of events.
@@ -191,6 +203,7 @@ impl Default for HostConfig {
             state_dir: "/var/lib/drover".into(),
             run_dir: "/run/drover".into(),
             images_dir: None,
+            images: ImagesConfig::default(),
             templates_dir: None,
             bus: BusConfig { urls: vec!["nats://127.0.0.1:4222".into()], ..BusConfig::default() },
             events: EventsConfig::default(),
@@ -397,7 +410,13 @@ impl HostConfig {
         Ok(())
     }
 
-    /// Where images are.
+    /// Where imported images are.
+    #[must_use]
+    pub fn image_store(&self) -> PathBuf {
+        self.images.store_dir.clone().unwrap_or_else(|| self.state_dir.join("store"))
+    }
+
+    /// Where the host's own images are.
     #[must_use]
     pub fn images(&self) -> PathBuf {
         self.images_dir.clone().unwrap_or_else(|| self.state_dir.join("images"))

@@ -116,6 +116,52 @@ fn a_full_run_folder_fails_a_start_with_its_cause_and_harms_nobody() {
 }
 
 #[test]
+fn a_full_store_of_images_refuses_an_import_and_keeps_nothing_of_it() {
+    run("a_full_store_of_images_refuses_an_import_and_keeps_nothing_of_it", Options::down(), async |world| {
+        let store = world.state_dir().join("store");
+        let dir = world.state_dir().parent().unwrap().join("in");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("data"), vec![7_u8; 8 << 20]).unwrap();
+        let mut config = world.config();
+        config["images"] = json!({"import_dirs": [dir]});
+        world.configure(&config);
+        start_over(world, &store, "size=48m,nr_inodes=12").await;
+        let bus = world.bus.clone();
+        let a = bus.up("a").await;
+        let subject = "drover.v1.host.h1.image.import";
+        let import = json!({"name": "data", "kind": "disk", "path": dir.join("data")});
+        let inside = inside(world, &store);
+        let held = || {
+            std::fs::read_dir(inside.join("sha256"))
+                .unwrap()
+                .chain(std::fs::read_dir(inside.join("tmp")).unwrap())
+        };
+        // No room for the bytes: told before one is written.
+        let full = fill(&inside);
+        let error = bus.ask(subject, &import).refused(ErrorCode::ResourceExhausted).await;
+        assert_eq!((error.details["needed"].as_str(), held().count()), ("8388608", 0), "{error:?}");
+        std::fs::remove_file(full).unwrap();
+        // No room for a file: told when it is written.
+        let mut few = 0;
+        while std::fs::File::create_new(inside.join(format!("few{few}"))).is_ok() {
+            few += 1;
+        }
+        let error = bus.ask(subject, &import).refused(ErrorCode::ResourceExhausted).await;
+        assert!(error.message.contains("No space left") && held().count() == 0, "{error:?}");
+        works(world, "a", &a).await;
+        for n in 0..few {
+            std::fs::remove_file(inside.join(format!("few{n}"))).unwrap();
+        }
+        let _: drover_schemas::body::image::ImageImportReply = bus.ask(subject, &import).get().await.unwrap();
+        assert_eq!(held().count(), 1);
+        let spec = json!({"disks": [{"image": "drover-rootfs"}, {"image": "data"}]});
+        let b = bus.create("b", json!({"spec": spec, "wait": "agent"})).await.unwrap().vm;
+        works(world, "b", &b).await;
+        works(world, "a", &a).await;
+    });
+}
+
+#[test]
 fn a_daemon_that_may_open_few_files_promises_no_more_than_it_can_keep() {
     run(
         "a_daemon_that_may_open_few_files_promises_no_more_than_it_can_keep",

@@ -67,7 +67,7 @@ pub fn record(services: &Services, now: HostPhase) -> HostRecord {
             sha256: image.sha256.clone(),
             size_bytes: image.size_bytes,
         };
-        all.map(short).collect()
+        all.iter().map(short).collect()
     };
     HostRecord {
         host: services.host.clone(),
@@ -98,6 +98,7 @@ fn load_percent() -> u32 {
 /// Says that the host is there for as long as it runs. Comes back only if another installation has its name.
 pub async fn keep(services: &Services, bus: &Bus, mut now: watch::Receiver<HostPhase>) -> ClaimError {
     let mut changed = services.state.changes();
+    let mut images = services.images.changes();
     let mut claims = services.inventory.claim_changes();
     let mut claimed: Option<Instant> = None;
     loop {
@@ -107,6 +108,7 @@ pub async fn keep(services: &Services, bus: &Bus, mut now: watch::Receiver<HostP
         let free = services.inventory.claim(&services.host).is_some_and(|claim| claim.free);
         let due = free || claimed.is_none_or(|at| at.elapsed() >= CLAIM);
         changed.borrow_and_update();
+        images.borrow_and_update();
         let phase = *now.borrow_and_update();
         match say(services, phase, due).await {
             Ok(()) if due => claimed = Some(Instant::now()),
@@ -124,6 +126,7 @@ pub async fn keep(services: &Services, bus: &Bus, mut now: watch::Receiver<HostP
         let news = async {
             tokio::select! {
                 _ = changed.changed() => {}
+                _ = images.changed() => {}
                 _ = now.changed() => {}
                 Ok(()) = claims.changed() => {}
             }

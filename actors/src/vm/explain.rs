@@ -87,12 +87,7 @@ pub fn config_text(services: &Services, row: &VmRow) -> String {
     use crate::hypervisor::config::{BootPaths, DiskPath, ImageType, VmmInput, cmdline_additions, vm_config};
     use crate::network::NicLease;
     let path = |image: &Option<drover_schemas::body::spec::ResolvedImage>| {
-        image.as_ref().map(|i| {
-            services
-                .images
-                .path(i)
-                .map_or_else(|| format!("image:{}", i.name).into(), std::path::Path::to_path_buf)
-        })
+        image.as_ref().map(|i| services.images.path(i).unwrap_or_else(|| format!("image:{}", i.name).into()))
     };
     let boot = &row.spec.boot;
     let disks = (0..).zip(&row.spec.disks).map(|(index, disk): (usize, _)| DiskPath {

@@ -6,7 +6,7 @@
 //! log each time.
 
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, fchown, lchown};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -266,7 +266,7 @@ fn launch_record(context: &TaskContext, cgroup: VmCgroup, paths: &BootPaths) -> 
 }
 
 fn image_path(context: &TaskContext, image: &ResolvedImage) -> Result<PathBuf, Cause> {
-    context.services.images.path(image).map(Path::to_path_buf).ok_or_else(|| {
+    context.services.images.path(image).ok_or_else(|| {
         Cause::new(
             CauseKind::DiskRefused,
             format!(

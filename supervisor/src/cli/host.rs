@@ -161,7 +161,10 @@ pub(super) async fn run(command: &HostCommand, global: &Global) -> Result<u8, Cl
     Ok(0)
 }
 
-async fn connect(global: &Global, host: Option<&Token>) -> Result<(Client, Token, Duration), CliError> {
+pub(super) async fn connect(
+    global: &Global,
+    host: Option<&Token>,
+) -> Result<(Client, Token, Duration), CliError> {
     let client = global.connect.connect().await?;
     let deadline = global.deadline(DEADLINE);
     let host = match host {

@@ -7,6 +7,7 @@ mod connect;
 mod events;
 mod exit;
 mod host;
+mod image;
 mod journal;
 pub mod output;
 mod progress;
@@ -64,6 +65,9 @@ enum Command {
     /// Run and look at hosts.
     #[command(subcommand)]
     Host(host::HostCommand),
+    /// Import, list and remove the images of a host.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Look at the journal of a host that is stopped, or at a backup, and restore one.
     #[command(subcommand)]
     Journal(journal::JournalCommand),
@@ -128,6 +132,7 @@ pub async fn run(cli: &Cli) -> Result<u8, CliError> {
         }
         Command::Doctor(args) => host::doctor(args, &cli.global).await,
         Command::Host(command) => host::run(command, &cli.global).await,
+        Command::Image(command) => image::run(command, &cli.global).await,
         Command::Journal(command) => journal::run(command, &cli.global).await,
         Command::Vm(command) => vm::run(command, &cli.global).await,
         Command::Bus(command) => bus::run(command, &cli.global).await,

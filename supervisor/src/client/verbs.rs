@@ -8,6 +8,10 @@ use drover_schemas::body::host::{
     BackupReply, DrainReply, DrainRequest, ForgetReply, ForgetRequest, HostEntry, HostInfo, HostsReply,
     HostsRequest, OrphanRemoveRequest, OrphansReply,
 };
+use drover_schemas::body::image::{
+    ImageGcReply, ImageImportReply, ImageImportRequest, ImageNameRequest, ImageVerifyReply, ImagesReply,
+    ImagesRequest,
+};
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::{ChangeReply, CreateRequest, ListReply, ListRequest};
 use drover_schemas::contract::ContractReply;
@@ -206,6 +210,71 @@ impl Client {
         deadline: Duration,
     ) -> Result<OrphansReply, ClientError> {
         self.host(host, "orphans.remove", &OrphanRemoveRequest { vm_id }, deadline).await
+    }
+
+    /// The images of a host, page by page.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn images(&self, host: &Token, deadline: Duration) -> Result<ImagesReply, ClientError> {
+        let mut all = ImagesReply::default();
+        let mut request = ImagesRequest { limit: Some(500), ..ImagesRequest::default() };
+        loop {
+            let page: ImagesReply = self.host(host, "image.list", &request, deadline).await?;
+            all.images.extend(page.images);
+            (all.store_bytes, all.free_bytes) = (page.store_bytes, page.free_bytes);
+            match page.next_cursor {
+                Some(cursor) if request.cursor.as_ref() != Some(&cursor) => request.cursor = Some(cursor),
+                _ => return Ok(all),
+            }
+        }
+    }
+
+    /// Takes a file of the host into its store.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn image_import(
+        &self,
+        host: &Token,
+        request: &ImageImportRequest,
+        deadline: Duration,
+    ) -> Result<ImageImportReply, ClientError> {
+        self.host(host, "image.import", request, deadline).await
+    }
+
+    /// Compares one image, or all that were imported, with their digests.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn image_verify(
+        &self,
+        host: &Token,
+        name: Option<Token>,
+        deadline: Duration,
+    ) -> Result<ImageVerifyReply, ClientError> {
+        self.host(host, "image.verify", &ImageNameRequest { name }, deadline).await
+    }
+
+    /// Takes the name of an image away, and its content if nobody needs it.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn image_remove(
+        &self,
+        host: &Token,
+        name: Token,
+        deadline: Duration,
+    ) -> Result<ImageGcReply, ClientError> {
+        self.host(host, "image.remove", &ImageNameRequest { name: Some(name) }, deadline).await
+    }
+
+    /// Removes contents that have no name and are used by no VM.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn image_gc(&self, host: &Token, deadline: Duration) -> Result<ImageGcReply, ClientError> {
+        self.host(host, "image.gc", &Empty {}, deadline).await
     }
 
     async fn host<Q, R>(

@@ -38,6 +38,11 @@ VERBS: dict[str, Verb] = {
     "host.create": Verb("host.{host}.create", True, None),
     "host.drain": Verb("host.{host}.drain", False, None),
     "host.forget": Verb("host.{host}.forget", False, None),
+    "host.image.gc": Verb("host.{host}.image.gc", False, None),
+    "host.image.import": Verb("host.{host}.image.import", False, None),
+    "host.image.list": Verb("host.{host}.image.list", False, None),
+    "host.image.remove": Verb("host.{host}.image.remove", False, None),
+    "host.image.verify": Verb("host.{host}.image.verify", False, None),
     "host.info": Verb("host.{host}.info", False, None),
     "host.list": Verb("host.{host}.list", False, None),
     "host.orphans": Verb("host.{host}.orphans", False, None),
@@ -265,6 +270,16 @@ class CreateRequest(TypedDict):
     spec: NotRequired[VmSpec]
     # Delays the reply to the outcome; without it the reply comes when the create is durable.
     wait: NotRequired[Wait | None]
+
+
+class DamagedImage(TypedDict):
+    """A content that is not what its digest says."""
+    # What was found: another digest, or why it cannot be read.
+    found: str
+    # Names that mean it.
+    names: list[str]
+    # The digest that it should have.
+    sha256: str
 
 
 class DiskInfo(TypedDict):
@@ -749,6 +764,88 @@ class HostsRequest(TypedDict):
     # `next_cursor` of the page before.
     cursor: NotRequired[Token | None]
     # At most this many; 100 if left out, 200 at most.
+    limit: NotRequired[int | None]
+
+
+class ImageGcReply(TypedDict):
+    """Reply of `image.remove` and `image.gc`."""
+    # What they took, in bytes.
+    freed_bytes: int
+    # SHA-256 of each content without a name that VMs still use.
+    in_use: list[str]
+    # SHA-256 of each content that was removed.
+    removed: list[str]
+
+
+class ImageImportReply(TypedDict):
+    """Reply of `image.import`."""
+    # The image.
+    image: ImageInfo
+
+
+class ImageImportRequest(TypedDict):
+    """Request of `image.import`."""
+    # What it is good for; the file's head is checked against it.
+    kind: ImageKind
+    # The name that specs use.
+    name: Token
+    # The file on the host, below one of its `images.import_dirs`. Links are not followed.
+    path: str
+    # Let the name mean this content from now on though it means another. VMs keep what they were created with.
+    replace: NotRequired[bool]
+    # The SHA-256 that the content must have, 64 lower-case hexadecimal digits.
+    sha256: NotRequired[str | None]
+
+
+class ImageInfo(TypedDict):
+    """An image of a host."""
+    # It came with the host's configuration and cannot be removed over the bus.
+    built_in: bool
+    # When it was imported.
+    imported_unix_ms: NotRequired[int | None]
+    # What it is good for.
+    kind: ImageKind
+    # Its name.
+    name: str
+    # SHA-256 of the content.
+    sha256: str
+    # Its length.
+    size_bytes: int
+    # How many VMs of the host were created with it.
+    vms: int
+
+
+class ImageNameRequest(TypedDict):
+    """Request of `image.remove` and, of all where it has no name, of `image.verify`."""
+    # The image.
+    name: NotRequired[Token | None]
+
+
+class ImageVerifyReply(TypedDict):
+    """Reply of `image.verify`."""
+    # How many contents were read.
+    checked: int
+    # Those that are damaged: import them again with `replace`.
+    damaged: list[DamagedImage]
+
+
+class ImagesReply(TypedDict):
+    """Reply of `image.list`."""
+    # Room that is left in its file system, in bytes.
+    free_bytes: int
+    # By name.
+    images: list[ImageInfo]
+    # Where to go on; absent on the last page.
+    next_cursor: NotRequired[str | None]
+    # What the store holds, named or not, in bytes.
+    store_bytes: int
+
+
+class ImagesRequest(TypedDict):
+    """Request of `image.list`."""
+    # Begin after this name; `next_cursor` of the page before.
+    cursor: NotRequired[str | None]
+    # Images of a page; 100 if left out, 500 at the most.
     limit: NotRequired[int | None]
 
 

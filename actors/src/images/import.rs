@@ -1,0 +1,388 @@
+//! The verbs of images. What takes long is done in a task of its own: whoever asks again waits for the same one.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use drover_schemas::body::image::{
+    DamagedImage, ImageGcReply, ImageImportReply, ImageImportRequest, ImageInfo, ImageNameRequest,
+    ImageVerifyReply, ImagesReply, ImagesRequest,
+};
+use drover_schemas::body::spec::ResolvedSpec;
+use drover_schemas::event::HostEventKind;
+use drover_schemas::{ErrorBody, ErrorCode, Token};
+use futures_util::future::{BoxFuture, FutureExt as _, Shared as SharedFuture};
+use tokio::sync::{Semaphore, watch};
+use tracing::{info, warn};
+
+use super::error::ImportError;
+use super::store::{Named, Store, open_below};
+use super::{Image, digest, image_of};
+use crate::chain;
+use crate::host_log::HostNote;
+use crate::services::{Shared, now_ms};
+
+/// Imports that read and write at once; others wait.
+const AT_ONCE: usize = 2;
+/// Imports that wait, those at work included.
+const WAITING: usize = 64;
+/// How often the bus hears how far an import is.
+const PROGRESS: Duration = Duration::from_secs(5);
+/// Images of one page if the caller does not say, and at the most.
+const PAGE: u32 = 100;
+const PAGE_MAX: u32 = 500;
+
+type Outcome = SharedFuture<BoxFuture<'static, Result<ImageImportReply, ErrorBody>>>;
+
+/// Imports that are under way.
+#[derive(Debug)]
+pub(super) struct Imports {
+    dirs: Vec<PathBuf>,
+    running: Mutex<HashMap<Token, (ImageImportRequest, Outcome)>>,
+    at_once: Arc<Semaphore>,
+    /// Held while a content gets its name, and while contents without one are removed.
+    names: tokio::sync::Mutex<()>,
+}
+
+impl Default for Imports {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
+
+impl Imports {
+    pub(super) fn new(dirs: Vec<PathBuf>) -> Self {
+        let at_once = Arc::new(Semaphore::new(AT_ONCE));
+        Self { dirs, running: Mutex::default(), at_once, names: tokio::sync::Mutex::default() }
+    }
+}
+
+/// Imports a file.
+///
+/// # Errors
+/// A coded error; nothing is kept then.
+pub async fn import(services: &Shared, request: ImageImportRequest) -> Result<ImageImportReply, ErrorBody> {
+    let outcome = {
+        let mut running = services.images.imports.running.lock().unwrap_or_else(PoisonError::into_inner);
+        match running.get(&request.name) {
+            Some((other, outcome)) if *other == request => outcome.clone(),
+            Some(_) => {
+                let text = format!("another import of image {} is under way; repeat it later", request.name);
+                return Err(ErrorBody::new(ErrorCode::Busy, text).with("operation", "image.import"));
+            }
+            None if running.len() >= WAITING => {
+                let text = "too many imports are under way; repeat it later";
+                return Err(ErrorBody::new(ErrorCode::Busy, text).with("limit", WAITING));
+            }
+            None => {
+                // Whoever asked may stop waiting; what was begun is carried out.
+                let (own, asked) = (Arc::clone(services), request.clone());
+                let task = tokio::spawn(async move {
+                    let _ended = Ended(Arc::clone(&own), asked.name.clone());
+                    carry_out(&own, &asked).await
+                });
+                let ended = async { task.await.unwrap_or_else(|_| Err(broke_off())) };
+                let outcome = ended.boxed().shared();
+                running.insert(request.name.clone(), (request, outcome.clone()));
+                outcome
+            }
+        }
+    };
+    outcome.await
+}
+
+/// Takes an import out of those under way, however it ends.
+struct Ended(Shared, Token);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let mut running = self.0.images.imports.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.remove(&self.1);
+    }
+}
+
+fn broke_off() -> ErrorBody {
+    ErrorBody::new(ErrorCode::Internal, "the import broke off; see the host's log")
+}
+
+async fn carry_out(services: &Shared, request: &ImageImportRequest) -> Result<ImageImportReply, ErrorBody> {
+    let ImageImportRequest { name, kind, path, sha256, .. } = request;
+    let note = |text: &str, phase: &str| {
+        HostNote::new(HostEventKind::Image, text).with("image", name).with("phase", phase)
+    };
+    let result = copy(services, request).await;
+    match result {
+        Ok(image) => {
+            let (sha256, size) = (&image.resolved.sha256, image.resolved.size_bytes);
+            info!(image = %name, ?kind, path, sha256, size, "imported");
+            let done = note("an image is there", "imported").with("sha256", sha256).with("size_bytes", size);
+            services.log.note(done);
+            let vms = uses(services).await?.get(sha256).copied().unwrap_or_default();
+            Ok(ImageImportReply { image: info_of(&image, vms) })
+        }
+        Err(error) => {
+            warn!(image = %name, ?kind, path, ?sha256, error = %chain(&error), "not imported");
+            services.log.note(note("an image was not imported", "failed").with("reason", chain(&error)));
+            Err(error.to_body())
+        }
+    }
+}
+
+async fn copy(services: &Shared, request: &ImageImportRequest) -> Result<Image, ImportError> {
+    let images = &services.images;
+    let Some(store) = images.store.clone() else { return Err(ImportError::NoDirectories) };
+    let digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+    if request.sha256.as_ref().is_some_and(|sha| sha.len() != 64 || !sha.chars().all(digit)) {
+        return Err(ImportError::NotADigest);
+    }
+    // What can be told without reading the file.
+    allowed(services, request, request.sha256.as_deref())?;
+    let _turn = Arc::clone(&images.imports.at_once).acquire_owned().await;
+    let (progress, heard) = watch::channel((0, 0));
+    let (dirs, asked, from) = (images.imports.dirs.clone(), request.clone(), store.clone());
+    let work = tokio::task::spawn_blocking(move || {
+        let source = open_below(&dirs, &asked.path)?;
+        let size = source.metadata().map_err(ImportError::Read)?.len();
+        from.take(source, asked.kind, asked.sha256.as_deref(), |done| {
+            progress.send_replace((done, size));
+        })
+    });
+    let told = tell(services, &request.name, heard);
+    let taken = tokio::select! {
+        taken = work => taken,
+        () = told => return Err(ended()),
+    };
+    let taken = taken.map_err(|_| ended())??;
+    let _naming = images.imports.names.lock().await;
+    let named = Named {
+        name: request.name.to_string(),
+        kind: request.kind,
+        sha256: taken.sha256.clone(),
+        size_bytes: taken.size_bytes,
+        imported_unix_ms: now_ms(),
+    };
+    allowed(services, request, Some(&named.sha256))?;
+    let image = image_of(&store, &named);
+    let key = named.name.clone();
+    let put = tokio::task::spawn_blocking(move || store.put(&taken, &named));
+    put.await.map_err(|_| ended())??;
+    images.write().insert(key, image.clone());
+    images.changes.send_modify(|n| *n = n.wrapping_add(1));
+    Ok(image)
+}
+
+/// Whether the name may mean a content, as far as that is known.
+fn allowed(services: &Shared, request: &ImageImportRequest, wanted: Option<&str>) -> Result<(), ImportError> {
+    let name = request.name.to_string();
+    let names = services.images.read();
+    match names.get(&name) {
+        Some(image) if image.imported_unix_ms.is_none() => Err(ImportError::BuiltIn { name }),
+        Some(image) if !request.replace && wanted.is_some_and(|wanted| wanted != image.resolved.sha256) => {
+            Err(ImportError::Exists { name, sha256: image.resolved.sha256.clone() })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn ended() -> ImportError {
+    ImportError::Read(std::io::Error::other("the import broke off"))
+}
+
+/// Says on the bus how far an import is, for as long as it is polled.
+async fn tell(services: &Shared, name: &Token, heard: watch::Receiver<(u64, u64)>) {
+    let mut ticks = tokio::time::interval(PROGRESS);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let (done, size) = *heard.borrow();
+        let note = HostNote::new(HostEventKind::Image, "an image is being imported").with("image", name);
+        services.log.note(note.with("phase", "importing").with("done_bytes", done).with("size_bytes", size));
+    }
+}
+
+fn info_of(image: &Image, vms: u64) -> ImageInfo {
+    let Image { resolved, imported_unix_ms, .. } = image.clone();
+    ImageInfo {
+        name: resolved.name,
+        kind: resolved.kind,
+        sha256: resolved.sha256,
+        size_bytes: resolved.size_bytes,
+        built_in: imported_unix_ms.is_none(),
+        imported_unix_ms,
+        vms,
+    }
+}
+
+/// How many VMs were created with each content.
+async fn uses(services: &Shared) -> Result<BTreeMap<String, u64>, ErrorBody> {
+    let journal = services.journal.clone();
+    let loaded = tokio::task::spawn_blocking(move || journal.load()).await;
+    let snapshot = loaded.map_err(|_| broke_off())?.map_err(|error| error.to_body())?;
+    let mut uses = BTreeMap::new();
+    for row in &snapshot.vms {
+        for sha256 in contents_of(&row.spec) {
+            *uses.entry(sha256).or_default() += 1;
+        }
+    }
+    Ok(uses)
+}
+
+pub(super) fn contents_of(spec: &ResolvedSpec) -> BTreeSet<String> {
+    let boot = [&spec.boot.kernel, &spec.boot.initramfs, &spec.boot.firmware];
+    let disks = spec.disks.iter().map(|disk| &disk.image);
+    boot.into_iter().flatten().chain(disks).map(|image| image.sha256.clone()).collect()
+}
+
+/// A page of the images.
+///
+/// # Errors
+/// The journal or the store cannot be read.
+pub async fn list(services: &Shared, request: &ImagesRequest) -> Result<ImagesReply, ErrorBody> {
+    let limit = request.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX) as usize;
+    let uses = uses(services).await?;
+    let after = request.cursor.clone().unwrap_or_default();
+    let mut images: Vec<ImageInfo> = {
+        let names = services.images.read();
+        let rest = names.iter().filter(|(name, _)| **name > after).take(limit + 1);
+        rest.map(|(_, image)| info_of(image, uses.get(&image.resolved.sha256).copied().unwrap_or(0)))
+            .collect()
+    };
+    let more = images.len() > limit;
+    images.truncate(limit);
+    let next_cursor = images.last().filter(|_| more).map(|last| last.name.clone());
+    let (store_bytes, free_bytes) = match services.images.store.clone() {
+        Some(store) => {
+            on_store(move || {
+                let held = store.contents()?.iter().map(|(_, size)| size).sum();
+                Ok((held, store.free()?))
+            })
+            .await?
+        }
+        None => (0, 0),
+    };
+    Ok(ImagesReply { images, store_bytes, free_bytes, next_cursor })
+}
+
+/// Does something with the store's files.
+async fn on_store<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, ErrorBody> {
+    let done = tokio::task::spawn_blocking(work).await.map_err(|_| broke_off())?;
+    done.map_err(|error| {
+        let code = match error.kind() {
+            std::io::ErrorKind::StorageFull => ErrorCode::ResourceExhausted,
+            _ => ErrorCode::Internal,
+        };
+        ErrorBody::new(code, format!("the store of images: {error}"))
+    })
+}
+
+/// Takes a name away, and its content if nobody needs it.
+///
+/// # Errors
+/// There is no such name, or it came with the host.
+pub async fn remove(services: &Shared, request: ImageNameRequest) -> Result<ImageGcReply, ErrorBody> {
+    let (Some(name), Some(store)) = (request.name, services.images.store.clone()) else {
+        return Err(ErrorBody::new(ErrorCode::InvalidArgument, "name the image").with("field", "name"));
+    };
+    let naming = services.images.imports.names.lock().await;
+    let found = services.images.read().get(name.as_str()).cloned();
+    let Some(image) = found else {
+        let text = format!("there is no image {name}; see image.list");
+        return Err(ErrorBody::new(ErrorCode::NotFound, text));
+    };
+    if image.imported_unix_ms.is_none() {
+        let text = format!("image {name} came with the host: take it out of its folder of images");
+        return Err(ErrorBody::new(ErrorCode::InvalidState, text));
+    }
+    let gone = name.to_string();
+    on_store(move || store.remove_name(&gone)).await?;
+    services.images.write().remove(name.as_str());
+    services.images.changes.send_modify(|n| *n = n.wrapping_add(1));
+    info!(image = %name, sha256 = image.resolved.sha256, "the name of an image is gone");
+    let note = HostNote::new(HostEventKind::Image, "the name of an image is gone").with("image", &name);
+    services.log.note(note.with("phase", "removed").with("sha256", &image.resolved.sha256));
+    let only = BTreeSet::from([image.resolved.sha256]);
+    let reply = sweep(services, Some(&only)).await;
+    drop(naming);
+    reply
+}
+
+/// Removes what has no name and is used by no VM.
+///
+/// # Errors
+/// The journal cannot be read or the store not be written.
+pub async fn collect(services: &Shared) -> Result<ImageGcReply, ErrorBody> {
+    let _naming = services.images.imports.names.lock().await;
+    sweep(services, None).await
+}
+
+async fn sweep(services: &Shared, only: Option<&BTreeSet<String>>) -> Result<ImageGcReply, ErrorBody> {
+    let mut reply = ImageGcReply::default();
+    let Some(store) = services.images.store.clone() else { return Ok(reply) };
+    let named: BTreeSet<String> =
+        services.images.read().values().map(|image| image.resolved.sha256.clone()).collect();
+    let from = store.clone();
+    for (sha256, size) in on_store(move || from.contents()).await? {
+        if named.contains(&sha256) || only.is_some_and(|only| !only.contains(&sha256)) {
+            continue;
+        }
+        // In this order: what a create has let go of by now has a row.
+        let Some(_condemned) = services.images.pins.condemn(&sha256) else {
+            reply.in_use.push(sha256);
+            continue;
+        };
+        if uses(services).await?.contains_key(&sha256) {
+            reply.in_use.push(sha256);
+            continue;
+        }
+        let (from, gone) = (store.clone(), sha256.clone());
+        on_store(move || from.remove_content(&gone)).await?;
+        info!(sha256, size, "a content without a name was removed");
+        reply.freed_bytes += size;
+        reply.removed.push(sha256);
+    }
+    Ok(reply)
+}
+
+/// Reads contents and compares them with their digests.
+///
+/// # Errors
+/// There is no such name.
+pub async fn verify(services: &Shared, request: &ImageNameRequest) -> Result<ImageVerifyReply, ErrorBody> {
+    let mut asked: BTreeMap<PathBuf, (String, Vec<String>)> = BTreeMap::new();
+    for (name, image) in &*services.images.read() {
+        let wanted = match &request.name {
+            Some(only) => only.as_str() == name,
+            None => image.imported_unix_ms.is_some(),
+        };
+        if wanted {
+            let entry = asked.entry(image.path.clone());
+            entry.or_insert_with(|| (image.resolved.sha256.clone(), Vec::new())).1.push(name.clone());
+        }
+    }
+    if let Some(name) = request.name.as_ref().filter(|_| asked.is_empty()) {
+        let text = format!("there is no image {name}; see image.list");
+        return Err(ErrorBody::new(ErrorCode::NotFound, text));
+    }
+    if let Some(store) = services.images.store.clone().filter(|_| request.name.is_none()) {
+        let from: Store = store.clone();
+        for (sha256, _) in on_store(move || from.contents()).await? {
+            asked.entry(store.content(&sha256)).or_insert((sha256, Vec::new()));
+        }
+    }
+    let mut reply = ImageVerifyReply::default();
+    for (path, (sha256, names)) in asked {
+        let read = tokio::task::spawn_blocking(move || digest(&path)).await.map_err(|_| broke_off())?;
+        let found = read.unwrap_or_else(|error| error.to_string());
+        reply.checked += 1;
+        if found != sha256 {
+            warn!(sha256, ?names, found, "an image is damaged");
+            let text = "an image is not what its digest says; import it again with `replace`";
+            services.log.note(HostNote::alarm("image_damaged", text).with("sha256", &sha256));
+            reply.damaged.push(DamagedImage { sha256, names, found });
+        }
+    }
+    Ok(reply)
+}

@@ -1,0 +1,125 @@
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+fn disk(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n % 251) as u8).collect()
+}
+
+fn file(dir: &Path, name: &str, bytes: &[u8]) -> File {
+    fs::write(dir.join(name), bytes).unwrap();
+    File::open(dir.join(name)).unwrap()
+}
+
+fn import(store: &Store, source: File, name: &str) -> Named {
+    let taken = store.take(source, ImageKind::Disk, None, |_| ()).unwrap();
+    let Taken { sha256, size_bytes, .. } = &taken;
+    let named = Named {
+        name: name.into(),
+        kind: ImageKind::Disk,
+        sha256: sha256.clone(),
+        size_bytes: *size_bytes,
+        imported_unix_ms: 1,
+    };
+    store.put(&taken, &named).unwrap();
+    named
+}
+
+fn left(dir: &Path) -> usize {
+    fs::read_dir(dir.join("tmp")).unwrap().count()
+}
+
+#[test]
+fn what_is_imported_is_there_after_a_start_and_what_was_not_finished_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, at) = (Store::open(&dir.path().join("s")).unwrap(), dir.path().join("s"));
+    let bytes = disk(3 * CHUNK + 512);
+    let named = import(&store, file(dir.path(), "d", &bytes), "root");
+    assert_eq!(named.sha256, hex(&Sha256::digest(&bytes)));
+    assert_eq!(fs::read(store.content(&named.sha256)).unwrap(), bytes);
+    assert_eq!(
+        import(&store, file(dir.path(), "d", &bytes), "again").sha256,
+        named.sha256,
+        "one content, two names"
+    );
+    assert_eq!((left(&at), store.contents().unwrap().len()), (0, 1));
+
+    // A crash in the middle: a partial content, and one in its place without a name.
+    fs::write(at.join("tmp/x"), b"half").unwrap();
+    let other = import(&store, file(dir.path(), "e", &disk(1_024)), "other");
+    fs::remove_file(at.join("names/other.json")).unwrap();
+    let store = Store::open(&at).unwrap();
+    assert_eq!(left(&at), 0);
+    let mut names = store.names().unwrap();
+    names.sort_by(|a, b| a.name.cmp(&b.name));
+    assert_eq!(names.iter().map(|n| n.name.as_str()).collect::<Vec<_>>(), ["again", "root"]);
+    assert_eq!(store.contents().unwrap().len(), 2);
+    store.remove_content(&other.sha256).unwrap();
+    store.remove_name("again").unwrap();
+    assert_eq!(store.names().unwrap(), std::slice::from_ref(&named));
+    // A content that was cut or a description that is none is not used, and does not stop the others.
+    fs::write(at.join("names/bad.json"), b"{").unwrap();
+    assert_eq!(store.names().unwrap(), std::slice::from_ref(&named));
+    fs::set_permissions(store.content(&named.sha256), Permissions::from_mode(0o600)).unwrap();
+    fs::write(store.content(&named.sha256), b"short").unwrap();
+    assert_eq!(store.names().unwrap(), []);
+    // An import mends it.
+    import(&store, file(dir.path(), "d", &bytes), "root");
+    assert_eq!(store.names().unwrap().len(), 1);
+    assert_eq!(fs::read(store.content(&named.sha256)).unwrap(), bytes);
+}
+
+#[test]
+fn what_is_refused_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("s");
+    let store = Store::open(&at).unwrap();
+    let take = |name: &str, bytes: &[u8], kind, expected: Option<&str>| {
+        let error = store.take(file(dir.path(), name, bytes), kind, expected, |_| ()).unwrap_err();
+        assert_eq!((left(&at), store.contents().unwrap().len()), (0, 0), "{error}");
+        error
+    };
+    assert!(matches!(take("a", &disk(512), ImageKind::Disk, Some("00")), ImportError::Digest { .. }));
+    assert!(matches!(take("b", b"", ImageKind::Disk, None), ImportError::Kind { .. }));
+    assert!(matches!(take("c", b"QFI\xfb", ImageKind::Disk, None), ImportError::Kind { .. }));
+    // Larger than all that there is, and not a byte of it on the disk.
+    let huge = File::create_new(dir.path().join("huge")).unwrap();
+    huge.set_len(1 << 50).unwrap_or_else(|_| huge.set_len(1 << 43).unwrap());
+    let error =
+        store.take(File::open(dir.path().join("huge")).unwrap(), ImageKind::Disk, None, |_| ()).unwrap_err();
+    assert!(matches!(error, ImportError::Room { .. }) && error.is_full(), "{error}");
+    // The file grows while it is read.
+    let mut writer = File::options().append(true).open(dir.path().join("a")).unwrap();
+    let source = File::open(dir.path().join("a")).unwrap();
+    let error =
+        store.take(source, ImageKind::Disk, None, |_| writer.write_all(&disk(512)).unwrap()).unwrap_err();
+    assert!(matches!(error, ImportError::Changed { expected: 512, .. }), "{error}");
+    assert_eq!(left(&at), 0);
+}
+
+#[test]
+fn only_regular_files_below_the_directories_are_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let allowed = dir.path().join("in");
+    fs::create_dir_all(allowed.join("sub")).unwrap();
+    fs::write(allowed.join("sub/disk"), b"x").unwrap();
+    fs::write(dir.path().join("secret"), b"x").unwrap();
+    symlink(dir.path().join("secret"), allowed.join("link")).unwrap();
+    symlink(dir.path(), allowed.join("up")).unwrap();
+    nix::unistd::mkfifo(&allowed.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let dirs = [allowed.clone()];
+    let open = |tail: &str| open_below(&dirs, &allowed.join(tail).display().to_string());
+    assert!(open("sub/disk").is_ok());
+    for refused in ["link", "up/secret", "../secret", "sub/../../secret", "none", "/etc/passwd"] {
+        let error = open(refused).unwrap_err();
+        assert!(
+            matches!(error, ImportError::Open { .. } | ImportError::Outside { .. }),
+            "{refused}: {error}"
+        );
+    }
+    for refused in ["fifo", "sub"] {
+        assert!(matches!(open(refused), Err(ImportError::NotAFile { .. })), "{refused}");
+    }
+    assert!(matches!(open(""), Err(ImportError::Outside { .. })));
+    assert!(matches!(open_below(&[], "/x"), Err(ImportError::NoDirectories)));
+}

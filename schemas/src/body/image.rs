@@ -1,0 +1,115 @@
+//! Bodies of `host.<host>.image.*`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::spec::ImageKind;
+use crate::Token;
+
+/// Request of `image.import`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageImportRequest {
+    /// The name that specs use.
+    pub name: Token,
+    /// What it is good for; the file's head is checked against it.
+    pub kind: ImageKind,
+    /// The file on the host, below one of its `images.import_dirs`. Links are not followed.
+    pub path: String,
+    /// The SHA-256 that the content must have, 64 lower-case hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Let the name mean this content from now on though it means another. VMs keep what they were created with.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+/// Request of `image.remove` and, of all where it has no name, of `image.verify`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageNameRequest {
+    /// The image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Token>,
+}
+
+/// Request of `image.list`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImagesRequest {
+    /// Begin after this name; `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Images of a page; 100 if left out, 500 at the most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// An image of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageInfo {
+    /// Its name.
+    pub name: String,
+    /// What it is good for.
+    pub kind: ImageKind,
+    /// SHA-256 of the content.
+    pub sha256: String,
+    /// Its length.
+    pub size_bytes: u64,
+    /// It came with the host's configuration and cannot be removed over the bus.
+    pub built_in: bool,
+    /// When it was imported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported_unix_ms: Option<u64>,
+    /// How many VMs of the host were created with it.
+    pub vms: u64,
+}
+
+/// Reply of `image.import`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageImportReply {
+    /// The image.
+    pub image: ImageInfo,
+}
+
+/// Reply of `image.list`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImagesReply {
+    /// By name.
+    pub images: Vec<ImageInfo>,
+    /// What the store holds, named or not, in bytes.
+    pub store_bytes: u64,
+    /// Room that is left in its file system, in bytes.
+    pub free_bytes: u64,
+    /// Where to go on; absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// Reply of `image.remove` and `image.gc`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageGcReply {
+    /// SHA-256 of each content that was removed.
+    pub removed: Vec<String>,
+    /// What they took, in bytes.
+    pub freed_bytes: u64,
+    /// SHA-256 of each content without a name that VMs still use.
+    pub in_use: Vec<String>,
+}
+
+/// A content that is not what its digest says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DamagedImage {
+    /// The digest that it should have.
+    pub sha256: String,
+    /// Names that mean it.
+    pub names: Vec<String>,
+    /// What was found: another digest, or why it cannot be read.
+    pub found: String,
+}
+
+/// Reply of `image.verify`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageVerifyReply {
+    /// How many contents were read.
+    pub checked: u64,
+    /// Those that are damaged: import them again with `replace`.
+    pub damaged: Vec<DamagedImage>,
+}
