@@ -30,16 +30,8 @@ pub async fn subscribe_all(services: Shared, directory: Arc<Directory>, router: 
     for (namespace, name) in directory.names() {
         directory.serve(&services, &namespace, &name).await;
     }
-    // VMs are heard on connections of their own: whoever hears of the host can ask for them too.
     bus.connected().await;
-    if tokio::time::timeout(LANES_CONNECT, services.lanes.connected()).await.is_err() {
-        warn!("a connection for VMs is not there yet; the host answers without it");
-    }
     let mut host = Vec::new();
-    match client.subscribe(services.subjects.host_wildcard(&services.host)).await {
-        Ok(subscriber) => host.push((client.clone(), subscriber)),
-        Err(failure) => error!(error = %chain(&failure), "the host's subject could not be subscribed"),
-    }
     let front = services.lanes.front().clone();
     for subject in shared_subjects(&services.subjects) {
         match front.queue_subscribe(subject, PLACERS.to_owned()).await {
@@ -47,9 +39,18 @@ pub async fn subscribe_all(services: Shared, directory: Arc<Directory>, router: 
             Err(failure) => error!(error = %chain(&failure), "a shared subject could not be subscribed"),
         }
     }
+    let creates = subscribe_creates(&services, &front).await;
+    // Those have connections of their own: whoever hears of the host can ask for all of it.
+    if tokio::time::timeout(LANES_CONNECT, services.lanes.heard()).await.is_err() {
+        warn!("a connection for VMs is not there yet; the host answers without it");
+    }
+    match client.subscribe(services.subjects.host_wildcard(&services.host)).await {
+        Ok(subscriber) => host.push((client.clone(), subscriber)),
+        Err(failure) => error!(error = %chain(&failure), "the host's subject could not be subscribed"),
+    }
     let _service = discovery(&services, &client).await;
     let mut readers = tokio::task::JoinSet::new();
-    readers.spawn(place(services.clone(), router.clone(), front));
+    readers.spawn(place(services.clone(), router.clone(), front, creates));
     for (client, mut subscriber) in host {
         let router = router.clone();
         readers.spawn(async move {
@@ -61,16 +62,23 @@ pub async fn subscribe_all(services: Shared, directory: Arc<Directory>, router: 
     while readers.join_next().await.is_some() {}
 }
 
+async fn subscribe_creates(services: &Shared, client: &async_nats::Client) -> Option<async_nats::Subscriber> {
+    let subject = services.subjects.pool_wildcard(PoolVerb::Create);
+    let subscribed = client.queue_subscribe(subject, PLACERS.to_owned()).await;
+    subscribed.inspect_err(|failure| error!(error = %chain(failure), "creates could not be subscribed")).ok()
+}
+
 /// Takes part in placing new VMs, unless others are there that can and this host drains or its journal lags. Alone it
 /// stays, to say why it takes none.
-async fn place(services: Shared, router: Router, client: async_nats::Client) {
-    let subject = services.subjects.pool_wildcard(PoolVerb::Create);
+async fn place(
+    services: Shared,
+    router: Router,
+    client: async_nats::Client,
+    mut subscribed: Option<async_nats::Subscriber>,
+) {
     let fit = || !services.state.draining() && services.journal.is_sound();
     loop {
-        let mut subscriber = match client.queue_subscribe(subject.clone(), PLACERS.to_owned()).await {
-            Ok(subscriber) => subscriber,
-            Err(failure) => return error!(error = %chain(&failure), "creates could not be subscribed"),
-        };
+        let Some(mut subscriber) = subscribed.take() else { return };
         let mut looks = tokio::time::interval(LOOK);
         loop {
             tokio::select! {
@@ -94,6 +102,7 @@ async fn place(services: Shared, router: Router, client: async_nats::Client) {
             looks.tick().await;
         }
         info!("this host places new VMs again");
+        subscribed = subscribe_creates(&services, &client).await;
     }
 }
 

@@ -9,6 +9,7 @@ use std::hash::{Hash as _, Hasher as _};
 
 use async_nats::Client;
 use drover_schemas::Token;
+use futures_util::StreamExt as _;
 use tokio::sync::{Mutex, watch};
 use tracing::error;
 
@@ -80,11 +81,17 @@ impl Lanes {
         bus.clone()
     }
 
-    /// Waits until there is a connection for each namespace that has asked for one, and for verbs of any host.
-    pub async fn connected(&self) {
+    /// Waits until the server knows of every subscription that was made on these connections until now.
+    pub async fn heard(&self) {
         let lanes: Vec<Bus> = self.inner.lock().await.lanes.iter().map(|(bus, _)| bus.clone()).collect();
         for bus in lanes.iter().chain([&self.front]) {
             bus.connected().await;
+            // What comes back on a connection was sent after all that was subscribed for there.
+            let inbox = bus.client.new_inbox();
+            let Ok(mut back) = bus.client.subscribe(inbox.clone()).await else { continue };
+            if bus.client.publish(inbox, bytes::Bytes::new()).await.is_ok() {
+                let _ = back.next().await;
+            }
         }
     }
 
