@@ -12,7 +12,7 @@
 #   death        as faults, and each cause of an end, what a VMM can reach, and a short soak; the real hypervisor is looked
 #                at too if CLOUD_HYPERVISOR names it
 #   bus          the bus under fire: floods, quotas, what is too large, a stream that is tampered with, connections
-#                that are cut while --size MiB (96) move, several hosts, hosts and agents of other versions; three hosts
+#                that are cut while --size MiB (96) move, several hosts, what each role may do, other versions; three hosts
 #                beside a model while for --budget seconds (20) by --seed links are cut, servers and daemons killed
 #   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
 #                deadlines, detached ones that outlive the daemon; on real kernels in QEMU's software emulation
@@ -198,6 +198,7 @@ if wants bus; then
     step bus "more than there is room for" real overload 2
     step bus "the log of events, tampered with" real events 2
     step bus "several hosts" real fleet 2
+    step bus "who may do what" real tenants 2
     step bus "what judges a history" cargo test --locked --workspace --lib -- contest
     step bus "other versions" real versions 2
     step bus "streams on a bus that breaks" env DROVER_STREAM_MIB="$SIZE" cargo test --locked --workspace --test streams \

@@ -11,6 +11,8 @@ pub mod connect;
 pub mod egress;
 pub mod lanes;
 pub mod log;
+pub mod permissions;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod upgrade;
 pub mod watch;

@@ -334,5 +334,9 @@ impl Subjects {
     }
 }
 
+mod patterns;
+
+pub use patterns::matches;
+
 #[cfg(test)]
 mod tests;

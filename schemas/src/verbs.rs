@@ -1,7 +1,9 @@
 //! The verb table: one row for each verb. Routing, roles, schemas and reference pages come from it.
 
+mod roles;
 mod streams;
 
+pub use roles::Grants;
 pub use streams::{STREAMS, StreamRow, stream};
 
 /// How a verb is carried out and remembered.
@@ -28,8 +30,10 @@ pub enum Role {
     Operator,
     /// Runs commands and moves files in guests.
     Guest,
-    /// Operates hosts.
+    /// Operates hosts and the bus.
     Admin,
+    /// Is a host: what hosts ask of each other.
+    Host,
 }
 
 /// On which subjects a verb is asked for.
@@ -87,6 +91,7 @@ impl Role {
             Self::Operator => "operator",
             Self::Guest => "guest",
             Self::Admin => "admin",
+            Self::Host => "host",
         }
     }
 }
@@ -480,7 +485,7 @@ pub const VERBS: &[VerbRow] = &[
         Plane::Host,
         "placed",
         Class::Read,
-        Role::Admin,
+        Role::Host,
         "PlacedRequest",
         "PlacedReply",
         "Says whether the host works on a create; asked by placers before its claim is taken over.",
@@ -489,7 +494,7 @@ pub const VERBS: &[VerbRow] = &[
         Plane::Host,
         "create",
         Class::Journalled,
-        Role::Admin,
+        Role::Host,
         "CreateRequest",
         "ChangeReply",
         "The placed half of create; sent by placers.",

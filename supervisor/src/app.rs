@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use drover_actors::bus::assets::AssetsConfig;
 use drover_actors::bus::claims::ClaimError;
+use drover_actors::bus::permissions::INBOX;
 use drover_actors::hypervisor::landlock;
 use drover_actors::hypervisor::launcher::{Launcher, LauncherError};
 use drover_actors::hypervisor::version::{VersionError, check, find};
@@ -260,6 +261,10 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
     let mut bus = config.bus.clone();
     if bus.name.is_empty() {
         bus.name = format!("drover host {host}");
+    }
+    if bus.inbox_prefix.is_empty() {
+        // What `drover bus config` lets a host of this name listen to; without restrictions it is as good as any.
+        bus.inbox_prefix = format!("{INBOX}.{host}");
     }
     Ok(HostSetup {
         host,

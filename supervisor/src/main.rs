@@ -5,6 +5,7 @@
 mod admin;
 mod app;
 mod bench;
+mod busconf;
 mod cli;
 mod client;
 mod config;

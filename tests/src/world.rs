@@ -3,7 +3,7 @@
 use std::fs;
 use std::ops::{Deref, DerefMut};
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -197,8 +197,16 @@ impl World {
             self.nats_rules
         );
         fs::write(self.path("nats.conf"), config).expect("write");
+        self.start_nats_as(&self.path("nats.conf")).await;
+    }
+
+    /// Starts the bus with a configuration of the test's own, which listens where the worlds' do.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub async fn start_nats_as(&mut self, config: &Path) {
         let mut command = Command::new("nats-server");
-        command.arg("-c").arg(self.path("nats.conf"));
+        command.arg("-c").arg(config);
         self.nats = Some(spawn(&mut command, &self.path("nats.log")));
         let address = URL.trim_start_matches("nats://");
         until("nats-server", async || tokio::net::TcpStream::connect(address).await.ok()).await;

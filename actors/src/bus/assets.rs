@@ -165,7 +165,7 @@ pub enum AssetsError {
         source: async_nats::jetstream::context::GetStreamError,
     },
     /// The server did not make the stream.
-    #[error("make the stream {stream}")]
+    #[error("make the stream {stream}; who may not make streams needs an operator's `drover bus init`")]
     Create {
         /// The stream.
         stream: String,
@@ -183,16 +183,15 @@ pub async fn ensure(js: &Context, config: &AssetsConfig) -> Result<AssetsReport,
     let mut report = AssetsReport::default();
     for expected in config.streams() {
         let stream = expected.name.clone();
-        let info = match js.get_stream(&stream).await {
-            Ok(found) => found.cached_info().clone(),
-            Err(e) if is_absent(&e) => {
+        let info = match find(js, &stream).await? {
+            Some(found) => found,
+            None => {
                 let created = js.create_stream(expected.clone()).await;
                 let created =
                     created.map_err(|source| AssetsError::Create { stream: stream.clone(), source })?;
                 report.created.push(stream.clone());
                 created.cached_info().clone()
             }
-            Err(source) => return Err(AssetsError::Look { stream, source }),
         };
         if stream == config.events_stream() {
             report.stream_identity = info.created.unix_timestamp_nanos().to_string();
@@ -201,6 +200,15 @@ pub async fn ensure(js: &Context, config: &AssetsConfig) -> Result<AssetsReport,
         compare(&expected, &info.config, &mut report.differences);
     }
     Ok(report)
+}
+
+/// The asset, if it is there.
+pub(super) async fn find(js: &Context, stream: &str) -> Result<Option<stream::Info>, AssetsError> {
+    match js.get_stream(stream).await {
+        Ok(found) => Ok(Some(found.cached_info().clone())),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(source) => Err(AssetsError::Look { stream: stream.to_owned(), source }),
+    }
 }
 
 fn is_absent(error: &async_nats::jetstream::context::GetStreamError) -> bool {
@@ -213,7 +221,7 @@ fn is_absent(error: &async_nats::jetstream::context::GetStreamError) -> bool {
 }
 
 /// Compares what correctness and retention depend on.
-fn compare(expected: &stream::Config, found: &stream::Config, differences: &mut Vec<Difference>) {
+pub(super) fn compare(expected: &stream::Config, found: &stream::Config, differences: &mut Vec<Difference>) {
     let mut check = |setting: &'static str, found: String, expected_value: String| {
         if found != expected_value {
             differences.push(Difference {

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use tracing::{debug, error, warn};
 use ulid::Ulid;
 
+use crate::bus::permissions::{INBOX, RELAYED};
 use crate::rejections::Rejections;
 
 /// Requests above this many bytes are refused.
@@ -72,7 +73,7 @@ impl ReplyPolicy {
     /// Inboxes of clients, replies that cross accounts, and `extra` prefixes.
     #[must_use]
     pub fn new(extra: &[String]) -> Self {
-        let mut prefixes = vec!["_INBOX.".to_owned(), "_INBOX_".to_owned(), "_R_.".to_owned()];
+        let mut prefixes = vec![format!("{INBOX}."), format!("{INBOX}_"), format!("{RELAYED}.")];
         prefixes.extend(extra.iter().cloned());
         Self { prefixes }
     }

@@ -38,20 +38,6 @@ fn subject() -> impl Strategy<Value = Subject> {
     ]
 }
 
-/// Whether a NATS subscription matches a subject.
-fn matches(pattern: &str, subject: &str) -> bool {
-    let mut subject = subject.split('.');
-    for want in pattern.split('.') {
-        match (want, subject.next()) {
-            (">", Some(_)) => return true,
-            ("*", Some(_)) => {}
-            (a, Some(b)) if a == b => {}
-            _ => return false,
-        }
-    }
-    subject.next().is_none()
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
@@ -69,9 +55,17 @@ proptest! {
         let text = subjects.build(&subject);
         let is_event = matches!(
             subject,
-            Subject::VmEvent { .. } | Subject::RequestRejected { .. } | Subject::HostEvent { .. }
+            Subject::VmEvent { .. }
+                | Subject::RequestRejected { .. }
+                | Subject::HostEvent { .. }
         );
         prop_assert_eq!(matches(&subjects.all_events(), &text), is_event);
+        let host_log = matches(&subjects.host_events(&host), &text);
+        let is_host_log = matches!(&subject, Subject::HostEvent { host: h, .. } if *h == host);
+        prop_assert_eq!(host_log, is_host_log, "{}", text);
+        let vm_log = matches(&subjects.vm_events(&ns, &name), &text);
+        let is_vm_log = matches!(&subject, Subject::VmEvent { ns: n, name: m, .. } if *n == ns && *m == name);
+        prop_assert_eq!(vm_log, is_vm_log, "{}", text);
         let for_vm = matches(&subjects.vm_wildcard(&ns, &name), &text);
         let is_vm = match &subject {
             Subject::Vm { ns: n, name: m, .. } | Subject::Guest { ns: n, name: m, .. } => *n == ns && *m == name,

@@ -1,5 +1,8 @@
 //! `drover bus`.
 
+mod assets;
+mod config;
+
 use std::time::Duration;
 
 use drover_schemas::contract::ASYNCAPI;
@@ -20,10 +23,26 @@ pub enum BusCommand {
         #[arg(long)]
         own: bool,
     },
+    /// Make the stream of events and the buckets where they are absent; change nothing.
+    Init(assets::AssetArgs),
+    /// Make them, and bring those that are there up to date; what would lose events is refused.
+    Upgrade(assets::AssetArgs),
+    /// Write the NATS server's configuration: accounts, users, and what each role may do.
+    Config(config::ConfigArgs),
+    /// Hash a password, read from stdin, for a user of `bus config`.
+    Password {
+        /// What an attack on a stolen hash costs: each step doubles it, and the server's work at each login.
+        #[arg(long, default_value_t = crate::busconf::COST, value_parser = clap::value_parser!(u32).range(4..=20))]
+        cost: u32,
+    },
 }
 
 pub(super) async fn run(command: &BusCommand, global: &Global) -> Result<u8, CliError> {
     match command {
+        BusCommand::Init(args) => assets::run(args, false, global).await?,
+        BusCommand::Upgrade(args) => assets::run(args, true, global).await?,
+        BusCommand::Config(args) => config::write(args)?,
+        BusCommand::Password { cost } => config::password(*cost)?,
         BusCommand::Contract { own } => {
             let text = match own {
                 true => ASYNCAPI.to_owned(),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use drover_actors::bus::permissions::INBOX;
 use drover_schemas::Token;
 
 use super::exit::CliError;
@@ -42,7 +43,7 @@ pub struct ConnectArgs {
     /// Key of the client certificate.
     #[arg(long, env = "DROVER_TLS_KEY", global = true, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// Prefix of inboxes, for users that may subscribe to their own only.
+    /// Prefix of inboxes, for users that may subscribe to their own only; with --bus-user it is _INBOX.USER.
     #[arg(long, env = "DROVER_INBOX_PREFIX", global = true, value_name = "PREFIX")]
     pub inbox_prefix: Option<String>,
     /// Namespace.
@@ -80,8 +81,14 @@ impl ConnectArgs {
             tls: Tls { ca: self.tls_ca.clone(), cert: self.tls_cert.clone().zip(self.tls_key.clone()) },
             root: self.root.clone(),
             namespace: self.namespace.clone(),
-            inbox_prefix: self.inbox_prefix.clone(),
+            inbox_prefix: self.inbox_prefix.clone().or_else(|| self.own_inbox()),
         })
+    }
+
+    /// What `drover bus config` lets a user of this name listen to.
+    fn own_inbox(&self) -> Option<String> {
+        let user = self.bus_user.as_ref().filter(|_| self.creds.is_none() && self.nkey.is_none())?;
+        Token::new(user).ok().map(|user| format!("{INBOX}.{user}"))
     }
 
     fn auth(&self) -> Auth {

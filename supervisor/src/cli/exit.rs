@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
+use drover_actors::bus::upgrade::UpgradeError;
 use drover_schemas::{ErrorBody, ErrorCode};
 
 use crate::app::AppError;
@@ -67,6 +68,15 @@ pub enum CliError {
     /// The daemon ended with an error.
     #[error("run the host")]
     Host(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The file that the bus server's configuration is made of cannot be used.
+    #[error("make the bus server's configuration")]
+    BusFile(#[source] crate::busconf::BusFileError),
+    /// A password cannot be hashed.
+    #[error("make the hash of a password")]
+    Password(#[source] crate::busconf::HashError),
+    /// The stream and the buckets could not be made or changed.
+    #[error("make the stream and the buckets")]
+    Assets(#[source] drover_actors::bus::upgrade::UpgradeError),
     /// `drover dev` ended with an error.
     #[error("run the development host")]
     Dev(#[source] crate::dev::DevError),
@@ -99,7 +109,11 @@ impl CliError {
     pub fn body(&self) -> ErrorBody {
         let code = match self {
             Self::Client(error) => return error.body(),
-            Self::Usage(_) | Self::File { .. } => ErrorCode::InvalidArgument,
+            Self::Usage(_) | Self::File { .. } | Self::BusFile(_) | Self::Password(_) => {
+                ErrorCode::InvalidArgument
+            }
+            Self::Assets(UpgradeError::Loses { .. }) => ErrorCode::Conflict,
+            Self::Assets(_) => ErrorCode::Unavailable,
             Self::Output { .. } | Self::Digest { .. } | Self::Telemetry(_) | Self::Host(_) | Self::Dev(_) => {
                 ErrorCode::Internal
             }
@@ -113,6 +127,8 @@ impl CliError {
         }
         match self {
             Self::Host(_) | Self::Dev(_) => body.with("cause", "start"),
+            Self::Assets(UpgradeError::Loses { .. }) => body.with("cause", "loses"),
+            Self::Assets(_) => body.with("cause", "assets"),
             _ => body,
         }
     }
@@ -149,6 +165,7 @@ pub fn next_step(error: &ErrorBody, vm: Option<&str>) -> String {
         ErrorCode::NotFound => "`drover vm ls` shows what there is in the namespace (choose it by -n)".into(),
         ErrorCode::AlreadyExists => format!("choose another name, or look at it: `drover vm get {vm}`"),
         ErrorCode::Conflict => match detail("cause") {
+            Some("loses") => "give more room or time, or move what is stored by hand first".into(),
             Some("superseded") => {
                 format!("a later request took over; `drover vm get {vm}` shows how it is now")
             }
@@ -168,6 +185,9 @@ pub fn next_step(error: &ErrorBody, vm: Option<&str>) -> String {
         ErrorCode::Unavailable if detail("acked_off").is_some() => {
             "the connection was away for too long; look at how far it got in the guest, and begin again"
                 .into()
+        }
+        ErrorCode::Unavailable if detail("cause") == Some("assets") => {
+            "check that JetStream is enabled and that these credentials are an admin's of `bus config`".into()
         }
         ErrorCode::Unavailable => match detail("host") {
             Some(host) => format!("check the daemon of host {host}; what is asked of it is safe to repeat"),

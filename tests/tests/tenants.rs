@@ -1,0 +1,127 @@
+//! The bus as `drover bus config` writes it: the server is started with that text, unchanged, and each role has what
+//! it should have and no more, whether namespaces are accounts or not.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::fs;
+use std::time::Duration;
+
+use async_nats::ConnectOptions;
+use drover_tests::client::{Bus, Failure};
+use drover_tests::wait::until;
+use drover_tests::world::{Options, URL, World, run};
+use nkeys::KeyPair;
+use serde_json::{Value, json};
+
+/// How long a request that the server keeps from the hosts waits for its reply.
+const DENIED: Duration = Duration::from_secs(2);
+
+/// Makes a user; the seed is in a file of its name.
+fn user(world: &World, name: &str, roles: &[&str]) -> Value {
+    let pair = KeyPair::new_user();
+    fs::write(world.path(&format!("{name}.nk")), pair.seed().unwrap()).unwrap();
+    let mut user = json!({"name": name, "nkey": pair.public_key()});
+    if !roles.is_empty() {
+        user["roles"] = json!(roles);
+    }
+    user
+}
+
+async fn enter(world: &World, name: &str) -> Bus {
+    let seed = fs::read_to_string(world.path(&format!("{name}.nk"))).unwrap();
+    let options = ConnectOptions::with_nkey(seed).custom_inbox_prefix(format!("_INBOX.{name}"));
+    Bus { nats: options.retry_on_initial_connect().connect(URL).await.unwrap() }
+}
+
+/// The server keeps the message and writes down whose it was.
+async fn denied(world: &World, by: &Bus, subject: &str) {
+    match subject.starts_with("drover.") {
+        true => {
+            let outcome: Result<Value, Failure> = by.ask(subject, &json!({})).within(DENIED).get().await;
+            assert!(!matches!(outcome, Ok(_) | Err(Failure::Coded(_))), "{subject}: {outcome:?}");
+        }
+        false => by.nats.publish(subject.to_owned(), "{}".into()).await.unwrap(),
+    }
+    let violation = format!("Subject \"{subject}\"");
+    until(&format!("the server says of {subject} that it was denied"), async || {
+        let log = fs::read_to_string(world.path("server.log")).unwrap_or_default();
+        log.lines().any(|line| line.contains("Violation") && line.contains(&violation)).then_some(())
+    })
+    .await;
+}
+
+async fn roles_hold(world: &mut World, mode: &str) {
+    let file = json!({
+        "mode": mode,
+        "servers": [{"name": "n1", "listen": "127.0.0.1:4222"}],
+        "store_dir": world.path("js"),
+        "log_file": world.path("server.log"),
+        "hosts": [user(world, "h1", &[])],
+        "admins": [user(world, "ops", &[])],
+        "namespaces": [
+            {"name": "default", "users": [
+                user(world, "all", &["operator", "guest"]),
+                user(world, "looks", &["reader"]),
+                user(world, "operates", &["operator"]),
+            ]},
+            {"name": "other", "users": [user(world, "stranger", &["operator", "guest"])]},
+        ],
+    });
+    fs::write(world.path("bus.yaml"), file.to_string()).unwrap();
+    let (from, to) = (world.path("bus.yaml"), world.path("printed.conf"));
+    let made = world.drover(&["bus", "config", from.to_str().unwrap(), "--out", to.to_str().unwrap()]).await;
+    assert!(made.status.success(), "{made:?}");
+    world.start_nats_as(&to).await;
+
+    let seed = world.path("ops.nk");
+    let ops = ["--nkey", seed.to_str().unwrap(), "--inbox-prefix", "_INBOX.ops"];
+    let init = world.drover(&[&["bus", "init"][..], &ops].concat()).await;
+    assert!(init.status.success(), "{init:?}");
+
+    let mut config = world.config();
+    config["bus"]["nkey_seed_file"] = json!(world.path("h1.nk"));
+    world.configure(&config);
+    world.start();
+    world.bus = enter(world, "ops").await;
+    world.ready().await;
+
+    let all = enter(world, "all").await;
+    all.up("a").await;
+    all.until_ping("a").await;
+    let (looks, operates, stranger) =
+        (enter(world, "looks").await, enter(world, "operates").await, enter(world, "stranger").await);
+    for bus in [&looks, &operates] {
+        assert!(bus.status("a").await.is_ok());
+    }
+    for verb in ["guest.exec", "guest.get", "guest.put"] {
+        for bus in [&looks, &operates] {
+            denied(world, bus, &format!("drover.v1.cmd.default.vm.a.{verb}")).await;
+        }
+    }
+    denied(world, &looks, "drover.v1.cmd.default.vm.a.delete").await;
+    for subject in [
+        "drover.v1.cmd.default.vm.a.get",
+        "drover.v1.cmd.default.vm.a.guest.exec",
+        "drover.v1.io.default.0123456789abcdef",
+        "drover.v1.evt.ns.default.vm.a.started",
+        "drover.v1.evt.ns.other.vm.a.started",
+        "drover.v1.metric.ns.default.vm.a",
+        "drover.v1.host.h1.info",
+        "$KV.DROVER_VMS.default.a",
+        "$JS.API.STREAM.DELETE.DROVER_EVENTS",
+        "$JS.API.STREAM.INFO.DROVER_EVENTS",
+        "_INBOX.all.x",
+    ] {
+        denied(world, &stranger, subject).await;
+    }
+    operates.change("a", "delete").await.unwrap();
+}
+
+#[test]
+fn roles_hold_in_one_account() {
+    run("roles_hold_in_one_account", Options::down(), async |world| roles_hold(world, "single").await);
+}
+
+#[test]
+fn roles_hold_between_accounts() {
+    run("roles_hold_between_accounts", Options::down(), async |world| roles_hold(world, "tenants").await);
+}
