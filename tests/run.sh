@@ -211,6 +211,7 @@ if wants agent; then
     need_debian tmux=tmux
     step agent "the agent by itself" cargo test --locked --workspace --test commands --test runs --test host
     step agent "shells, commands and runs" real agent 1
+    step agent "files" real files 2
     wants e2e || step agent "the client in Python" python3 -W ignore tests/clients/python/test_client.py
 fi
 

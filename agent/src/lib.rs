@@ -29,6 +29,7 @@ use crate::facts::Facts;
 use crate::listen::{AcceptError, Listener};
 use crate::power::Power;
 use crate::runs::Runs;
+use crate::verbs::Partials;
 
 /// How many connections are served at a time; further ones are closed at once.
 pub const MAX_CONNECTIONS: usize = 8;
@@ -54,6 +55,8 @@ pub struct Agent {
     pub streams: Arc<Semaphore>,
     /// Files on the way.
     pub transfers: Arc<Semaphore>,
+    /// What may be gone on with of files on the way.
+    pub partials: Partials,
     /// Connections that are open.
     connections: AtomicUsize,
 }
@@ -69,6 +72,7 @@ impl Agent {
             runs,
             streams: Arc::new(Semaphore::new(MAX_STREAMS_IN_ALL)),
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
+            partials: Partials::default(),
             connections: AtomicUsize::new(0),
         })
     }

@@ -9,7 +9,8 @@ use drover_schemas::body::{guest, host, image, samples, vm};
 use drover_schemas::contract::ContractReply;
 use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent, ce};
 use drover_schemas::guest::{
-    AttachRequest, AttachResult, HealthResult, InfoResult, KillRequest, RunsRequest, RunsResult,
+    AttachRequest, AttachResult, FileStat, HealthResult, InfoResult, KillRequest, LsReply, LsRequest,
+    MkdirRequest, RmRequest, RunsRequest, RunsResult, StatRequest,
 };
 use drover_schemas::stream::{StreamFrame, StreamOpened};
 use drover_schemas::verbs::{Class, Plane, VERBS, VerbRow, stream};
@@ -66,6 +67,12 @@ fn schemas() -> Map<String, Value> {
         guest::GetRequest,
         guest::FileResult,
         guest::GuestShutdownRequest,
+        StatRequest,
+        FileStat,
+        LsRequest,
+        LsReply,
+        RmRequest,
+        MkdirRequest,
         InfoResult,
         HealthResult,
         StreamOpened,

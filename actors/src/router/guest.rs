@@ -1,7 +1,9 @@
 //! Verbs of the guest: over the link to its agent, never through the VM's mailbox.
 
 use drover_schemas::body::guest::{AttachReply, ExecResult};
-use drover_schemas::guest::{self as proto, AttachRequest};
+use drover_schemas::guest::{
+    self as proto, AttachRequest, FileStat, LsReply, LsRequest, MkdirRequest, RmRequest, StatRequest,
+};
 use drover_schemas::state::VmState;
 
 use super::{
@@ -36,6 +38,32 @@ impl Router {
                 let link = self.link_for(ns, name, request).await?;
                 guest_calls::shutdown(&link, request.request_id, left, &body).await?;
                 body_of(request, &drover_schemas::body::guest::Empty {})
+            }
+            "stat" => {
+                let body: StatRequest = request.decode()?;
+                let link = self.link(ns, name).await?;
+                let stat: FileStat = guest_calls::alike(&link, verb, None, left, &body).await?;
+                body_of(request, &stat)
+            }
+            "ls" => {
+                let body: LsRequest = request.decode()?;
+                let link = self.link(ns, name).await?;
+                let page: LsReply = guest_calls::alike(&link, verb, None, left, &body).await?;
+                body_of(request, &page)
+            }
+            "rm" => {
+                let body: RmRequest = request.decode()?;
+                let link = self.link_for(ns, name, request).await?;
+                let done: drover_schemas::body::guest::Empty =
+                    guest_calls::alike(&link, verb, request.request_id, left, &body).await?;
+                body_of(request, &done)
+            }
+            "mkdir" => {
+                let body: MkdirRequest = request.decode()?;
+                let link = self.link_for(ns, name, request).await?;
+                let done: drover_schemas::body::guest::Empty =
+                    guest_calls::alike(&link, verb, request.request_id, left, &body).await?;
+                body_of(request, &done)
             }
             "exec" => self.exec(ns, name, request, left).await,
             "runs" => {

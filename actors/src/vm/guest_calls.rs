@@ -218,6 +218,20 @@ pub fn exec_result(result: proto::ExecResult) -> ExecResult {
     }
 }
 
+/// A verb whose request and answer the agent and the client see alike.
+///
+/// # Errors
+/// The coded error for the caller.
+pub async fn alike<Q: Serialize + Sync, A: DeserializeOwned>(
+    link: &Link,
+    verb: &str,
+    request_id: Option<RequestId>,
+    left: Duration,
+    body: &Q,
+) -> Result<A, ErrorBody> {
+    call(link, verb, request_id, left, body).await
+}
+
 /// The agent's request for a put.
 pub fn put_open(request: &PutRequest, request_id: Option<RequestId>) -> Result<Open, ErrorBody> {
     let body = proto::PutRequest {
@@ -226,25 +240,44 @@ pub fn put_open(request: &PutRequest, request_id: Option<RequestId>) -> Result<O
         mode: request.mode,
         sha256: request.sha256.clone(),
         create_dirs: request.create_dirs,
-        owner: None,
+        owner: request.owner.clone(),
+        mtime_ms: request.mtime_ms,
+        ranges: request.ranges.clone(),
+        partial: request.partial.clone(),
     };
     Ok(Open { verb: proto::verb::PUT.into(), request_id, body: encode(&body)?, ..Open::default() })
 }
 
 /// The agent's request for a get.
 pub fn get_open(request: &GetRequest, credit: u64) -> Result<Open, ErrorBody> {
-    let body = proto::GetRequest { path: request.path.clone(), offset: 0, max_bytes: None };
+    let body = proto::GetRequest {
+        path: request.path.clone(),
+        ranges: request.ranges.clone(),
+        max_size: request.max_size_bytes,
+    };
     Ok(Open { verb: proto::verb::GET.into(), credit, body: encode(&body)?, ..Open::default() })
 }
 
 /// The agent's result of a put as clients see it.
 pub fn put_result(bytes: &[u8], request: &PutRequest) -> Result<FileResult, ErrorBody> {
     let result: proto::PutResult = decode_guest(bytes)?;
-    Ok(FileResult { size_bytes: result.size, sha256: result.sha256, mode: request.mode.unwrap_or(0o644) })
+    Ok(FileResult {
+        size_bytes: result.size,
+        sha256: result.sha256,
+        mode: request.mode.unwrap_or(0o644),
+        ..FileResult::default()
+    })
 }
 
 /// The agent's result of a get as clients see it.
 pub fn get_result(bytes: &[u8]) -> Result<FileResult, ErrorBody> {
     let result: proto::GetResult = decode_guest(bytes)?;
-    Ok(FileResult { size_bytes: result.size, sha256: result.sha256, mode: result.mode })
+    Ok(FileResult {
+        size_bytes: result.size,
+        sha256: result.sha256,
+        mode: result.mode,
+        mtime_ms: Some(result.mtime_ms),
+        uid: Some(result.uid),
+        gid: Some(result.gid),
+    })
 }

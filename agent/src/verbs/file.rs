@@ -1,4 +1,4 @@
-//! What `put` and `get` share: paths, and the system's refusals in the contract's words.
+//! What the verbs of files share: paths, and the system's refusals in the contract's words.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -41,6 +41,14 @@ pub(super) fn refused(act: &str, path: &Path, error: &io::Error) -> ErrorBody {
     };
     ErrorBody::new(code, format!("cannot {act} {}: {error}{advice}", path.display()))
         .with("path", path.display())
+}
+
+/// Permission bits, and nothing else.
+pub(super) fn mode(mode: u32) -> Result<u32, ErrorBody> {
+    if mode > 0o7777 {
+        return Err(invalid(format!("mode {mode:o} has more than permission bits; use at most 7777 octal")));
+    }
+    Ok(mode)
 }
 
 /// A place among the files that are on their way.

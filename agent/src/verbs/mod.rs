@@ -5,7 +5,10 @@ mod exec;
 mod file;
 mod get;
 mod health;
+mod held;
 mod info;
+mod names;
+mod partial;
 mod put;
 mod shutdown;
 
@@ -23,6 +26,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+pub use self::partial::Partials;
 use crate::Agent;
 use crate::conn::Stream;
 use crate::dedupe::{Admission, Outcome};
@@ -51,7 +55,10 @@ pub fn takes(verb: &str) -> Option<Channel> {
 
 /// Runs a request, once per request id and boot.
 pub async fn run(agent: &Agent, stream: &Stream, request: &Request) -> Outcome {
-    let mutating = matches!(request.verb.as_str(), verb::EXEC | verb::KILL | verb::PUT | verb::SHUTDOWN);
+    let mutating = matches!(
+        request.verb.as_str(),
+        verb::EXEC | verb::KILL | verb::PUT | verb::RM | verb::MKDIR | verb::SHUTDOWN
+    );
     let effect = Effect::default();
     match request.request_id.filter(|_| mutating) {
         None => in_time(stream, request, work(agent, stream, request, &effect)).await,
@@ -133,6 +140,10 @@ async fn work(agent: &Agent, stream: &Stream, request: &Request, effect: &Effect
         }
         verb::PUT => or_ending(stream, put::run(agent, stream, decode(body)?, effect)).await,
         verb::GET => or_ending(stream, get::run(agent, stream, decode(body)?)).await,
+        verb::STAT => or_ending(stream, names::stat(decode(body)?)).await,
+        verb::LS => or_ending(stream, names::ls(decode(body)?)).await,
+        verb::RM => names::rm(decode(body)?, effect).await,
+        verb::MKDIR => names::mkdir(decode(body)?, effect).await,
         verb::INFO => reply(&info::gather(&agent.facts)),
         verb::HEALTH => reply(&health::gather(&agent.facts)),
         verb::SHUTDOWN => shutdown::run(agent, decode(body)?, effect),

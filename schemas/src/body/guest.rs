@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::blob::Blob;
-use crate::guest::{AttachedAt, ResourceLimit, RunInfo, TermSize};
+use crate::guest::{AttachedAt, FileRange, ResourceLimit, RunInfo, TermSize};
 use crate::secret::Secret;
 use crate::stream::StreamOpened;
 
@@ -153,11 +153,11 @@ pub struct AttachReply {
 }
 
 /// Request of `guest.put`; the data follows on channel `data` of the stream.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PutRequest {
     /// Absolute path in the guest.
     pub path: String,
-    /// How many bytes will follow.
+    /// The file's size.
     pub size_bytes: u64,
     /// Permissions; 0644 if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -168,20 +168,39 @@ pub struct PutRequest {
     /// Make missing directories.
     #[serde(default)]
     pub create_dirs: bool,
+    /// `name`, `uid`, `name:group` or `uid:gid` of the guest; the agent's user if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// When it was last written, in milliseconds since the Unix epoch; now if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtime_ms: Option<i64>,
+    /// The bytes that will follow, in order and at most 1,024 ranges; all of them if left out. Elsewhere the file is
+    /// zero and takes no room, or has what an earlier transfer with the same `partial` brought.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranges: Option<Vec<FileRange>>,
+    /// Keeps what came of a transfer that breaks, under this name of at most 64 letters, digits, `-` and `_`.
+    /// `guest.stat` with it says how much that is; a put with it goes on with `ranges` from there, and takes the place
+    /// of one that still runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial: Option<String>,
 }
 
 /// Request of `guest.get`; the data comes on channel `data` of the stream.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GetRequest {
     /// Absolute path in the guest.
     pub path: String,
     /// Refuse a file larger than this, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_size_bytes: Option<u64>,
+    /// The bytes that are wanted, in order and at most 1,024 ranges; all of them if left out. The digest is over the
+    /// whole file all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranges: Option<Vec<FileRange>>,
 }
 
 /// Result of a transfer; compare the digest with your own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileResult {
     /// Length of the file.
     pub size_bytes: u64,
@@ -189,6 +208,15 @@ pub struct FileResult {
     pub sha256: String,
     /// Permissions.
     pub mode: u32,
+    /// When a file that was read was last written: milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtime_ms: Option<i64>,
+    /// Owner of a file that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Group of a file that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
 }
 
 /// How `guest.shutdown` ends the guest.

@@ -26,9 +26,10 @@
 //! may come once before the data and tells what is coming. `deadline_ms` counts from arrival; when
 //! it passes, the work is ended as by `cancel` and the answer is `deadline_exceeded`.
 //! `cancel{stream}` ends the work (a command is killed with everything that it started, a half-written
-//! file is removed); the answer still comes. A lost connection cancels its streams. A detached command
-//! has no stream: neither ends it, nor does the end of the agent. `control{stream, size, signal}` goes to
-//! the command of an `exec` or an `attach`: its terminal has a new size, its process group gets a signal.
+//! file is removed, or kept if the request says so); the answer still comes. A lost connection cancels its
+//! streams. A detached command has no stream: neither ends it, nor does the end of the agent.
+//! `control{stream, size, signal}` goes to the command of an `exec` or an `attach`: its terminal has a new
+//! size, its process group gets a signal.
 //!
 //! # Data and credit
 //! Bytes travel as `data{stream, ch, off, data, eof}` of at most [`MAX_DATA`] bytes, `off` being the
@@ -59,17 +60,22 @@ mod exec;
 mod file;
 pub mod flow;
 mod frame;
+pub mod ranges;
 mod run;
 mod state;
 pub mod verb;
 pub mod wire;
 
 pub use exec::{ExecRequest, ExecResult, Resource, ResourceLimit, TermSize};
-pub use file::{GetHead, GetRequest, GetResult, PutRequest, PutResult};
+pub use file::{
+    DirEntry, FileKind, FileStat, GetHead, GetRequest, GetResult, LsReply, LsRequest, MAX_ENTRIES,
+    MAX_UNSIZED, MkdirRequest, PutRequest, PutResult, RmRequest, StatRequest,
+};
 pub use frame::{
     AgentFrame, AgentHello, Bye, Cancel, Channel, Control, Credit, Data, Event, FrameKind, GuestKind, Head,
     HostFrame, HostHello, Ping, Pong, Request, Response,
 };
+pub use ranges::FileRange;
 pub use run::{
     AttachHead, AttachRequest, AttachResult, AttachedAt, Extent, KillRequest, RunInfo, RunResult, RunState,
     RunsRequest, RunsResult,

@@ -10,6 +10,10 @@
 //! | `kill` | [`KillRequest`](super::KillRequest) | | | empty map | by id |
 //! | `put` | [`PutRequest`](super::PutRequest) | | host: `data` | [`PutResult`](super::PutResult) | by id |
 //! | `get` | [`GetRequest`](super::GetRequest) | [`GetHead`](super::GetHead) | agent: `data` | [`GetResult`](super::GetResult) | yes |
+//! | `stat` | [`StatRequest`](super::StatRequest) | | | [`FileStat`](super::FileStat) | yes |
+//! | `ls` | [`LsRequest`](super::LsRequest) | | | [`LsReply`](super::LsReply) | yes |
+//! | `rm` | [`RmRequest`](super::RmRequest) | | | empty | by id |
+//! | `mkdir` | [`MkdirRequest`](super::MkdirRequest) | | | empty | by id |
 //! | `info` | – | | | [`InfoResult`](super::InfoResult) | yes |
 //! | `health` | – | | | [`HealthResult`](super::HealthResult) | yes |
 //! | `shutdown` | [`ShutdownRequest`](super::ShutdownRequest) | | | [`ShutdownResult`](super::ShutdownResult) | by id |
@@ -35,6 +39,14 @@ pub const KILL: &str = "kill";
 pub const PUT: &str = "put";
 /// Reads a file.
 pub const GET: &str = "get";
+/// What a name is.
+pub const STAT: &str = "stat";
+/// The names in a folder.
+pub const LS: &str = "ls";
+/// Removes a name.
+pub const RM: &str = "rm";
+/// Makes a folder.
+pub const MKDIR: &str = "mkdir";
 /// What the guest is.
 pub const INFO: &str = "info";
 /// How the guest is.

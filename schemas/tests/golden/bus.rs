@@ -122,6 +122,7 @@ fn requests_are_pinned() {
         mode: Some(0o600),
         sha256: None,
         create_dirs: true,
+        ..PutRequest::default()
     };
     check("bus", "put", &put, decode);
 }

@@ -159,12 +159,53 @@ fn bodies() {
             sha256: Some(sha256.clone()),
             create_dirs: true,
             owner: Some("0:0".into()),
+            ..Default::default()
         },
     );
     body("put-result", &PutResult { size: 0, sha256: sha256.clone() });
-    body("get", &GetRequest { path: "/etc/motd".into(), offset: 10, max_bytes: Some(5) });
+    let ranges = vec![FileRange { off: 10, len: 5 }];
+    body(
+        "put-rest",
+        &PutRequest {
+            path: "/etc/motd".into(),
+            size: 15,
+            mtime_ms: Some(-1),
+            ranges: Some(ranges.clone()),
+            partial: Some("3f".into()),
+            ..Default::default()
+        },
+    );
+    body("get", &GetRequest { path: "/etc/motd".into(), ranges: Some(ranges.clone()), max_size: Some(15) });
+    let request = StatRequest { path: "/a".into(), follow: true, ranges: true, partial: Some("3f".into()) };
+    body("stat", &request);
+    let stat = FileStat {
+        kind: FileKind::File,
+        size_bytes: 15,
+        allocated_bytes: 4096,
+        mode: 0o644,
+        uid: 0,
+        gid: 4,
+        mtime_ms: 1_700_000_000_000,
+        target: None,
+        ranges: Some(ranges),
+    };
+    body("stat-result", &stat);
+    body("ls", &LsRequest { path: "/".into(), after: Some("bin".into()), limit: Some(1) });
+    let link = FileStat {
+        kind: FileKind::Symlink,
+        target: Some("usr/lib".into()),
+        mode: 0o777,
+        ..Default::default()
+    };
+    let entries = vec![DirEntry { name: "lib".into(), stat: link }];
+    body("ls-result", &LsReply { entries, more: true, unreadable: 0 });
+    body("rm", &RmRequest { path: "/a".into(), recursive: true });
+    body("mkdir", &MkdirRequest { path: "/a".into(), mode: Some(0o700), parents: true });
     body("get-head", &GetHead { size: 15, mode: 0o644, uid: 0, gid: 0, mtime_ms: 1_700_000_000_000 });
-    body("get-result", &GetResult { size: 0, sha256, mode: 0o644, mtime_ms: 1_700_000_000_000 });
+    body(
+        "get-result",
+        &GetResult { size: 0, sha256, mode: 0o644, uid: 0, gid: 0, mtime_ms: 1_700_000_000_000 },
+    );
     body("ping-result", &PingResult { boot_id: "b".into(), unix_ms: 1_700_000_000_000, uptime_ms: 5 });
     body(
         "info-result",

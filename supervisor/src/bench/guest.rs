@@ -96,8 +96,7 @@ pub async fn files(
 }
 
 async fn put(bulk: &Client, name: &Token, size: u64) -> Result<(), ClientError> {
-    let request =
-        PutRequest { path: PATH.to_owned(), size_bytes: size, mode: None, sha256: None, create_dirs: false };
+    let request = PutRequest { path: PATH.to_owned(), size_bytes: size, ..PutRequest::default() };
     let opening =
         bulk.open(&bulk.guest_subject(name, "put")?, &request, CallOptions::change(DEADLINE)).await?;
     let opened: StreamOpened = opening.reply()?;
@@ -110,7 +109,7 @@ async fn put(bulk: &Client, name: &Token, size: u64) -> Result<(), ClientError> 
 }
 
 async fn get(bulk: &Client, name: &Token) -> Result<(), ClientError> {
-    let request = GetRequest { path: PATH.to_owned(), max_size_bytes: None };
+    let request = GetRequest { path: PATH.to_owned(), ..GetRequest::default() };
     let opening =
         bulk.open(&bulk.guest_subject(name, "get")?, &request, CallOptions::change(DEADLINE)).await?;
     let opened: StreamOpened = opening.reply()?;

@@ -240,14 +240,17 @@ async fn files_arrive_whole_or_not_at_all() {
     assert!(std::fs::read(&path).unwrap() == data, "the old file stays");
     until("no draft is left", || std::fs::read_dir(path.parent().unwrap()).unwrap().count() == 1).await;
 
-    let get = GetRequest { path: text, offset: 3, max_bytes: Some(700_000) };
+    let ranges = vec![FileRange { off: 3, len: 700_000 }];
+    let get = GetRequest { path: text, ranges: Some(ranges), max_size: None };
     let open = Open { verb: verb::GET.into(), credit: 1000, body: body(&get), ..Open::default() };
     let stream = link.open(open).unwrap();
     let Some(StreamEvent::Head(head)) = stream.recv().await else { panic!("the head comes first") };
     assert_eq!(read::<GetHead>(&head).size, data.len() as u64);
     let (out, _, end) = drain::<GetResult>(&stream, 200_000).await;
     assert!(out == data[3..700_003]);
-    assert_eq!((end.clone().unwrap().size, end.unwrap().mode), (700_000, 0o640));
+    let end = end.unwrap();
+    assert_eq!((end.size, end.mode), (data.len() as u64, 0o640));
+    assert_eq!(end.sha256, done.sha256, "the digest is over the whole file");
 }
 
 #[tokio::test]

@@ -1,24 +1,30 @@
 //! `drover vm cp`: one file, either way, with both ends' digests compared.
+//!
+//! Holes do not travel. A copy that broke is gone on with by the same command, as long as the file has not changed:
+//! what came is kept beside the target under a hidden name, and checked with the rest of the file.
 
+use std::fs::File;
 use std::io::IsTerminal as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use drover_schemas::Token;
 use drover_schemas::body::guest::{FileResult, GetRequest, PutRequest};
+use drover_schemas::guest::ranges::{self, Walk};
+use drover_schemas::guest::{FileKind, FileStat, StatRequest};
 use drover_schemas::stream::{Channel, StreamOpened};
+use drover_schemas::{ErrorCode, Token};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt as _, AsyncWrite};
+use tokio::io::AsyncWrite;
+use tokio::task::JoinHandle;
 
 use super::super::Global;
 use super::super::exit::CliError;
 use super::super::tally::{Tallied, Tally};
 use super::exec::cancel_on_signal;
-
-use crate::client::{CallOptions, Client, Input, Output};
+use super::transfer::{self, Partial};
+use crate::client::{CallOptions, Client, ClientError, Input, Output};
 
 const OPEN_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -32,25 +38,28 @@ pub struct CpArgs {
     /// Permissions of the copy in the guest, as 0644; those of the file if left out.
     #[arg(long, value_name = "MODE", value_parser = octal)]
     mode: Option<u32>,
+    /// Who owns the copy in the guest, as `name`, `uid`, `name:group` or `uid:gid`; root if left out.
+    #[arg(long, value_name = "OWNER")]
+    owner: Option<String>,
     /// Make missing directories in the guest.
     #[arg(long, short)]
     parents: bool,
 }
 
-fn octal(text: &str) -> Result<u32, String> {
+pub(super) fn octal(text: &str) -> Result<u32, String> {
     u32::from_str_radix(text.trim_start_matches("0o"), 8).map_err(|e| format!("not an octal mode: {e}"))
 }
 
 /// One side of a copy.
 #[derive(Debug, PartialEq, Eq)]
-enum Place {
+pub(super) enum Place {
     Local(PathBuf),
     Guest(Token, String),
 }
 
 impl Place {
     /// `NAME:/path` is in a guest; a path with a colon of its own can be written as `./a:/b`.
-    fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         if let Some((name, path)) = text.split_once(':')
             && path.starts_with('/')
             && let Ok(name) = Token::new(name)
@@ -124,8 +133,11 @@ async fn put(
     deadline: Duration,
 ) -> Result<(u64, String), CliError> {
     let failed = |action| move |source| CliError::File { action, path: from.to_owned(), source };
-    let file = File::open(from).await.map_err(failed("open"))?;
-    let metadata = file.metadata().await.map_err(failed("look at"))?;
+    // Without waiting: a pipe is refused, and not waited for.
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
+    let file = rustix::fs::open(from, flags, rustix::fs::Mode::empty());
+    let file: File = file.map_err(|e| failed("open")(e.into()))?.into();
+    let metadata = file.metadata().map_err(failed("look at"))?;
     if !metadata.is_file() {
         return Err(CliError::Usage(format!("{} is not a file; copy files one by one", from.display())));
     }
@@ -133,23 +145,81 @@ async fn put(
         Some(file_name) if to.ends_with('/') => format!("{to}{}", file_name.to_string_lossy()),
         _ => to,
     };
+    // A file that grows meanwhile is copied as long as it was.
+    let size_bytes = metadata.len();
+    let (mtime, mtime_nsec) = (metadata.mtime(), metadata.mtime_nsec());
+    let token = transfer::token(&[&metadata.dev(), &metadata.ino(), &size_bytes, &mtime, &mtime_nsec, &path]);
+    let came = came(client, name, &path, &token, deadline).await?.min(size_bytes);
+    let data = transfer::data(&file, size_bytes).map_err(failed("look at"))?;
+    let walk = walk(size_bytes, &ranges::from(&data, came))?;
+    let sha256 = match came {
+        0 => None,
+        // What came before is of this file only if the whole is: the guest must know before it replaces anything.
+        _ => Some(transfer::digest(&file, size_bytes).await.map_err(failed("read"))?),
+    };
     let request = PutRequest {
         path,
-        size_bytes: metadata.len(),
+        size_bytes,
         mode: Some(args.mode.unwrap_or(metadata.permissions().mode() & 0o7777)),
-        sha256: None,
+        sha256,
         create_dirs: args.parents,
+        owner: args.owner.clone(),
+        mtime_ms: Some(mtime.saturating_mul(1000).saturating_add(mtime_nsec / 1_000_000)),
+        ranges: Some(walk.ranges().to_vec()),
+        partial: Some(token),
     };
     let subject = client.guest_subject(name, "put")?;
     let opening = client.open(&subject, &request, CallOptions::change(deadline)).await?;
     let opened: StreamOpened = opening.reply()?;
-    let tally = Tally::new(bar(Some(metadata.len())));
-    // A file that grows meanwhile is copied as long as it was.
-    let reader = Tallied::new(file.take(metadata.len()), tally.clone());
+    let (reader, fed) = transfer::feed(file, walk.clone(), bar(Some(&walk))).map_err(failed("read"))?;
     let input = Input { channel: Channel::Data, reader: Box::new(reader) };
     let session = opening.session(&opened)?;
-    let result: FileResult = session.run(Some(input), Vec::new(), cancel_on_signal()).await?;
-    same(&from.display().to_string(), &tally, &result)
+    let ended = session.run(Some(input), Vec::new(), cancel_on_signal()).await;
+    let (result, sha256) = both(ended, fed, failed("read")).await?;
+    same(&from.display().to_string(), (size_bytes, sha256), &result)
+}
+
+/// How much of the file has come to the guest before, in bytes.
+async fn came(
+    client: &Client,
+    name: &Token,
+    path: &str,
+    token: &str,
+    deadline: Duration,
+) -> Result<u64, CliError> {
+    let request =
+        StatRequest { path: path.to_owned(), partial: Some(token.to_owned()), ..StatRequest::default() };
+    let subject = client.guest_subject(name, "stat")?;
+    match client.call::<_, FileStat>(&subject, &request, CallOptions::read(deadline)).await {
+        Ok(stat) => Ok(stat.size_bytes),
+        // Whatever else is wrong with the path, `put` says better.
+        Err(ClientError::Refused(error))
+            if matches!(error.code, ErrorCode::NotFound | ErrorCode::InvalidArgument) =>
+        {
+            Ok(0)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn walk(size: u64, ranges: &[drover_schemas::guest::FileRange]) -> Result<Walk, CliError> {
+    Walk::new(size, Some(ranges))
+        .map_err(|e| CliError::Usage(format!("the file's ranges cannot be used: {e}")))
+}
+
+/// The results of a stream and of the thread at its end here. A stream that broke because this end did is the thread's
+/// failure.
+async fn both(
+    ended: Result<FileResult, ClientError>,
+    thread: JoinHandle<std::io::Result<String>>,
+    failed: impl FnOnce(std::io::Error) -> CliError,
+) -> Result<(FileResult, String), CliError> {
+    let thread = thread.await.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
+    match (ended, thread) {
+        (Ok(result), Ok(sha256)) => Ok((result, sha256)),
+        (Ok(_) | Err(ClientError::Input(_) | ClientError::Output(_)), Err(error)) => Err(failed(error)),
+        (Err(error), _) => Err(error.into()),
+    }
 }
 
 async fn get(
@@ -163,18 +233,54 @@ async fn get(
         Some(file_name) if to.is_dir() => to.join(file_name),
         _ => to.to_owned(),
     };
-    let partial = Partial::beside(&target)?;
+    let request = StatRequest { path: from.to_owned(), follow: true, ranges: true, ..StatRequest::default() };
+    let subject = client.guest_subject(name, "stat")?;
+    let stat: FileStat = client.call(&subject, &request, CallOptions::read(deadline)).await?;
+    if stat.kind != FileKind::File {
+        return Err(CliError::Usage(format!("{from} is not a regular file; copy files one by one")));
+    }
+    let token = transfer::token(&[name, &from, &stat.size_bytes, &stat.mtime_ms]);
+    let mut partial = Partial::beside(&target, &token)?;
     let failed = |action| {
-        let path = partial.path.clone();
+        let path = target.clone();
         move |source| CliError::File { action, path, source }
     };
-    let file = File::options().write(true).create_new(true).open(&partial.path).await;
-    let file = file.map_err(failed("create"))?;
-    let (size, sha256, mode) = receive(client, name, from, Box::new(file), bar(None), deadline).await?;
-    let permissions = std::fs::Permissions::from_mode(mode & 0o777);
-    tokio::fs::set_permissions(&partial.path, permissions).await.map_err(failed("set the mode of"))?;
-    partial.keep(&target)?;
-    Ok((size, sha256))
+    if stat.size_bytes == 0 {
+        // What states no size may have bytes all the same, as in `/proc`.
+        let file = partial.file.try_clone().map_err(failed("open"))?;
+        file.set_len(0).map_err(failed("empty"))?;
+        let writer = Box::new(tokio::fs::File::from_std(file));
+        let (size, sha256, mode) = receive(client, name, from, writer, bar(None), deadline).await?;
+        partial.keep(&target, mode, None)?;
+        return Ok((size, sha256));
+    }
+    let size = stat.size_bytes;
+    let came = partial.len()?.min(size);
+    let data = stat.ranges.unwrap_or_default();
+    // A guest's list is no more trusted than its other words.
+    let data = walk(size, &data)?.ranges().to_vec();
+    let walk = walk(size, &ranges::from(&data, came))?;
+    partial.room(walk.travelling())?;
+    let request = GetRequest {
+        path: from.to_owned(),
+        max_size_bytes: Some(size),
+        ranges: Some(walk.ranges().to_vec()),
+    };
+    let subject = client.guest_subject(name, "get")?;
+    let opening = client.open(&subject, &request, CallOptions::change(deadline)).await?;
+    let opened: StreamOpened = opening.reply()?;
+    let file = partial.file.try_clone().map_err(failed("open"))?;
+    let (writer, stored) = transfer::store(file, walk.clone(), bar(Some(&walk))).map_err(failed("write"))?;
+    let output = Output { channel: Channel::Data, writer: Box::new(writer) };
+    let session = opening.session(&opened)?;
+    // From here on what comes is worth keeping, until both ends disagree about it.
+    partial.stays = true;
+    let ended = session.run(None, vec![output], cancel_on_signal()).await;
+    let (result, sha256) = both(ended, stored, failed("write")).await?;
+    partial.stays = false;
+    let copied = same(from, (size, sha256), &result)?;
+    partial.keep(&target, result.mode, result.mtime_ms)?;
+    Ok(copied)
 }
 
 async fn receive(
@@ -185,7 +291,7 @@ async fn receive(
     bar: ProgressBar,
     deadline: Duration,
 ) -> Result<(u64, String, u32), CliError> {
-    let request = GetRequest { path: from.to_owned(), max_size_bytes: None };
+    let request = GetRequest { path: from.to_owned(), ..GetRequest::default() };
     let subject = client.guest_subject(name, "get")?;
     let opening = client.open(&subject, &request, CallOptions::change(deadline)).await?;
     let opened: StreamOpened = opening.reply()?;
@@ -193,13 +299,12 @@ async fn receive(
     let output = Output { channel: Channel::Data, writer: Box::new(Tallied::new(writer, tally.clone())) };
     let session = opening.session(&opened)?;
     let result: FileResult = session.run(None, vec![output], cancel_on_signal()).await?;
-    let (size, sha256) = same(from, &tally, &result)?;
+    let (size, sha256) = same(from, tally.total(), &result)?;
     Ok((size, sha256, result.mode))
 }
 
 /// The copy, if both ends saw the same bytes.
-fn same(what: &str, tally: &Tally, result: &FileResult) -> Result<(u64, String), CliError> {
-    let (bytes, sha256) = tally.total();
+fn same(what: &str, (bytes, sha256): (u64, String), result: &FileResult) -> Result<(u64, String), CliError> {
     if bytes == result.size_bytes && sha256.eq_ignore_ascii_case(&result.sha256) {
         return Ok((bytes, sha256));
     }
@@ -208,47 +313,14 @@ fn same(what: &str, tally: &Tally, result: &FileResult) -> Result<(u64, String),
     Err(CliError::Digest { what: what.to_owned(), here, there })
 }
 
-/// A file under a name of its own until it is complete; removed if it never is.
-struct Partial {
-    path: PathBuf,
-    kept: bool,
-}
-
-impl Partial {
-    fn beside(target: &Path) -> Result<Self, CliError> {
-        let name = target
-            .file_name()
-            .ok_or_else(|| CliError::Usage(format!("{} names no file", target.display())))?;
-        let name = format!(".{}.{:08x}.part", name.to_string_lossy(), rand::random::<u32>());
-        Ok(Self { path: target.with_file_name(name), kept: false })
-    }
-
-    fn keep(mut self, target: &Path) -> Result<(), CliError> {
-        std::fs::rename(&self.path, target).map_err(|source| CliError::File {
-            action: "rename the copy to",
-            path: target.to_owned(),
-            source,
-        })?;
-        self.kept = true;
-        Ok(())
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.kept {
-            // It may not exist yet; there is nobody left to tell either way.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn bar(size: Option<u64>) -> ProgressBar {
+fn bar(walk: Option<&Walk>) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let (bar, template) = match size {
-        Some(size) => (ProgressBar::new(size), "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}"),
+    let (bar, template) = match walk {
+        Some(walk) => {
+            (ProgressBar::new(walk.travelling()), "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+        }
         None => (ProgressBar::new_spinner(), "{spinner} {bytes} {bytes_per_sec} {elapsed}"),
     };
     match ProgressStyle::with_template(template) {
@@ -268,14 +340,5 @@ mod tests {
         for local in ["./web:/etc/hosts", "web", "web:etc", "/a/b", "C:x"] {
             assert_eq!(Place::parse(local), Place::Local(local.into()));
         }
-    }
-
-    #[test]
-    fn a_partial_file_does_not_outlive_a_failure() {
-        let dir = tempfile::tempdir().unwrap();
-        let partial = Partial::beside(&dir.path().join("x")).unwrap();
-        std::fs::write(&partial.path, "half").unwrap();
-        drop(partial);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

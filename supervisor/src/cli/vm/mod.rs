@@ -5,10 +5,12 @@ mod console;
 mod copy;
 mod create;
 mod exec;
+mod names;
 mod runs;
 mod set;
 mod show;
 mod terminal;
+mod transfer;
 
 use std::time::Duration;
 
@@ -58,6 +60,9 @@ pub enum VmCommand {
     Runs(runs::RunsCommand),
     /// Copy a file to or from a guest.
     Cp(copy::CpArgs),
+    /// Look at, list, remove and make names in a guest.
+    #[command(subcommand)]
+    File(names::FileCommand),
     /// Show the end of a log.
     Logs {
         /// The VM.
@@ -108,6 +113,7 @@ impl VmCommand {
             Self::Runs(command) => command.name(),
             Self::Console(args) => args.name(),
             Self::Cp(args) => return args.name(),
+            Self::File(command) => command.name(),
         };
         Some(name.to_string())
     }
@@ -136,6 +142,7 @@ pub(super) async fn run(command: &VmCommand, global: &Global) -> Result<u8, CliE
         VmCommand::Exec(args) => return exec::run(args, &client, global).await,
         VmCommand::Runs(command) => return runs::run(command, &client, global).await,
         VmCommand::Cp(args) => copy::run(args, &client, global).await?,
+        VmCommand::File(command) => names::run(command, &client, global).await?,
         VmCommand::Console(args) => return console::run(args, &client, global).await,
         VmCommand::Logs { name, source, tail, follow } => {
             let source = match source {

@@ -63,7 +63,7 @@ impl Host {
 }
 
 fn result(size_bytes: u64) -> StreamEnd {
-    let result = FileResult { size_bytes, sha256: "x".into(), mode: 0o644 };
+    let result = FileResult { size_bytes, sha256: "x".into(), mode: 0o644, ..FileResult::default() };
     StreamEnd::Result(Blob(drover_schemas::codec::encode(&result).unwrap().into()))
 }
 
@@ -104,7 +104,7 @@ async fn what_is_lost_on_the_way_to_the_host_is_sent_again() {
         got
     });
     let client = connect(&bus).await;
-    let request = PutRequest { path: "/x".into(), size_bytes, mode: None, sha256: None, create_dirs: false };
+    let request = PutRequest { path: "/x".into(), size_bytes, ..PutRequest::default() };
     let subject = client.guest_subject(&token("web"), "put").unwrap();
     let opening = client.open(&subject, &request, CallOptions::change(SOON)).await.unwrap();
     let opened: StreamOpened = opening.reply().unwrap();
@@ -150,7 +150,7 @@ async fn what_is_lost_on_the_way_to_the_client_is_asked_for_again() {
     });
     let client = connect(&bus).await;
     let subject = client.guest_subject(&token("web"), "get").unwrap();
-    let request = GetRequest { path: "/x".into(), max_size_bytes: None };
+    let request = GetRequest { path: "/x".into(), ..GetRequest::default() };
     let opening = client.open(&subject, &request, CallOptions::change(SOON)).await.unwrap();
     let opened: StreamOpened = opening.reply().unwrap();
     let (ours, mut theirs) = tokio::io::duplex(8 * 1024);
@@ -181,8 +181,7 @@ async fn a_cancel_reaches_the_host_and_ends_the_stream() {
         }
     });
     let client = connect(&bus).await;
-    let request =
-        PutRequest { path: "/x".into(), size_bytes: 9, mode: None, sha256: None, create_dirs: false };
+    let request = PutRequest { path: "/x".into(), size_bytes: 9, ..PutRequest::default() };
     let subject = client.guest_subject(&token("web"), "put").unwrap();
     let opening = client.open(&subject, &request, CallOptions::change(SOON)).await.unwrap();
     let opened: StreamOpened = opening.reply().unwrap();
@@ -205,7 +204,7 @@ async fn a_subject_that_is_no_stream_is_never_published_to() {
     .await;
     let client = connect(&bus).await;
     let subject = client.guest_subject(&token("web"), "get").unwrap();
-    let request = GetRequest { path: "/x".into(), max_size_bytes: None };
+    let request = GetRequest { path: "/x".into(), ..GetRequest::default() };
     let opening = client.open(&subject, &request, CallOptions::change(SOON)).await.unwrap();
     let opened: StreamOpened = opening.reply().unwrap();
     assert!(matches!(opening.session(&opened), Err(ClientError::Refused(_))));

@@ -30,10 +30,14 @@ VERBS: dict[str, Verb] = {
     "guest.health": Verb("cmd.{ns}.vm.{name}.guest.health", False, None),
     "guest.info": Verb("cmd.{ns}.vm.{name}.guest.info", False, None),
     "guest.kill": Verb("cmd.{ns}.vm.{name}.guest.kill", True, None),
+    "guest.ls": Verb("cmd.{ns}.vm.{name}.guest.ls", False, None),
+    "guest.mkdir": Verb("cmd.{ns}.vm.{name}.guest.mkdir", True, None),
     "guest.ping": Verb("cmd.{ns}.vm.{name}.guest.ping", False, None),
     "guest.put": Verb("cmd.{ns}.vm.{name}.guest.put", True, Stream(("data",), ())),
+    "guest.rm": Verb("cmd.{ns}.vm.{name}.guest.rm", True, None),
     "guest.runs": Verb("cmd.{ns}.vm.{name}.guest.runs", False, None),
     "guest.shutdown": Verb("cmd.{ns}.vm.{name}.guest.shutdown", True, None),
+    "guest.stat": Verb("cmd.{ns}.vm.{name}.guest.stat", False, None),
     "host.backup": Verb("host.{host}.backup", False, None),
     "host.create": Verb("host.{host}.create", True, None),
     "host.drain": Verb("host.{host}.drain", False, None),
@@ -282,6 +286,14 @@ class DamagedImage(TypedDict):
     sha256: str
 
 
+class DirEntry(TypedDict):
+    """A name in a folder."""
+    # Its name, without a slash.
+    name: str
+    # What it is; a link is not followed.
+    stat: FileStat
+
+
 class DiskInfo(TypedDict):
     """A block device of the guest."""
     # Its name below `/dev`.
@@ -521,14 +533,50 @@ class Extent(TypedDict):
     start: int
 
 
+class FileRange(TypedDict):
+    """Bytes of a file."""
+    # How many there are: at least one.
+    len: int
+    # Where they begin, in bytes.
+    off: int
+
+
 class FileResult(TypedDict):
     """Result of a transfer; compare the digest with your own."""
+    # Group of a file that was read.
+    gid: NotRequired[int | None]
     # Permissions.
     mode: int
+    # When a file that was read was last written: milliseconds since the Unix epoch.
+    mtime_ms: NotRequired[int | None]
     # SHA-256 in hexadecimal, by the guest.
     sha256: str
     # Length of the file.
     size_bytes: int
+    # Owner of a file that was read.
+    uid: NotRequired[int | None]
+
+
+class FileStat(TypedDict):
+    """What is known of a file without reading it."""
+    # What it takes on its disk: less than its size where it has holes.
+    allocated_bytes: NotRequired[int]
+    # Group.
+    gid: int
+    # What it is.
+    kind: FileKind
+    # Permission bits.
+    mode: int
+    # When it was last written: milliseconds since the Unix epoch.
+    mtime_ms: int
+    # The bytes of a file that are not holes, where they were asked for.
+    ranges: NotRequired[list[FileRange] | None]
+    # Its size.
+    size_bytes: int
+    # What a symbolic link names.
+    target: NotRequired[str | None]
+    # Owner.
+    uid: int
 
 
 class ForgetReply(TypedDict):
@@ -565,6 +613,8 @@ class GetRequest(TypedDict):
     max_size_bytes: NotRequired[int | None]
     # Absolute path in the guest.
     path: str
+    # The bytes that are wanted, in order and at most 1,024 ranges; all of them if left out. The digest is over the whole file all the same.
+    ranges: NotRequired[list[FileRange] | None]
 
 
 class GuestShutdownRequest(TypedDict):
@@ -985,6 +1035,36 @@ class LookupRequest(TypedDict):
     name: Token
 
 
+class LsReply(TypedDict):
+    """The names in a folder, sorted byte by byte."""
+    # The names.
+    entries: list[DirEntry]
+    # There are further ones: ask again with `after`.
+    more: NotRequired[bool]
+    # How many names of the folder are not UTF-8, and so in no answer.
+    unreadable: NotRequired[int]
+
+
+class LsRequest(TypedDict):
+    """Asks for the names in a folder."""
+    # Only names that come after this one, byte by byte: the last of the answer before.
+    after: NotRequired[str | None]
+    # At most so many names; 256 if left out, which is the most.
+    limit: NotRequired[int | None]
+    # Absolute path in the guest.
+    path: str
+
+
+class MkdirRequest(TypedDict):
+    """Makes a folder."""
+    # Permission bits (default 0o755 = 493).
+    mode: NotRequired[int | None]
+    # Makes missing folders above it too, mode 0o755, and is content with one that is there.
+    parents: NotRequired[bool]
+    # Absolute path in the guest.
+    path: str
+
+
 class NamespaceSample(TypedDict):
     """The body of `metric.ns.<ns>.host.<host>`: the host's running VMs of one namespace."""
     # The host.
@@ -1111,11 +1191,19 @@ class PutRequest(TypedDict):
     create_dirs: NotRequired[bool]
     # Permissions; 0644 if left out.
     mode: NotRequired[int | None]
+    # When it was last written, in milliseconds since the Unix epoch; now if left out.
+    mtime_ms: NotRequired[int | None]
+    # `name`, `uid`, `name:group` or `uid:gid` of the guest; the agent's user if left out.
+    owner: NotRequired[str | None]
+    # Keeps what came of a transfer that breaks, under this name of at most 64 letters, digits, `-` and `_`. `guest.stat` with it says how much that is; a put with it goes on with `ranges` from there, and takes the place of one that still runs.
+    partial: NotRequired[str | None]
     # Absolute path in the guest.
     path: str
+    # The bytes that will follow, in order and at most 1,024 ranges; all of them if left out. Elsewhere the file is zero and takes no room, or has what an earlier transfer with the same `partial` brought.
+    ranges: NotRequired[list[FileRange] | None]
     # SHA-256 of the data in hexadecimal, if it is known beforehand.
     sha256: NotRequired[str | None]
-    # How many bytes will follow.
+    # The file's size.
     size_bytes: int
 
 
@@ -1225,6 +1313,14 @@ class RestartSpec(TypedDict):
     window_ms: NotRequired[int]
 
 
+class RmRequest(TypedDict):
+    """Removes a name."""
+    # Absolute path in the guest.
+    path: str
+    # Removes a folder with everything in it; else a folder must be empty. Links are removed, never followed.
+    recursive: NotRequired[bool]
+
+
 class RunInfo(TypedDict):
     """A detached command."""
     # The program and its arguments, cut to 1 KiB in all.
@@ -1291,6 +1387,18 @@ class ShutdownRequest(TypedDict):
     if_vm_id: NotRequired[VmId | None]
     # How long the guest may take, in milliseconds; 60,000 if left out, 90,000 at most.
     timeout_ms: NotRequired[int | None]
+
+
+class StatRequest(TypedDict):
+    """Asks what a name is."""
+    # Looks at what a symbolic link names, and not at the link.
+    follow: NotRequired[bool]
+    # Looks at what a broken `put` to this path with the same `partial` has left.
+    partial: NotRequired[str | None]
+    # Absolute path in the guest.
+    path: str
+    # Says which bytes of a file are not holes.
+    ranges: NotRequired[bool]
 
 
 class StopRequest(TypedDict):
@@ -1536,6 +1644,9 @@ ErrorCode = str
 
 # Reply of `guest.exec`: a result, or where its stream is.
 ExecReply = ExecReply1 | ExecReply2 | ExecReply3
+
+# What a name is.
+FileKind = str
 
 # How much attention the guest needs.
 HealthStatus = str
