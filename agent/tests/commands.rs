@@ -55,7 +55,8 @@ async fn keys_and_signals_reach_the_foreground() {
     assert_eq!(host.end::<ExecResult>(&mut said).await.unwrap().signal, Some(2));
 
     // By name of the stream, without a terminal too; and a resize there is no harm.
-    let request = sh("trap 'echo term; exit 3' TERM; echo ready; while :; do sleep 0.01; done");
+    // Asleep in `wait`: a shell that forks at that moment may be slow to see its trap.
+    let request = sh("trap 'echo term; exit 3' TERM; sleep 1000 & echo ready; wait");
     let mut said = Said::default();
     host.open(2, verb::EXEC, None, &request).await;
     host.sees(&mut said, "ready").await;

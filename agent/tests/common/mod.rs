@@ -65,7 +65,8 @@ impl Host {
             if let Some(frame) = self.decoder.frame().unwrap() {
                 return Some(frame);
             }
-            let read = timeout(DEADLINE, self.socket.read_buf(self.decoder.room())).await.unwrap();
+            let read = timeout(DEADLINE, self.socket.read_buf(self.decoder.room())).await;
+            let read = read.expect("the agent says something in time");
             if read.unwrap_or(0) == 0 {
                 return None;
             }
