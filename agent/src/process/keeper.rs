@@ -36,9 +36,21 @@ pub(super) unsafe fn split(report: RawFd, control: RawFd) -> io::Result<()> {
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
         match libc::fork() {
             -1 => Err(io::Error::last_os_error()),
-            0 => say(report, [libc::getpid() as u64, 0, 0, 0]),
+            0 => {
+                defaults();
+                say(report, [libc::getpid() as u64, 0, 0, 0])
+            }
             command => keep(command, report, control),
         }
+    }
+}
+
+/// Every signal does what it usually does, whatever the agent was started with: one that is ignored stays so over
+/// `exec`, and a command of an agent that `nohup` or a shell's background began would not end by Ctrl-C.
+fn defaults() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: a system call on integers. Those that cannot be set have their default.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }
 

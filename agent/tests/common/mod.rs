@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, reason = "a test")]
 #![allow(dead_code, reason = "each program of tests uses a part")]
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -127,6 +128,15 @@ impl Guest {
         command.arg(format!("--listen=unix:{}", dir.join("agent.sock").display()));
         command.arg("--run-dir").arg(dir.join("run")).args(["--log", "warn"]);
         command.env("DROVER_AGENT_GUEST", "process").env("DROVER_AGENT_BOOT_ID", "boot");
+        // As `nohup` and a shell's background leave them: its commands must end by Ctrl-C all the same.
+        // SAFETY: system calls on integers, in the child.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGHUP, libc::SIG_IGN);
+                libc::signal(libc::SIGINT, libc::SIG_IGN);
+                Ok(())
+            })
+        };
         command.stdin(Stdio::null()).spawn().unwrap()
     }
 
