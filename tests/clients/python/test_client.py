@@ -48,7 +48,10 @@ class TheMainJob(OnAHost):
         result = await drover.exec("web", ["sh", "-c", "echo hi; echo no >&2; exit 3"])
         self.assertEqual((result["exit_code"], result["stdout"], result["stderr"]), (3, b"hi\n", b"no\n"))
         put = await drover.put("web", "/tmp/there", b"and back")
-        self.assertEqual(await drover.fetch("web", "/tmp/there"), (b"and back", put))
+        back, got = await drover.fetch("web", "/tmp/there")
+        # Who owns it and since when is told of what was read.
+        self.assertEqual((back, {key: got[key] for key in put}), (b"and back", put))
+        self.assertEqual((got["uid"], got["gid"]), (0, 0))
         seen = b""
         async with drover.console("web") as console:
             await console.write("stdin", b"\n")
