@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 pub use self::error::ImportError;
-use self::import::{Imports, contents_of};
+use self::import::{Imports, contents_of, images_of};
 pub use self::pins::Pinned;
 use self::pins::Pins;
 use self::store::{Named, Store};
@@ -206,9 +206,7 @@ impl Images {
     #[must_use]
     pub fn pin(&self, spec: &ResolvedSpec) -> Option<Pinned> {
         let pinned = self.pins.pin(contents_of(spec))?;
-        let boot = [&spec.boot.kernel, &spec.boot.initramfs, &spec.boot.firmware];
-        let mut images = boot.into_iter().flatten().chain(spec.disks.iter().map(|disk| &disk.image));
-        images.all(|image| self.path(image).is_some()).then_some(pinned)
+        images_of(spec).all(|image| self.path(image).is_some()).then_some(pinned)
     }
 
     /// Every image by name.

@@ -9,7 +9,7 @@ use drover_schemas::body::image::{
     DamagedImage, ImageGcReply, ImageImportReply, ImageImportRequest, ImageInfo, ImageNameRequest,
     ImageVerifyReply, ImagesReply, ImagesRequest,
 };
-use drover_schemas::body::spec::ResolvedSpec;
+use drover_schemas::body::spec::{ResolvedImage, ResolvedSpec};
 use drover_schemas::event::HostEventKind;
 use drover_schemas::{ErrorBody, ErrorCode, Token};
 use futures_util::future::{BoxFuture, FutureExt as _, Shared as SharedFuture};
@@ -228,10 +228,15 @@ async fn uses(services: &Shared) -> Result<BTreeMap<String, u64>, ErrorBody> {
     Ok(uses)
 }
 
-pub(super) fn contents_of(spec: &ResolvedSpec) -> BTreeSet<String> {
+/// Every image of a spec.
+pub(super) fn images_of(spec: &ResolvedSpec) -> impl Iterator<Item = &ResolvedImage> {
     let boot = [&spec.boot.kernel, &spec.boot.initramfs, &spec.boot.firmware];
-    let disks = spec.disks.iter().map(|disk| &disk.image);
-    boot.into_iter().flatten().chain(disks).map(|image| image.sha256.clone()).collect()
+    boot.into_iter().flatten().chain(spec.disks.iter().map(|disk| &disk.image))
+}
+
+/// The contents of a spec, each once.
+pub(super) fn contents_of(spec: &ResolvedSpec) -> BTreeSet<String> {
+    images_of(spec).map(|image| image.sha256.clone()).collect()
 }
 
 /// A page of the images.
@@ -324,16 +329,20 @@ async fn sweep(services: &Shared, only: Option<&BTreeSet<String>>) -> Result<Ima
     let named: BTreeSet<String> =
         services.images.read().values().map(|image| image.resolved.sha256.clone()).collect();
     let from = store.clone();
+    let mut going = Vec::new();
     for (sha256, size) in on_store(move || from.contents()).await? {
         if named.contains(&sha256) || only.is_some_and(|only| !only.contains(&sha256)) {
             continue;
         }
-        // In this order: what a create has let go of by now has a row.
-        let Some(_condemned) = services.images.pins.condemn(&sha256) else {
-            reply.in_use.push(sha256);
-            continue;
-        };
-        if uses(services).await?.contains_key(&sha256) {
+        match services.images.pins.condemn(&sha256) {
+            Some(condemned) => going.push((sha256, size, condemned)),
+            None => reply.in_use.push(sha256),
+        }
+    }
+    // After that and not before: what a create has let go of by now has a row.
+    let uses = if going.is_empty() { BTreeMap::new() } else { uses(services).await? };
+    for (sha256, size, _condemned) in going {
+        if uses.contains_key(&sha256) {
             reply.in_use.push(sha256);
             continue;
         }
