@@ -4,6 +4,7 @@
 //! absent: the host then adopts its VMs, keeps them, and subscribes when the bus is there.
 
 mod background;
+mod error;
 mod orphans;
 
 use std::collections::BTreeMap;
@@ -19,10 +20,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+pub use self::error::StartError;
 use crate::alarms::{Alarms, Seen};
 use crate::bus::assets::AssetsConfig;
 use crate::bus::claims::{ClaimError, Claims};
-use crate::bus::connect::{Bus, BusConfig, ConnectError, connect};
+use crate::bus::connect::{Bus, BusConfig, connect};
 use crate::bus::egress::{self, EgressConfig};
 use crate::bus::lanes::Lanes;
 use crate::chain;
@@ -32,21 +34,21 @@ use crate::fleet::forget::forget;
 use crate::fleet::inventory::Inventory;
 use crate::fleet::quarantine::{self, Quarantine};
 use crate::fleet::states::States;
-use crate::host::{HostState, SubnetError, Totals};
+use crate::host::{HostState, Totals};
 use crate::host_log::{HostLog, HostNote};
 use crate::hypervisor::cgroup::Cgroups;
 use crate::hypervisor::notify::NotifySocket;
 use crate::hypervisor::pidfd;
-use crate::hypervisor::run_dir::{RunRoot, RunRootError};
+use crate::hypervisor::run_dir::RunRoot;
 use crate::images::Images;
 use crate::ingress::request::ReplyPolicy;
-use crate::journal::{self, Batch, JournalConfig, JournalHandle, Op, OpenError, OutboxLimits, Snapshot};
+use crate::journal::{self, Batch, JournalConfig, JournalHandle, Op, OutboxLimits, Snapshot};
 use crate::manager::{Manager, ManagerArgs, ManagerMsg};
 use crate::metrics::Metrics;
-use crate::network::{NetworkConfig, NetworkDef, NetworkError, NetworkHandle};
+use crate::network::{NetworkConfig, NetworkDef, NetworkHandle};
 use crate::orphans::label;
 use crate::quota::{EventBudget, Quotas};
-use crate::restored::{self, CatchUpError};
+use crate::restored;
 use crate::router::{HostPhase, Router};
 use crate::service::ServiceMsg;
 use crate::services::{Limits, Programs, Services, Shared, now_ms};
@@ -98,95 +100,6 @@ pub struct HostSetup {
     pub labels: BTreeMap<String, String>,
     /// Take the host's name from an installation that is gone for good, and free the names of its VMs.
     pub replace: bool,
-}
-
-/// A host cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A restored journal cannot be brought up to date.
-    #[error(transparent)]
-    Restored(#[from] CatchUpError),
-    /// The journal cannot be opened.
-    #[error("open the journal in {path}")]
-    Journal {
-        /// The state folder.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: Box<OpenError>,
-    },
-    /// The journal cannot be read.
-    #[error("read the journal in {path}")]
-    Load {
-        /// The state folder.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: Box<crate::journal::JournalError>,
-    },
-    /// The bus is configured wrongly.
-    #[error("connect to the bus")]
-    Bus {
-        /// Why.
-        #[source]
-        source: Box<ConnectError>,
-    },
-    /// The run directory cannot be used.
-    #[error("use the run directory {path}")]
-    Run {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: RunRootError,
-    },
-    /// The notification socket cannot be made.
-    #[error("make the socket for notifications")]
-    Notify {
-        /// Why.
-        #[source]
-        source: crate::hypervisor::notify::NotifyError,
-    },
-    /// The networks cannot be made.
-    #[error("make the host's networks")]
-    Network {
-        /// Why.
-        #[source]
-        source: Box<NetworkError>,
-    },
-    /// The kernel does not say which boot of the host this is.
-    #[error("read the kernel's boot id")]
-    Boot {
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Another installation has the name of this host.
-    #[error("take the host's name")]
-    Name {
-        /// Which, and what to do.
-        #[source]
-        source: Box<ClaimError>,
-    },
-    /// The installation that had the name could not be forgotten.
-    #[error("take the host's name from the installation that had it: {0}")]
-    Replace(ErrorBody),
-    /// A subnet has no room.
-    #[error("use the configured subnets")]
-    Subnet {
-        /// Why.
-        #[source]
-        source: SubnetError,
-    },
-    /// An actor did not start.
-    #[error("start the actor {actor}")]
-    Actor {
-        /// Which.
-        actor: &'static str,
-        /// Why.
-        #[source]
-        source: Box<ractor::SpawnErr>,
-    },
 }
 
 /// The root actor.
