@@ -6,6 +6,10 @@ use std::time::Instant;
 
 use crate::wait::{PATIENCE, until_within};
 
+/// What the window shows before the command's exit code. Of tmux's own `pane_dead_status` there is at times nothing:
+/// 3.3a does not always hear that its child has ended.
+const ENDED: &str = "ended with ";
+
 /// One window of a terminal multiplexer; it and what runs in it end with this.
 #[derive(Debug)]
 pub struct Terminal {
@@ -27,6 +31,7 @@ impl Terminal {
     pub fn start(socket: PathBuf, (rows, cols): (u16, u16), command: &str) -> Self {
         let terminal = Self { socket };
         let (rows, cols) = (rows.to_string(), cols.to_string());
+        let command = format!("{command}; echo \"{ENDED}$?\"");
         // One server, one window: the options are set before the command can end.
         terminal.tmux(&[
             "-f",
@@ -54,7 +59,7 @@ impl Terminal {
             &cols,
             "-y",
             &rows,
-            command,
+            &command,
         ]);
         terminal
     }
@@ -100,7 +105,7 @@ impl Terminal {
     /// # Panics
     /// It is not in time.
     pub async fn shows(&self, wanted: &str) -> String {
-        self.has(wanted, |line| line == wanted).await
+        self.has(wanted, |screen| lines(screen).any(|line| line == wanted)).await
     }
 
     /// As [`Terminal::shows`], for a line that begins so.
@@ -108,15 +113,23 @@ impl Terminal {
     /// # Panics
     /// It is not in time.
     pub async fn shows_begin(&self, wanted: &str) -> String {
-        self.has(wanted, |line| line.starts_with(wanted)).await
+        self.has(wanted, |screen| lines(screen).any(|line| line.starts_with(wanted))).await
+    }
+
+    /// Waits until the screen is `wanted` and nothing else, and gives it.
+    ///
+    /// # Panics
+    /// It is not in time.
+    pub async fn shows_all(&self, wanted: &str) -> String {
+        self.has(wanted, |screen| screen.trim_end() == wanted).await
     }
 
     async fn has(&self, wanted: &str, is_it: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + PATIENCE * 4;
         until_within(PATIENCE * 5, "a screen", async || {
             let screen = self.screen();
-            assert!(Instant::now() < deadline, "no line {wanted:?} on the screen:\n{screen}");
-            screen.lines().any(|line| is_it(line.trim_end())).then_some(screen)
+            assert!(Instant::now() < deadline, "no {wanted:?} on the screen:\n{screen}");
+            is_it(&screen).then_some(screen)
         })
         .await
     }
@@ -126,12 +139,15 @@ impl Terminal {
     /// # Panics
     /// It does not end.
     pub async fn ended(&self) -> i32 {
-        until_within(PATIENCE, "the end of the command in the terminal", async || {
-            let said = self.tmux(&["list-panes", "-F", "#{pane_dead} #{pane_dead_status}"]);
-            said.trim().strip_prefix("1 ")?.parse().ok()
-        })
-        .await
+        let screen = self.shows_begin(ENDED).await;
+        let code = lines(&screen).find_map(|line| line.strip_prefix(ENDED));
+        code.and_then(|code| code.parse().ok()).expect("an exit code")
     }
+}
+
+/// The lines of a screen without the blanks that fill them.
+fn lines(screen: &str) -> impl Iterator<Item = &str> {
+    screen.lines().map(str::trim_end)
 }
 
 impl Drop for Terminal {
