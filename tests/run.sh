@@ -199,6 +199,8 @@ if wants bus; then
     step bus "the log of events, tampered with" real events 2
     step bus "several hosts" real fleet 2
     step bus "who may do what" real tenants 2
+    need_debian tmux=tmux
+    step bus "streams that idle for long" real idle 1
     step bus "what judges a history" cargo test --locked --workspace --lib -- contest
     step bus "other versions" real versions 2
     step bus "streams on a bus that breaks" env DROVER_STREAM_MIB="$SIZE" cargo test --locked --workspace --test streams \

@@ -16,6 +16,7 @@
 //! | [`leak`] | what of a VM is still there |
 //! | [`logins`] | the ways in which a server can ask who connects |
 //! | [`next`] | a host of the next version |
+//! | [`printed`] | a bus as `drover bus config` writes it, and its users |
 //! | [`relay`] | a way to the bus that cuts, loses and rewrites |
 //! | [`soak`] | random work, kills, and a model |
 //! | [`stream`] | a client's end of a stream, frame by frame |
@@ -44,6 +45,7 @@ pub mod logins;
 pub mod netns;
 pub mod next;
 pub mod node;
+pub mod printed;
 mod programs;
 pub mod relay;
 pub mod soak;

@@ -35,7 +35,8 @@ impl Publication {
     #[must_use]
     pub fn frame(&self) -> Option<StreamFrame> {
         let of_client = self.subject.starts_with("drover.v1.io.");
-        let of_host = self.subject.starts_with("_INBOX") && self.headers.is_empty();
+        let replies = ["_INBOX", "_R_."].iter().any(|prefix| self.subject.starts_with(prefix));
+        let of_host = replies && self.headers.is_empty();
         if !of_client && !of_host {
             return None;
         }

@@ -5,7 +5,8 @@ use drover_schemas::blob::Blob;
 use drover_schemas::codec::{self, Format};
 use drover_schemas::stream::{Channel, StreamFrame, StreamOpened};
 use drover_schemas::{ErrorBody, RequestId, headers};
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -21,6 +22,11 @@ pub struct Stream {
     frames: Subscriber,
     /// What the host said of it.
     pub opened: StreamOpened,
+}
+
+#[derive(Deserialize)]
+struct Told {
+    stream: StreamOpened,
 }
 
 impl Stream {
@@ -52,9 +58,11 @@ impl Stream {
             return Err(Failure::Coded(error));
         }
         contract::check(&subject, Side::Reply, Format::MsgPack, &reply.payload);
-        let value: Value = codec::decode(&reply.payload).expect("a reply");
-        let opened = value.get("stream").unwrap_or(&value).clone();
-        let opened = serde_json::from_value(opened).expect("a stream");
+        // Alone, or beside more that the verb says.
+        let opened = match codec::decode::<Told>(&reply.payload) {
+            Ok(told) => told.stream,
+            Err(_) => codec::decode(&reply.payload).expect("a stream"),
+        };
         let this = Self { nats, inbox, frames, opened };
         this.here().await;
         Ok(this)
@@ -123,6 +131,15 @@ impl Stream {
         let message = message(&mut self.frames).await;
         contract::check(&self.opened.io_subject, Side::Message, Format::MsgPack, &message.payload);
         codec::decode(&message.payload).expect("a frame")
+    }
+
+    /// A frame of the host that has come and was not taken yet.
+    ///
+    /// # Panics
+    /// The connection has ended.
+    pub fn waiting(&mut self) -> Option<StreamFrame> {
+        let message = self.frames.next().now_or_never()?.expect("a connection");
+        Some(codec::decode(&message.payload).expect("a frame"))
     }
 
     /// The next frame that `wanted` takes; others are dropped.

@@ -5,32 +5,13 @@
 use std::fs;
 use std::time::Duration;
 
-use async_nats::ConnectOptions;
 use drover_tests::client::{Bus, Failure};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, URL, World, run};
-use nkeys::KeyPair;
 use serde_json::{Value, json};
 
 /// How long a request that the server keeps from the hosts waits for its reply.
 const DENIED: Duration = Duration::from_secs(2);
-
-/// Makes a user; the seed is in a file of its name.
-fn user(world: &World, name: &str, roles: &[&str]) -> Value {
-    let pair = KeyPair::new_user();
-    fs::write(world.path(&format!("{name}.nk")), pair.seed().unwrap()).unwrap();
-    let mut user = json!({"name": name, "nkey": pair.public_key()});
-    if !roles.is_empty() {
-        user["roles"] = json!(roles);
-    }
-    user
-}
-
-async fn enter(world: &World, name: &str) -> Bus {
-    let seed = fs::read_to_string(world.path(&format!("{name}.nk"))).unwrap();
-    let options = ConnectOptions::with_nkey(seed).custom_inbox_prefix(format!("_INBOX.{name}"));
-    Bus { nats: options.retry_on_initial_connect().connect(URL).await.unwrap() }
-}
 
 /// The server keeps the message and writes down whose it was.
 async fn denied(world: &World, by: &Bus, subject: &str) {
@@ -55,40 +36,36 @@ async fn roles_hold(world: &mut World, mode: &str) {
         "servers": [{"name": "n1", "listen": "127.0.0.1:4222"}],
         "store_dir": world.path("js"),
         "log_file": world.path("server.log"),
-        "hosts": [user(world, "h1", &[])],
-        "admins": [user(world, "ops", &[])],
+        "hosts": [world.user("h1", &[])],
+        "admins": [world.user("ops", &[])],
         "namespaces": [
             {"name": "default", "users": [
-                user(world, "all", &["operator", "guest"]),
-                user(world, "looks", &["reader"]),
-                user(world, "operates", &["operator"]),
+                world.user("all", &["operator", "guest"]),
+                world.user("looks", &["reader"]),
+                world.user("operates", &["operator"]),
             ]},
-            {"name": "other", "users": [user(world, "stranger", &["operator", "guest"])]},
+            {"name": "other", "users": [world.user("stranger", &["operator", "guest"])]},
         ],
     });
-    fs::write(world.path("bus.yaml"), file.to_string()).unwrap();
-    let (from, to) = (world.path("bus.yaml"), world.path("printed.conf"));
-    let made = world.drover(&["bus", "config", from.to_str().unwrap(), "--out", to.to_str().unwrap()]).await;
-    assert!(made.status.success(), "{made:?}");
-    world.start_nats_as(&to).await;
-
-    let seed = world.path("ops.nk");
-    let ops = ["--nkey", seed.to_str().unwrap(), "--inbox-prefix", "_INBOX.ops"];
-    let init = world.drover(&[&["bus", "init"][..], &ops].concat()).await;
-    assert!(init.status.success(), "{init:?}");
+    let printed = world.print_config(&file, None).await;
+    world.start_nats_as(&printed).await;
+    world.init_bus("ops").await;
 
     let mut config = world.config();
-    config["bus"]["nkey_seed_file"] = json!(world.path("h1.nk"));
+    config["bus"]["nkey_seed_file"] = json!(world.seed("h1"));
     world.configure(&config);
     world.start();
-    world.bus = enter(world, "ops").await;
+    world.bus = world.enter("ops", URL).await;
     world.ready().await;
 
-    let all = enter(world, "all").await;
+    let all = world.enter("all", URL).await;
     all.up("a").await;
     all.until_ping("a").await;
-    let (looks, operates, stranger) =
-        (enter(world, "looks").await, enter(world, "operates").await, enter(world, "stranger").await);
+    let (looks, operates, stranger) = (
+        world.enter("looks", URL).await,
+        world.enter("operates", URL).await,
+        world.enter("stranger", URL).await,
+    );
     for bus in [&looks, &operates] {
         assert!(bus.status("a").await.is_ok());
     }

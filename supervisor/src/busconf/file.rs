@@ -331,8 +331,9 @@ impl BusFile {
         if !(256 << 10..=64 << 20).contains(&self.max_payload.0) {
             return Err(value("max_payload", "use 256KiB to 64MiB: a frame and its headers must fit"));
         }
-        if self.response_threshold_s == 0 {
-            let reason = "0 would end every stream; a stream says something at least every 20 s";
+        if self.response_threshold_s < 120 {
+            let reason =
+                "use 120 or more: a request may wait for 90 s, and a stream says something every 20 s";
             return Err(value("response_threshold_s", reason));
         }
         if !self.store_dir.is_absolute() {

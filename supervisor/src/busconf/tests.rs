@@ -119,7 +119,7 @@ fn what_is_wrong_is_said_with_its_place() {
         (", cluster: '10.0.0.1:6222'", "", "servers[0].cluster: of several servers"),
         ("store_dir: /tmp/js", "store_dir: js", "store_dir: give an absolute path"),
         ("store_dir: /tmp/js", "store_dir: /js\nmax_payload: 1KiB", "max_payload: use 256KiB"),
-        ("store_dir: /tmp/js", "store_dir: /js\nresponse_threshold_s: 0", "response_threshold_s"),
+        ("store_dir: /tmp/js", "store_dir: /js\nresponse_threshold_s: 119", "use 120 or more"),
         ("name: empty", "name: Empty", "position 0"),
     ] {
         let told = one(from, to);
