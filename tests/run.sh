@@ -12,8 +12,9 @@
 #   death        as faults, and each cause of an end, what a VMM can reach, and a short soak; the real hypervisor is looked
 #                at too if CLOUD_HYPERVISOR names it
 #   bus          the bus under fire: floods, quotas, what is too large, a stream that is tampered with, connections
-#                that are cut while --size MiB (96) move, several hosts, what each role may do, other versions; three hosts
-#                beside a model while for --budget seconds (20) by --seed links are cut, servers and daemons killed
+#                that are cut while --size MiB (96) move or that idle, several hosts, what each role may do,
+#                certificates, other versions; three hosts beside a model while for --budget seconds (20) by --seed
+#                links are cut, servers and daemons killed
 #   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
 #                deadlines, detached ones that outlive the daemon; on real kernels in QEMU's software emulation
 #   images       files into the store of images, to VMs and away; what is refused; a daemon that dies meanwhile
@@ -201,6 +202,9 @@ if wants bus; then
     step bus "who may do what" real tenants 2
     need_debian tmux=tmux
     step bus "streams that idle for long" real idle 1
+    # Without it that part of the test is skipped and said to be.
+    need_node tests/clients/javascript || true
+    step bus "certificates, and a cluster" real tls 2
     step bus "what judges a history" cargo test --locked --workspace --lib -- contest
     step bus "other versions" real versions 2
     step bus "streams on a bus that breaks" env DROVER_STREAM_MIB="$SIZE" cargo test --locked --workspace --test streams \

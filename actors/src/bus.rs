@@ -12,6 +12,7 @@ pub mod egress;
 pub mod lanes;
 pub mod log;
 pub mod permissions;
+pub mod refusal;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod upgrade;

@@ -6,6 +6,7 @@
 //! | [`netns`] | a network namespace that goes away again |
 //! | [`node`] | one host: its folders, its configuration, its daemon |
 //! | [`admin`] | metrics and health |
+//! | [`certificates`] | authorities and what they sign |
 //! | [`client`] | requests as any client writes them, and what comes back |
 //! | [`cluster`] | three hosts and three servers behind links that can be cut |
 //! | [`collector`] | a receiver of traces |
@@ -33,6 +34,7 @@
 )]
 
 pub mod admin;
+pub mod certificates;
 pub mod client;
 pub mod cluster;
 pub mod collector;

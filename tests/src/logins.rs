@@ -3,13 +3,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use async_nats::ConnectOptions;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
+
+use crate::certificates::{Authority, Certificate};
 
 /// One way in.
 #[derive(Debug, Clone)]
@@ -174,44 +175,25 @@ pub fn credentials(dir: &Path) -> Login {
     }
 }
 
-/// Makes `<name>.key` and `<name>.pem`: an authority, or a certificate of one for this machine.
-fn certificate(dir: &Path, name: &str, authority: Option<&str>) {
-    let mut args = format!(
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
-         -keyout {name}.key -out {name}.pem -subj /CN={name}"
-    );
-    if let Some(ca) = authority {
-        args += &format!(
-            " -CA {ca}.pem -CAkey {ca}.key -addext subjectAltName=IP:127.0.0.1 \
-             -addext basicConstraints=critical,CA:FALSE"
-        );
-    }
-    let mut command = Command::new("openssl");
-    command.args(args.split_whitespace()).current_dir(dir).stdout(Stdio::null()).stderr(Stdio::null());
-    assert!(command.status().is_ok_and(|status| status.success()), "openssl makes {name}.pem");
-}
-
 /// TLS with an authority of its own; with `mutual`, the server asks for the client's certificate too.
 ///
 /// # Panics
 /// `openssl` cannot make the certificates.
 #[must_use]
 pub fn tls(dir: &Path, authority: &str, mutual: bool) -> Login {
-    let name = |of: &str| format!("{authority}-{of}");
-    let at = |of: &str, end: &str| dir.join(format!("{authority}-{of}.{end}"));
-    for (of, by) in [("ca", None), ("server", Some(name("ca"))), ("client", Some(name("ca")))] {
-        certificate(dir, &name(of), by.as_deref());
-    }
-    let ca = at("ca", "pem");
+    let signs = Authority::new(dir, &format!("{authority}-ca"));
+    let [server, client] =
+        ["server", "client"].map(|of| signs.certificate(&format!("{authority}-{of}"), "IP:127.0.0.1", 2));
+    let ca = signs.cert().to_owned();
     let verify = if mutual { format!("ca_file: {ca:?}, verify: true") } else { String::new() };
-    let (cert, key) = (at("server", "pem"), at("server", "key"));
+    let Certificate { cert, key } = server;
     let mut settings = json!({"tls": {"ca": ca}});
-    let identity = mutual.then(|| (at("client", "pem"), at("client", "key")));
+    let secret = fs::read_to_string(&client.key).expect("a key");
+    let identity = mutual.then_some((client.cert, client.key));
     if let Some((cert, key)) = &identity {
         settings["tls"]["cert"] = json!(cert);
         settings["tls"]["key"] = json!(key);
     }
-    let secret = fs::read_to_string(at("client", "key")).expect("a key");
     Login {
         name: if mutual { "mutual TLS" } else { "TLS" },
         rules: format!("tls {{ cert_file: {cert:?}, key_file: {key:?}, {verify} }}"),

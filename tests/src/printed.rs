@@ -2,12 +2,17 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use async_nats::ConnectOptions;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::{Child, Command};
 
 use crate::client::Bus;
+use crate::node::spawn;
+use crate::wait::until;
 use crate::world::World;
 
 impl World {
@@ -24,6 +29,25 @@ impl World {
             user["roles"] = json!(roles);
         }
         user
+    }
+
+    /// Makes a user with a password, which is given back too.
+    ///
+    /// # Panics
+    /// `drover bus password` cannot hash it.
+    pub async fn user_with_password(&self, name: &str, roles: &[&str]) -> (Value, String) {
+        let password = format!("{:032x}", rand::random::<u128>());
+        let mut command = Command::new(self.bin("drover"));
+        command.args(["bus", "password", "--cost", "4"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut hashing = command.kill_on_drop(true).spawn().expect("start");
+        let mut stdin = hashing.stdin.take().expect("a pipe");
+        stdin.write_all(password.as_bytes()).await.expect("a password");
+        drop(stdin);
+        let hashed = hashing.wait_with_output().await.expect("run");
+        assert!(hashed.status.success(), "{hashed:?}");
+        let file = self.path(&format!("{name}.hash"));
+        fs::write(&file, hashed.stdout).expect("write");
+        (json!({"name": name, "roles": roles, "password_file": file}), password)
     }
 
     /// The file with the seed of a user.
@@ -44,9 +68,18 @@ impl World {
     /// # Panics
     /// There is no such user, or no way to the bus.
     pub async fn enter(&self, name: &str, url: &str) -> Bus {
+        Bus { nats: self.login_options(name).connect(url).await.expect("options that do") }
+    }
+
+    /// How a client is this user.
+    ///
+    /// # Panics
+    /// There is no such user.
+    #[must_use]
+    pub fn login_options(&self, name: &str) -> ConnectOptions {
         let seed = fs::read_to_string(self.seed(name)).expect("a user of the test");
         let options = ConnectOptions::with_nkey(seed).custom_inbox_prefix(format!("_INBOX.{name}"));
-        Bus { nats: options.retry_on_initial_connect().connect(url).await.expect("options that do") }
+        options.retry_on_initial_connect()
     }
 
     /// Has `drover bus config` make the configuration of a server, which may be left out if the file names one only.
@@ -74,5 +107,57 @@ impl World {
         let args: Vec<&str> = ["bus", "init"].into_iter().chain(login.iter().map(String::as_str)).collect();
         let made = self.drover(&args).await;
         assert!(made.status.success(), "{made:?}");
+    }
+}
+
+/// Several servers of one bus, each with the configuration that was printed for it.
+#[derive(Debug)]
+pub struct Servers {
+    members: Vec<Member>,
+}
+
+#[derive(Debug)]
+struct Member {
+    address: String,
+    config: PathBuf,
+    process: Option<Child>,
+}
+
+impl Servers {
+    /// The servers that `file` names, none of which is started; each stores in a folder of its own.
+    ///
+    /// # Panics
+    /// `drover bus config` refuses the file.
+    pub async fn print(world: &World, file: &Value) -> Self {
+        let mut members = Vec::new();
+        for server in file["servers"].as_array().expect("servers") {
+            let text = |key: &str| server[key].as_str().expect("a text").to_owned();
+            let name = text("name");
+            let mut file = file.clone();
+            file["store_dir"] = json!(world.path(&format!("js-{name}")));
+            let config = world.print_config(&file, Some(&name)).await;
+            members.push(Member { address: text("listen"), config, process: None });
+        }
+        Self { members }
+    }
+
+    /// Starts one, and waits until it takes connections.
+    ///
+    /// # Panics
+    /// It does not.
+    pub async fn start(&mut self, number: usize) {
+        let member = &mut self.members[number];
+        let mut command = Command::new("nats-server");
+        command.arg("-c").arg(&member.config);
+        member.process = Some(spawn(&mut command, &member.config.with_extension("log")));
+        until("nats-server", async || tokio::net::TcpStream::connect(&member.address).await.ok()).await;
+    }
+
+    /// Kills one as a crash would.
+    ///
+    /// # Panics
+    /// It does not run, or does not end.
+    pub async fn kill(&mut self, number: usize) {
+        self.members[number].process.take().expect("it runs").kill().await.expect("kill");
     }
 }

@@ -14,6 +14,8 @@ use drover_schemas::secret::Secret;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use super::refusal::Refusal;
+
 /// The oldest server that has per-message TTLs.
 pub const MIN_SERVER: (i64, i64, i64) = (2, 11, 0);
 /// How many messages one subscription holds: more than one read of the connection brings, so that a burst of small
@@ -299,18 +301,25 @@ fn apply(state: &mut BusState, event: &Event, server: Option<&str>, hint: &str, 
     }
 }
 
-/// Adds which setting an error is about.
+/// Adds what an error means, and which setting it is about.
 fn explain(error: &str, hint: &str) -> String {
-    let lower = error.to_ascii_lowercase();
-    if lower.contains("authorization") || lower.contains("authentication") {
-        format!("{error}: the server refused us; check {hint}")
-    } else if lower.contains("unknownissuer") || lower.contains("unknown issuer") {
-        format!("{error}: the server's certificate is not signed by an authority in bus.tls.ca")
-    } else if lower.contains("certificate") || lower.contains("tls") {
-        format!("{error}: check bus.tls")
-    } else {
-        error.to_owned()
-    }
+    let Some(refusal) = Refusal::of(error) else {
+        return match error.to_ascii_lowercase().contains("tls") {
+            true => format!("{error}: check bus.tls"),
+            false => error.to_owned(),
+        };
+    };
+    let setting = match refusal {
+        Refusal::Login => format!("check {hint}"),
+        Refusal::NoCertificate => "set bus.tls.cert and bus.tls.key".to_owned(),
+        Refusal::OwnExpired => "have bus.tls.cert renewed".to_owned(),
+        Refusal::OwnUnknown => "check bus.tls.cert".to_owned(),
+        Refusal::Expired => "have it renewed".to_owned(),
+        Refusal::Unknown => "check bus.tls.ca".to_owned(),
+        Refusal::Name => "check bus.urls, or have that name put into it".to_owned(),
+        Refusal::Files => "check bus.tls.cert and bus.tls.key".to_owned(),
+    };
+    format!("{error}: {}; {setting}", refusal.meaning())
 }
 
 /// The setting that says who we are.

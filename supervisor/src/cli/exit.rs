@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
+use drover_actors::bus::refusal::Refusal;
 use drover_actors::bus::upgrade::UpgradeError;
 use drover_schemas::{ErrorBody, ErrorCode};
 
@@ -157,6 +158,9 @@ pub const fn exit_code(code: ErrorCode) -> u8 {
 pub fn next_step(error: &ErrorBody, vm: Option<&str>) -> String {
     let vm = vm.unwrap_or("NAME");
     let detail = |key: &str| error.details.get(key).map(String::as_str);
+    if let Some(step) = detail("cause").and_then(not_connected) {
+        return step.to_owned();
+    }
     match error.code {
         ErrorCode::InvalidArgument => "correct the request; `drover help` and `--help` show the forms".into(),
         ErrorCode::NotFound if detail("program").is_some() || detail("path").is_some() => {
@@ -214,6 +218,21 @@ pub fn next_step(error: &ErrorBody, vm: Option<&str>) -> String {
             format!("look for {} in the log of the host", error.error_id)
         }
     }
+}
+
+/// What to do about a server with which it does not come to a connection.
+fn not_connected(cause: &str) -> Option<&'static str> {
+    let refusal = Refusal::ALL.into_iter().find(|refusal| refusal.cause() == cause)?;
+    Some(match refusal {
+        Refusal::Login => "check --creds, --nkey, or --bus-user and DROVER_NATS_PASSWORD",
+        Refusal::NoCertificate => "give --tls-cert and --tls-key, of an authority of the bus",
+        Refusal::OwnExpired => "ask the operator of the bus for a new certificate for --tls-cert",
+        Refusal::OwnUnknown => "give a certificate of an authority of the bus: --tls-cert and --tls-key",
+        Refusal::Expired => "the operator of the bus has to renew the certificate of its server",
+        Refusal::Unknown => "give the certificate of the bus's authority: --tls-ca",
+        Refusal::Name => "name the server in --server as its certificate does",
+        Refusal::Files => "check that --tls-key is the key of --tls-cert, both in PEM",
+    })
 }
 
 #[cfg(test)]

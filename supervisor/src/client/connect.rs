@@ -70,6 +70,13 @@ pub struct Tls {
     pub cert: Option<(PathBuf, PathBuf)>,
 }
 
+impl Tls {
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        let pair = self.cert.iter().flat_map(|(cert, key)| [cert, key]);
+        self.ca.iter().chain(pair).map(PathBuf::as_path)
+    }
+}
+
 impl Client {
     /// Connects; fails at once when the server cannot be reached, and reconnects for ever after.
     ///
@@ -87,6 +94,12 @@ impl Client {
                 async move { note(&sender, &event) }
             });
         options = authenticate(options, &target.auth).await?;
+        for path in target.tls.files() {
+            // The library would say that a file is not there, but not which.
+            tokio::fs::read(path)
+                .await
+                .map_err(|source| ClientError::ReadKey { path: path.to_owned(), source })?;
+        }
         if let Some(ca) = &target.tls.ca {
             options = options.add_root_certificates(ca.clone()).require_tls(true);
         }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use drover_actors::bus::refusal::Refusal;
 use drover_schemas::codec::{DecodeError, EncodeError};
 use drover_schemas::stream::StreamError;
 use drover_schemas::{ErrorBody, ErrorCode};
@@ -18,8 +19,8 @@ pub enum ClientError {
         #[source]
         source: async_nats::ConnectError,
     },
-    /// A credentials or nkey file.
-    #[error("read the key file {}", path.display())]
+    /// A file with a key or a certificate.
+    #[error("read the key or certificate in {}", path.display())]
     ReadKey {
         /// The file.
         path: PathBuf,
@@ -83,7 +84,11 @@ impl ClientError {
         let text = drover_actors::chain(self).to_string();
         match self {
             Self::Refused(body) => (**body).clone(),
-            Self::Connect { .. } | Self::Send { .. } | Self::Subscribe { .. } | Self::Closed => {
+            Self::Connect { source, .. } => match Refusal::of(&drover_actors::chain(source).to_string()) {
+                Some(refusal) => refused(refusal, text),
+                None => ErrorBody::new(ErrorCode::Unavailable, text),
+            },
+            Self::Send { .. } | Self::Subscribe { .. } | Self::Closed => {
                 ErrorBody::new(ErrorCode::Unavailable, text)
             }
             Self::ReadKey { .. } => ErrorBody::new(ErrorCode::InvalidArgument, text),
@@ -95,6 +100,19 @@ impl ClientError {
             }
         }
     }
+}
+
+/// A server that is there, and with which it will not come to a connection before somebody changes something.
+fn refused(refusal: Refusal, text: String) -> ErrorBody {
+    let code = match refusal {
+        Refusal::Login | Refusal::NoCertificate | Refusal::OwnExpired | Refusal::OwnUnknown => {
+            ErrorCode::PermissionDenied
+        }
+        Refusal::Unknown | Refusal::Name | Refusal::Files => ErrorCode::InvalidArgument,
+        Refusal::Expired => ErrorCode::Unavailable,
+    };
+    let text = format!("{text}: {}", refusal.meaning());
+    ErrorBody::new(code, text).with("cause", refusal.cause()).retryable(false)
 }
 
 impl From<ErrorBody> for ClientError {

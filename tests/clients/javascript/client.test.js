@@ -1,4 +1,5 @@
-// The client on a live host, whose bus is at DROVER_URL; `test_client.py` starts it.
+// The client on a live host, whose bus is at DROVER_URL; `test_client.py` starts it. DROVER_LOGIN is the way into a bus
+// that asks who comes: a user, its password, and files with certificates.
 
 import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
@@ -9,7 +10,9 @@ import { connect, DroverError } from "./src/client.js";
 let drover;
 
 before(async () => {
-  drover = await connect({ servers: process.env.DROVER_URL });
+  const { user, password: pass, ca: caFile, cert: certFile, key: keyFile } = JSON.parse(process.env.DROVER_LOGIN ?? "{}");
+  const login = user ? { user, pass, inboxPrefix: `_INBOX.${user}`, tls: { caFile, certFile, keyFile } } : {};
+  drover = await connect({ servers: process.env.DROVER_URL.split(","), ...login });
 });
 after(async () => {
   await drover.close();

@@ -22,7 +22,7 @@ const pause = (ms) => new Promise((wake) => setTimeout(wake, ms));
  */
 export async function connect({ namespace = "default", root = "drover", deadline = 30_000, ...options } = {}) {
   const nats = await toNats({ maxReconnectAttempts: -1, reconnectTimeWait: 200, ...options });
-  const client = new Client(nats, namespace, root, deadline);
+  const client = new Client(nats, namespace, root, deadline, options.inboxPrefix);
   await client.readContract();
   return client;
 }
@@ -32,8 +32,8 @@ export class Client {
   /** The operations of the contract, by name. */
   #operations = { "contract.read": { address: "drover.v1.cmd.{ns}.contract.read" } };
 
-  constructor(nats, namespace, root, deadline) {
-    Object.assign(this, { nats, namespace, root, deadline });
+  constructor(nats, namespace, root, deadline, inboxPrefix) {
+    Object.assign(this, { nats, namespace, root, deadline, inboxPrefix });
   }
 
   async readContract() {
@@ -83,7 +83,7 @@ export class Client {
     const shape = this.#operations[verb]["x-drover-stream"];
     if (!shape) throw new TypeError(`${verb} opens no stream`);
     if (this.#operations[verb]["x-drover-request-id"]) requestId ??= ulid();
-    const inbox = createInbox();
+    const inbox = createInbox(this.inboxPrefix);
     const subscription = this.nats.subscribe(inbox);
     const messages = subscription[Symbol.asyncIterator]();
     let waiting;
