@@ -6,6 +6,7 @@
 //! | `slow_consumer` | a subscription lost messages, which clients must repeat | none was lost for a minute |
 //! | `outbox_filling` | the outbox is fuller than 80 % | it is at 60 % or below |
 //! | `clock_offset` | the clock is more than 1 s off the bus server's | it is within half a second |
+//! | `events_compressed` | the server compresses the stream of events | it does not any more |
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -54,6 +55,14 @@ pub const CLOCK: Level = Level {
     end: 500,
     message: "the host's clock differs from the bus server's; times of events are not to be trusted: see to NTP",
 };
+/// Whether the server compresses the stream of events, as earlier versions made it.
+pub const COMPRESSED: Level = Level {
+    alarm: "events_compressed",
+    begin: 0,
+    end: 0,
+    message: "the server compresses the stream of events, and may not be able to read it any more after a crash: an \
+              operator should run `drover bus upgrade`",
+};
 
 impl Level {
     /// Whether `value` is wrong, given whether it was.
@@ -75,7 +84,7 @@ impl Alarms {
     /// None yet.
     #[must_use]
     pub fn new(log: HostLog, metrics: Metrics) -> Self {
-        for level in [SLOW_CONSUMER, OUTBOX, CLOCK] {
+        for level in [SLOW_CONSUMER, OUTBOX, CLOCK, COMPRESSED] {
             metrics.alarms.get_or_create(&AlarmLabels { alarm: level.alarm }).set(0);
         }
         Self { log, metrics, active: Mutex::default() }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use drover_actors::bus::assets::AssetsConfig;
 use drover_actors::bus::claims::ClaimError;
+use drover_actors::bus::connect::BusConfig;
 use drover_actors::bus::permissions::INBOX;
 use drover_actors::hypervisor::landlock;
 use drover_actors::hypervisor::launcher::{Launcher, LauncherError};
@@ -253,19 +254,7 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
     let disk_bytes =
         blocking(move || Ok::<_, std::convert::Infallible>(disk(&state, ratio))).await.unwrap_or(0);
     let overhead_bytes = config.vmm.overhead.0;
-    let mut assets = AssetsConfig::new(config.root.clone());
-    assets.events_max_age = Duration::from_secs(config.events.max_age_hours * 3600);
-    assets.events_max_bytes = i64::try_from(config.events.max_size.0).unwrap_or(i64::MAX);
-    assets.replicas = config.events.replicas;
-    assets.duplicate_window = config.events.duplicate_window_ms.map(Duration::from_millis);
-    let mut bus = config.bus.clone();
-    if bus.name.is_empty() {
-        bus.name = format!("drover host {host}");
-    }
-    if bus.inbox_prefix.is_empty() {
-        // What `drover bus config` lets a host of this name listen to; without restrictions it is as good as any.
-        bus.inbox_prefix = format!("{INBOX}.{host}");
-    }
+    let (assets, bus) = (assets(&config), bus(&config, &host));
     Ok(HostSetup {
         host,
         root: config.root,
@@ -321,7 +310,34 @@ pub async fn blocking<T: Send + 'static, E: Send + 'static>(
     }
 }
 
-fn host_name(config: &HostConfig) -> Result<Token, AppError> {
+/// The stream of events and the buckets as this host would make them.
+pub fn assets(config: &HostConfig) -> AssetsConfig {
+    let mut assets = AssetsConfig::new(config.root.clone());
+    assets.events_max_age = Duration::from_secs(config.events.max_age_hours * 3600);
+    assets.events_max_bytes = i64::try_from(config.events.max_size.0).unwrap_or(i64::MAX);
+    assets.replicas = config.events.replicas;
+    assets.duplicate_window = config.events.duplicate_window_ms.map(Duration::from_millis);
+    assets
+}
+
+/// How the host of this name comes to the bus.
+pub fn bus(config: &HostConfig, host: &Token) -> BusConfig {
+    let mut bus = config.bus.clone();
+    if bus.name.is_empty() {
+        bus.name = format!("drover host {host}");
+    }
+    if bus.inbox_prefix.is_empty() {
+        // What `drover bus config` lets a host of this name listen to; without restrictions it is as good as any.
+        bus.inbox_prefix = format!("{INBOX}.{host}");
+    }
+    bus
+}
+
+/// The name that the configuration gives the host, or that of the machine.
+///
+/// # Errors
+/// That of the machine cannot be a name on the bus.
+pub fn host_name(config: &HostConfig) -> Result<Token, AppError> {
     if let Some(host) = &config.host {
         return Ok(host.clone());
     }

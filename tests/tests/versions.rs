@@ -1,6 +1,7 @@
 //! Hosts, clients and agents of other versions than this one.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use async_nats::jetstream::{self, stream::Compression};
 use drover_schemas::body::events::EventsReadReply;
 use drover_schemas::body::guest::ExecReply;
 use drover_schemas::body::host::HostRecord;
@@ -11,7 +12,9 @@ use drover_schemas::event::VmEventKind;
 use drover_schemas::state::VmState;
 use drover_schemas::stream::{Channel, MAX_WINDOW};
 use drover_schemas::{ErrorCode, RequestId};
+use drover_tests::admin::{ADMIN, page};
 use drover_tests::client::Bus;
+use drover_tests::events::{alarm, log};
 use drover_tests::next::{self, FEATURE, FIELD};
 use drover_tests::relay::Relay;
 use drover_tests::stream::Stream;
@@ -184,5 +187,63 @@ fn a_client_of_the_next_version_is_told_what_this_host_lacks() {
         let service: Value = serde_json::from_slice(&reply.payload).unwrap();
         assert_eq!(service["metadata"]["features"], info.features.join(","));
         assert_eq!(service["version"], info.version);
+    });
+}
+
+#[test]
+fn a_log_that_an_earlier_version_had_compressed_is_told_of_and_mended() {
+    let test = "a_log_that_an_earlier_version_had_compressed_is_told_of_and_mended";
+    run(test, Options::down(), async |world| {
+        world.start_nats().await;
+        let js = jetstream::new(world.bus.nats.clone());
+        let drover = async |world: &World, args: &[&str]| {
+            let done = world.drover(args).await;
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            String::from_utf8_lossy(&done.stdout).into_owned()
+        };
+        drover(world, &["bus", "init"]).await;
+        let mut early = js.get_stream("DROVER_EVENTS").await.unwrap().cached_info().config.clone();
+        early.compression = Some(Compression::S2);
+        js.update_stream(early).await.unwrap();
+
+        let mut config = world.config();
+        config["admin"] = json!({"listen": ADMIN});
+        world.configure(&config);
+        world.start();
+        world.ready().await;
+        let bus = world.bus.clone();
+        let lasts = async || {
+            let host = bus.host().await.ok()?;
+            Some(host.alarms.iter().any(|alarm| alarm.alarm == "events_compressed"))
+        };
+        let metric = async || {
+            let metrics = page("/metrics").await.1;
+            let line = metrics.lines().find(|line| line.contains("alarm=\"events_compressed\"")).unwrap();
+            line.rsplit(' ').next().unwrap().to_owned()
+        };
+        let file = world.path("host.yaml");
+        let doctor = ["doctor", "--config", file.to_str().unwrap()];
+        until("the alarm lasts", async || lasts().await.filter(|lasts| *lasts)).await;
+        assert_eq!(metric().await, "1");
+        alarm(&bus, "events_compressed", |event| event.details["phase"] == "begin").await;
+        alarm(&bus, "assets_differ", |event| event.details["differences"].contains("compression: found s2"))
+            .await;
+        let said = drover(world, &doctor).await;
+        assert!(said.contains("found s2") && said.contains("drover bus upgrade"), "{said}");
+        bus.up("a").await;
+
+        let said = drover(world, &["bus", "upgrade"]).await;
+        assert!(said.contains("compression: s2 -> none") && said.contains("stays compressed"), "{said}");
+        until("the alarm is over", async || lasts().await.filter(|lasts| !lasts)).await;
+        assert_eq!(metric().await, "0");
+        alarm(&bus, "events_compressed", |event| event.details["phase"] == "end").await;
+        let said = drover(world, &doctor).await;
+        assert!(!said.contains("found s2"), "{said}");
+        // What was stored before and after is one log, for a server that is started anew too.
+        bus.change("a", "delete").await.unwrap();
+        world.stop_nats().await;
+        world.start_nats().await;
+        let logs = log(&bus).await;
+        assert!(logs.len() == 1 && logs.values().all(|log| log.last().unwrap().last), "{logs:?}");
     });
 }

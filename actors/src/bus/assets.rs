@@ -2,6 +2,7 @@
 //! them: two hosts of different versions would change them back and forth. What differs from what
 //! this drover would make is reported; `drover bus upgrade` mends it.
 
+use std::fmt;
 use std::time::Duration;
 
 use async_nats::jetstream::context::{Context, GetStreamErrorKind};
@@ -152,6 +153,12 @@ pub struct Difference {
     pub expected: String,
 }
 
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: found {}, expected {}", self.asset, self.setting, self.found, self.expected)
+    }
+}
+
 /// The assets could not be read or made.
 #[derive(Debug, thiserror::Error)]
 pub enum AssetsError {
@@ -202,6 +209,24 @@ pub async fn ensure(js: &Context, config: &AssetsConfig) -> Result<AssetsReport,
     Ok(report)
 }
 
+/// What of the assets is absent, and what is not as this drover would make it; makes nothing.
+///
+/// # Errors
+/// [`AssetsError::Look`] names the stream.
+pub async fn inspect(
+    js: &Context,
+    config: &AssetsConfig,
+) -> Result<(Vec<String>, Vec<Difference>), AssetsError> {
+    let (mut absent, mut differences) = (Vec::new(), Vec::new());
+    for expected in config.streams() {
+        match find(js, &expected.name).await? {
+            Some(found) => compare(&expected, &found.config, &mut differences),
+            None => absent.push(expected.name),
+        }
+    }
+    Ok((absent, differences))
+}
+
 /// The asset, if it is there.
 pub(super) async fn find(js: &Context, stream: &str) -> Result<Option<stream::Info>, AssetsError> {
     match js.get_stream(stream).await {
@@ -237,6 +262,11 @@ pub(super) fn compare(expected: &stream::Config, found: &stream::Config, differe
             $(check(stringify!($field), format!("{:?}", found.$field), format!("{:?}", expected.$field));)*
         };
     }
+    let compression = |config: &stream::Config| match config.compression {
+        Some(Compression::S2) => "s2".to_owned(),
+        Some(Compression::None) | None => "none".to_owned(),
+    };
+    check("compression", compression(found), compression(expected));
     settings!(
         subjects,
         retention,

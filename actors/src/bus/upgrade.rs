@@ -139,6 +139,7 @@ fn wanted(expected: &stream::Config, found: &stream::Config, wishes: &Wishes) ->
     wanted.max_messages = expected.max_messages;
     wanted.max_messages_per_subject = expected.max_messages_per_subject;
     wanted.allow_direct = expected.allow_direct;
+    wanted.compression.clone_from(&expected.compression);
     wanted.allow_message_ttl = expected.allow_message_ttl || found.allow_message_ttl;
     wanted.subject_delete_marker_ttl = expected.subject_delete_marker_ttl;
     if wishes.replicas.is_some() {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::bus::assets::inspect;
 use crate::bus::testing::NatsServer;
 
 fn root() -> Token {
@@ -52,6 +53,43 @@ async fn an_upgrade_mends_what_differs_and_keeps_what_an_operator_chose() {
     let now = find(&js, "DROVER_EVENTS").await.unwrap().unwrap().config;
     assert_eq!(now.discard, stream::DiscardPolicy::Old);
     assert_eq!((now.max_bytes, now.max_age), (64 << 20, Duration::from_secs(3_600)));
+    assert_eq!(changed(&bring_up(&js, &root(), &Wishes::default(), true).await.unwrap()), [""; 0]);
+}
+
+/// As an earlier version made the stream.
+#[tokio::test]
+async fn a_compressed_log_is_reported_and_stored_plain_from_then_on() {
+    let Some(mut server) = NatsServer::start("").await else { return };
+    let mut early = AssetsConfig::new(root()).streams()[0].clone();
+    early.compression = Some(stream::Compression::S2);
+    let made = js(&server).await;
+    made.create_stream(early).await.unwrap();
+    let store = async |js: &Context, numbers: std::ops::Range<usize>| {
+        for n in numbers {
+            let body = vec![b'a' + (n % 20) as u8; 60_000];
+            js.publish("drover.v1.evt.host.h1.k", body.into()).await.unwrap().await.unwrap();
+        }
+    };
+    store(&made, 0..200).await;
+    let told = bring_up(&made, &root(), &Wishes::default(), false).await.unwrap();
+    assert_eq!(changed(&told), ["DROVER_EVENTS compression"]);
+    let (absent, differences) = inspect(&made, &AssetsConfig::new(root())).await.unwrap();
+    assert_eq!((absent, differences.len()), (Vec::new(), 1));
+    let said = differences[0].to_string();
+    assert_eq!(said, "DROVER_EVENTS compression: found s2, expected none");
+    let done = bring_up(&made, &root(), &Wishes::default(), true).await.unwrap();
+    assert_eq!(changed(&done), ["DROVER_EVENTS compression"]);
+    store(&made, 200..250).await;
+    // The server reads what it had compressed, and what it has not, also after an end.
+    drop(made);
+    server.kill();
+    server.up().await;
+    let js = js(&server).await;
+    let log = js.get_stream("DROVER_EVENTS").await.unwrap();
+    for n in [0, 1, 150, 199, 200, 249] {
+        let message = log.get_raw_message(n + 1).await.unwrap();
+        assert_eq!(message.payload[..], vec![b'a' + (n % 20) as u8; 60_000]);
+    }
     assert_eq!(changed(&bring_up(&js, &root(), &Wishes::default(), true).await.unwrap()), [""; 0]);
 }
 

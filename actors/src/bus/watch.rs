@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 
 use self::decide::{Finding, Reader, compare};
 use super::log::{self, From};
-use crate::alarms::CLOCK;
+use crate::alarms::{CLOCK, COMPRESSED};
 use crate::chain;
 use crate::host_log::HostNote;
 use crate::services::{Shared, now_ms};
@@ -55,6 +55,8 @@ pub struct StreamLook {
     pub max_age_ms: Option<u64>,
     /// How much is kept; absent for all.
     pub max_bytes: Option<u64>,
+    /// The server compresses it.
+    pub compressed: bool,
     /// When it was looked at, by the server's clock.
     pub server_unix_ms: Option<u64>,
     /// How far our clock is ahead of the server's.
@@ -116,6 +118,8 @@ struct AnswerConfig {
     max_age: i64,
     #[serde(default)]
     max_bytes: i64,
+    #[serde(default)]
+    compression: String,
 }
 
 #[derive(Deserialize)]
@@ -171,6 +175,7 @@ fn read(answer: &[u8]) -> Result<StreamLook, LookError> {
         deleted: state.num_deleted,
         max_age_ms: positive(config.max_age).map(|nanos| nanos / 1_000_000),
         max_bytes: positive(config.max_bytes),
+        compressed: !matches!(config.compression.as_str(), "" | "none"),
         server_unix_ms: answer.ts.as_deref().and_then(unix_ms),
         ..StreamLook::default()
     })
@@ -219,6 +224,7 @@ fn note(services: &Shared, look: &StreamLook, readers: &BTreeMap<String, Reader>
         // What the way there and back may have added does not count.
         services.alarms.note(&CLOCK, offset.unsigned_abs().saturating_sub(look.round_trip_ms.div_ceil(2)));
     }
+    services.alarms.note(&COMPRESSED, look.compressed.into());
     let log = EventLog {
         stream: services.events_stream.clone(),
         max_age_ms: look.max_age_ms,
@@ -318,13 +324,13 @@ mod tests {
     #[test]
     fn an_answer_of_the_server_is_read() {
         let answer = br#"{"type":"io.nats.jetstream.api.v1.stream_info_response",
-            "config":{"name":"E","max_age":604800000000000,"max_bytes":-1},
+            "config":{"name":"E","max_age":604800000000000,"max_bytes":-1,"compression":"s2"},
             "created":"2026-11-25T20:18:12.341025329Z","state":{"messages":30,"bytes":1790,"first_seq":3,
             "first_ts":"1970-01-01T00:00:02.5Z","last_seq":35,"num_deleted":3,"consumer_count":0},
             "ts":"1970-01-01T00:00:09.000528582Z"}"#;
         let look = read(answer).unwrap();
         assert_eq!((look.first_seq, look.last_seq, look.deleted), (3, 35, 3));
-        assert_eq!((look.max_age_ms, look.max_bytes), (Some(604_800_000), None));
+        assert_eq!((look.max_age_ms, look.max_bytes, look.compressed), (Some(604_800_000), None, true));
         assert_eq!((look.first_unix_ms, look.server_unix_ms), (Some(2_500), Some(9_000)));
         let gone = br#"{"error":{"code":404,"err_code":10059,"description":"stream not found"}}"#;
         assert!(matches!(read(gone), Err(LookError::Absent)));

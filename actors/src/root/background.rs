@@ -169,11 +169,7 @@ fn alarm(report: &EgressReport) -> Option<HostNote> {
         EgressReport::Assets(report) => {
             let text =
                 "streams or buckets are not as this version makes them; an operator should upgrade them";
-            let differences = report
-                .differences
-                .iter()
-                .map(|d| format!("{} {}: found {}, expected {}", d.asset, d.setting, d.found, d.expected));
-            let differences: Vec<String> = differences.collect();
+            let differences: Vec<String> = report.differences.iter().map(ToString::to_string).collect();
             Some(HostNote::alarm("assets_differ", text).with("differences", differences.join("; ")))
         }
         EgressReport::StreamReplaced { before, now } => {

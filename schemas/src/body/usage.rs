@@ -67,7 +67,7 @@ pub struct EventLog {
 /// Something that an operator should look at, for as long as it is so. Its begin and its end are events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Alarm {
-    /// What a rule can match: `slow_consumer`, `outbox_filling`, `clock_offset`.
+    /// What a rule can match: `slow_consumer`, `outbox_filling`, `clock_offset`, `events_compressed`.
     pub alarm: String,
     /// Since when.
     pub since_unix_ms: u64,

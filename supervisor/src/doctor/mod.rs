@@ -3,6 +3,7 @@
 //! Each check looks at one thing, changes nothing, and says what it found and, where that is not good, what
 //! to do. `--fix` raises the kernel's limits that are too low, and only those.
 
+mod bus;
 mod limits;
 mod machine;
 mod parts;
@@ -71,6 +72,7 @@ impl Finding {
 pub async fn examine(config: &HostConfig, fix: bool) -> Vec<Finding> {
     let mut findings = machine::look();
     findings.extend(parts::look(config).await);
+    findings.extend(bus::look(config).await);
     findings.extend(limits::look(fix));
     findings
 }

@@ -1,20 +1,16 @@
-//! What the configuration names: programs, folders, images and the bus.
+//! What the configuration names of this machine: programs, folders and images.
 
 use std::path::Path;
-use std::time::Duration;
 
 use drover_actors::chain;
 use drover_actors::hypervisor::launcher::Launcher;
 use drover_actors::hypervisor::version::{check as version_of, find};
 use drover_actors::images::Images;
-use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use super::Finding;
 use crate::config::HostConfig;
 
-/// How long the bus may take to take a connection.
-const BUS: Duration = Duration::from_secs(3);
 /// Less than this is little for a journal, its growth and the disks of VMs.
 const ROOM: u64 = 2 << 30;
 
@@ -27,7 +23,6 @@ pub(super) async fn look(config: &HostConfig) -> Vec<Finding> {
         folder("state folder", &config.state_dir),
         folder("run folder", &config.run_dir),
         images(config),
-        bus(config).await,
     ]
 }
 
@@ -116,22 +111,4 @@ fn images(config: &HostConfig) -> Finding {
             Finding::bad("images", chain(&error).to_string(), advice)
         }
     }
-}
-
-async fn bus(config: &HostConfig) -> Finding {
-    let mut failures = Vec::new();
-    for url in &config.bus.urls {
-        let Ok(address) = url.parse::<async_nats::ServerAddr>() else {
-            failures.push("an address of bus.urls is none".to_owned());
-            continue;
-        };
-        let place = format!("{}:{}", address.host(), address.port());
-        match tokio::time::timeout(BUS, TcpStream::connect(&place)).await {
-            Ok(Ok(_)) => return Finding::good("bus", format!("{place} takes connections")),
-            Ok(Err(error)) => failures.push(format!("{place}: {error}")),
-            Err(_) => failures.push(format!("{place}: no answer within {} s", BUS.as_secs())),
-        }
-    }
-    let advice = "start nats-server 2.11 or newer with JetStream, or set bus.urls; a host waits for it";
-    Finding::weak("bus", failures.join("; "), advice)
 }

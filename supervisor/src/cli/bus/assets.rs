@@ -74,5 +74,11 @@ fn describe(told: &[Told]) -> String {
     if told.iter().any(|one| one.outcome == "differs") {
         text.push_str("\nnothing of these was changed: `drover bus upgrade` does");
     }
+    if told.iter().any(|one| one.outcome == "changed" && one.settings.contains_key("compression")) {
+        text.push_str(
+            "\nwhat is stored already stays compressed until it is as old as events are kept; where the server cannot \
+             read it, `nats stream purge` is the only way, and loses it",
+        );
+    }
     text
 }

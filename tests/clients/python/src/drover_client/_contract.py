@@ -92,7 +92,7 @@ class AgentStatus(TypedDict):
 
 class Alarm(TypedDict):
     """Something that an operator should look at, for as long as it is so. Its begin and its end are events."""
-    # What a rule can match: `slow_consumer`, `outbox_filling`, `clock_offset`.
+    # What a rule can match: `slow_consumer`, `outbox_filling`, `clock_offset`, `events_compressed`.
     alarm: str
     # One sentence for a person.
     message: str
