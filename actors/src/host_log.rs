@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use drover_schemas::event::{HostEvent, HostEventKind, ce};
 use drover_schemas::subject::{Subject, Subjects};
-use drover_schemas::{Token, codec, headers};
+use drover_schemas::{Token, VmId, codec, headers};
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
@@ -78,7 +78,7 @@ impl HostLog {
 }
 
 async fn write(journal: JournalHandle, subjects: Subjects, host: Token, mut noted: mpsc::Receiver<HostNote>) {
-    let mut last = match last_seq(&journal) {
+    let mut last = match last_seq(&journal, host_stream_key(journal.installation())) {
         Ok(last) => last,
         Err(failure) => {
             return error!(error = %chain(&failure), "the host's own events cannot be written");
@@ -101,9 +101,8 @@ async fn write(journal: JournalHandle, subjects: Subjects, host: Token, mut note
     }
 }
 
-/// The last sequence that was given: of what is published, or of what still waits.
-fn last_seq(journal: &JournalHandle) -> Result<u64, JournalError> {
-    let key = host_stream_key(journal.installation());
+/// The last sequence of a log that was given: of what is published, or of what still waits.
+pub(crate) fn last_seq(journal: &JournalHandle, key: VmId) -> Result<u64, JournalError> {
     let mut last = journal.position(key)?.map_or(0, |p| p.seq);
     loop {
         let page = journal.outbox_page(key, last + 1, PAGE)?;

@@ -44,7 +44,7 @@ pub use outbox::{OutboxFill, OutboxLimits};
 pub use read::{InFlightRequest, RequestLookup, Snapshot, Unreadable};
 pub use rows::{
     LeaseRow, OutboxRow, PendingOp, Position, ROW_VERSION, RequestRow, RequestState, RowError, StatusUpdate,
-    UidRow, VmRow, event_id, host_stream_key,
+    UidRow, VmRow, audit_stream_key, event_id, host_stream_key,
 };
 pub use writer::JournalHealth;
 

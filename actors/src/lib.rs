@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod alarms;
+pub mod audit;
 pub mod bus;
 mod chain;
 pub mod console;
@@ -21,6 +22,7 @@ pub mod network;
 pub mod orphans;
 mod pause;
 pub mod quota;
+mod rate;
 pub mod rejections;
 pub mod restored;
 pub mod root;

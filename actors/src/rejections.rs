@@ -16,13 +16,12 @@ use tracing::warn;
 use ulid::Ulid;
 
 use crate::chain;
+use crate::rate::{Bucket, Rate};
 use crate::services::now_ms;
 use crate::vm::row::rfc3339;
 
-/// Rejections of a namespace that may come at once.
-const BURST: u32 = 20;
-/// After so long one more may come.
-const REFILL: Duration = Duration::from_millis(200);
+/// Rejections of a namespace.
+const RATE: Rate = Rate { burst: 20, refill: Duration::from_millis(200) };
 /// Namespaces that are told apart; the name of one is the caller's choice.
 const NAMESPACES: usize = 1_024;
 
@@ -33,39 +32,6 @@ pub struct Rejections {
     subjects: Subjects,
     host: Token,
     buckets: Arc<Mutex<HashMap<Token, Bucket>>>,
-}
-
-#[derive(Debug)]
-struct Bucket {
-    left: u32,
-    since: Instant,
-    suppressed: u64,
-}
-
-impl Bucket {
-    const fn new(now: Instant) -> Self {
-        Self { left: BURST, since: now, suppressed: 0 }
-    }
-
-    /// Takes one, answering how many were suppressed before it; or counts it as suppressed.
-    fn take(&mut self, now: Instant) -> Option<u64> {
-        let due = now.saturating_duration_since(self.since).as_millis() / REFILL.as_millis();
-        if due > 0 {
-            let due = u32::try_from(due).unwrap_or(u32::MAX);
-            self.left = self.left.saturating_add(due).min(BURST);
-            self.since = now;
-        }
-        if self.left == 0 {
-            self.suppressed = self.suppressed.saturating_add(1);
-            return None;
-        }
-        self.left -= 1;
-        Some(std::mem::take(&mut self.suppressed))
-    }
-
-    fn is_full(&self, now: Instant) -> bool {
-        self.suppressed == 0 && now.saturating_duration_since(self.since) > REFILL * BURST
-    }
 }
 
 impl Rejections {
@@ -84,7 +50,7 @@ impl Rejections {
                 return None;
             }
         }
-        buckets.entry(namespace.clone()).or_insert_with(|| Bucket::new(now)).take(now)
+        buckets.entry(namespace.clone()).or_insert_with(|| Bucket::new(RATE, now)).take(now)
     }
 
     /// Publishes that a request was refused. It is stored by the stream of events; if it is lost on the
@@ -129,26 +95,5 @@ impl Rejections {
         if let Err(cause) = self.client.publish_with_headers(to, headers, body.into()).await {
             warn!(error = %chain(&cause), "a rejection could not be published");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_is_counted_and_told_with_the_next_one() {
-        let start = Instant::now();
-        let mut bucket = Bucket::new(start);
-        for _ in 0..BURST {
-            assert_eq!(bucket.take(start), Some(0));
-        }
-        for _ in 0..1_000 {
-            assert_eq!(bucket.take(start), None);
-        }
-        assert_eq!(bucket.take(start + REFILL), Some(1_000));
-        assert_eq!(bucket.take(start + REFILL), None);
-        let later = start + REFILL * 1_000;
-        assert_eq!((0..100).filter(|_| bucket.take(later).is_some()).count(), BURST as usize);
     }
 }

@@ -10,14 +10,15 @@ use async_nats::jetstream::{self, ErrorCode, context::GetStreamErrorKind, stream
 use drover_schemas::event::{VmEvent, ce};
 use drover_schemas::state::{Desired, VmState};
 use drover_schemas::subject::Subjects;
-use drover_schemas::{Token, codec};
+use drover_schemas::{Token, VmId, codec};
 use tracing::{info, warn};
 
 use crate::bus::claims::{Claim, Claims, NameKey, Phase};
 use crate::bus::egress::decide::parse_event_id;
 use crate::chain;
 use crate::journal::{
-    Batch, JournalError, JournalHandle, Op, OpenError, Snapshot, VmRow, host_stream_key, restore,
+    Batch, JournalError, JournalHandle, Op, OpenError, Snapshot, VmRow, audit_stream_key, host_stream_key,
+    restore,
 };
 
 /// Pause between two attempts to read from the bus.
@@ -132,7 +133,9 @@ async fn catch_up(
             }
         }
     }
-    own_log(journal, bus, host).await?;
+    let (installation, subjects) = (journal.installation(), bus.subjects);
+    own_log(journal, bus, host_stream_key(installation), &subjects.host_events(host)).await?;
+    own_log(journal, bus, audit_stream_key(installation), &subjects.host_audit(host)).await?;
     Ok(report)
 }
 
@@ -179,11 +182,14 @@ fn brought_up(row: &VmRow, event: &VmEvent) -> VmRow {
     }
 }
 
-/// The host's own log goes on after the last event that the stream has of it.
-async fn own_log(journal: &JournalHandle, bus: &Bus<'_>, host: &Token) -> Result<(), JournalError> {
-    let key = host_stream_key(journal.installation());
-    let filter = bus.subjects.host_events(host);
-    let Some(last) = insist("the host's last event", async || last_of(bus, &filter).await).await else {
+/// A log of the host's own goes on after the last event that the stream has of it.
+async fn own_log(
+    journal: &JournalHandle,
+    bus: &Bus<'_>,
+    key: VmId,
+    filter: &str,
+) -> Result<(), JournalError> {
+    let Some(last) = insist("the host's last event", async || last_of(bus, filter).await).await else {
         return Ok(());
     };
     let id = last.headers.get(ce::ID).map(|id| id.as_str().to_owned()).unwrap_or_default();

@@ -22,6 +22,7 @@ use tracing::{error, info, warn};
 
 pub use self::error::StartError;
 use crate::alarms::{Alarms, Seen};
+use crate::audit::Audit;
 use crate::bus::assets::AssetsConfig;
 use crate::bus::claims::{ClaimError, Claims};
 use crate::bus::connect::{Bus, BusConfig, connect};
@@ -223,6 +224,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let egress_config = EgressConfig { gate, ..EgressConfig::new(setup.assets.clone()) };
     let (egress, reports) = egress::start(journal.clone(), bus.clone(), egress_config);
     let log = HostLog::start(journal.clone(), subjects.clone(), setup.host.clone());
+    let audit = Audit::start(journal.clone(), subjects.clone(), setup.host.clone());
     let metrics = Metrics::default();
     let policy = ReplyPolicy::new(&setup.reply_prefixes);
     let services = Arc::new(Services {
@@ -231,6 +233,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         subjects,
         alarms: Alarms::new(log.clone(), metrics.clone()),
         log,
+        audit,
         client: bus.client.clone(),
         streams: Streams {
             bulk,
@@ -433,6 +436,8 @@ async fn open_journal(setup: &HostSetup) -> Result<(JournalHandle, Snapshot), St
 const NAME_WITHIN: Duration = Duration::from_secs(1);
 /// How long a stop waits for the bus to forget that the host lives.
 const LEAVE: Duration = Duration::from_secs(1);
+/// How long the audit has to reach the journal when the daemon stops.
+const AUDIT_TAKES: Duration = Duration::from_secs(2);
 /// What is kept of the time for stopping VMs to force those that do not go by themselves.
 const FORCE_TAKES: Duration = Duration::from_secs(10);
 /// Pause between two looks at the VMs that are being stopped.
@@ -496,6 +501,9 @@ impl RunningHost {
         self.manager.stop(None);
         if self.manager.wait(Some(deadline)).await.is_err() {
             warn!("the manager did not stop in time");
+        }
+        if tokio::time::timeout(AUDIT_TAKES, self.services.audit.settled()).await.is_err() {
+            warn!("the last requests are not in the audit");
         }
         self.services.egress.stop();
         self.network.stop(None);

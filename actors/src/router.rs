@@ -24,12 +24,13 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout_at;
 use tracing::{Instrument as _, debug, info_span};
 
+use crate::audit::{Asked, row_of};
 use crate::bus::claims::{NameKey, Phase};
 use crate::create::{Creator, interrupted};
 use crate::directory::{Directory, Slot};
 use crate::images::import as images;
 use crate::ingress::permits::{Permit, Permits};
-use crate::ingress::request::{Arrived, ReplyPolicy, Request, header, namespace_of};
+use crate::ingress::request::{Arrived, Refused, ReplyPolicy, Request, header, namespace_of};
 use crate::manager::ManagerMsg;
 use crate::metrics::RequestLabels;
 use crate::rejections::Rejections;
@@ -148,20 +149,38 @@ impl Router {
     }
 
     async fn refuse(&self, client: &Client, subject: Option<Subject>, arrived: Arrived, error: ErrorBody) {
-        let Some(subject) = subject else { return };
-        if let Ok(request) = Request::read(client, &self.policy, &self.rejections, subject, arrived).await {
+        let Some(subject) = subject else { return self.refuse_unknown(client, arrived).await };
+        if let Some(request) = self.read(client, subject, arrived).await {
+            self.audit(&request, Err(error.code));
             request.responder.error(error).await;
         }
     }
 
+    /// A request, if what arrived is one that can be answered.
+    async fn read(&self, client: &Client, subject: Subject, arrived: Arrived) -> Option<Request> {
+        match Request::read(client, &self.policy, &self.rejections, subject, arrived).await {
+            Ok(request) => Some(request),
+            Err(refused) => {
+                let Refused { subject, headers, reply, code } = &*refused;
+                let asked = Asked { subject: Ok(subject), headers, reply: reply.as_deref() };
+                self.services.audit.note(&asked, Err(*code));
+                None
+            }
+        }
+    }
+
+    fn audit(&self, request: &Request, outcome: Result<(), ErrorCode>) {
+        let reply = request.responder.reply_subject().map(async_nats::Subject::as_str);
+        let asked = Asked { subject: Ok(&request.subject), headers: &request.headers, reply };
+        self.services.audit.note(&asked, outcome);
+    }
+
     async fn serve(self, client: &Client, subject: Option<Subject>, arrived: Arrived, permit: Permit) {
         let Some(subject) = subject else { return self.refuse_unknown(client, arrived).await };
-        let Ok(request) = Request::read(client, &self.policy, &self.rejections, subject, arrived).await
-        else {
-            return;
-        };
+        let Some(request) = self.read(client, subject, arrived).await else { return };
         if !request.wants_reply() && request.request_id.is_none() {
             // Nobody could ever learn the outcome.
+            self.audit(&request, Err(ErrorCode::InvalidArgument));
             debug!(subject = ?request.subject, "dropped a request without reply subject and id");
             return;
         }
@@ -175,10 +194,16 @@ impl Router {
         let vm = Token::new("unknown");
         let (Ok(ns), Ok(name), Ok(verb)) = (vm.clone(), vm.clone(), vm) else { return };
         let subject = Subject::Vm { ns, name, verb };
-        let Ok(request) = Request::read(client, &self.policy, &self.rejections, subject, arrived).await
-        else {
-            return;
+        let read = Request::read(client, &self.policy, &self.rejections, subject, arrived).await;
+        let (headers, reply) = match &read {
+            Ok(request) => (&request.headers, request.responder.reply_subject()),
+            Err(refused) => (&refused.headers, refused.reply.as_ref()),
         };
+        let reply = reply.map(async_nats::Subject::as_str);
+        self.services
+            .audit
+            .note(&Asked { subject: Err(&text), headers, reply }, Err(ErrorCode::InvalidArgument));
+        let Ok(request) = read else { return };
         let error = ErrorBody::new(
             ErrorCode::InvalidArgument,
             format!(
@@ -217,6 +242,7 @@ impl Router {
         if self.is_anothers(&request.subject) {
             return request.responder.silence();
         }
+        self.audit(&request, answer.as_ref().map(|_| ()).map_err(|error| error.code));
         let responder = match verb {
             // On the connection on which the VM was subscribed for: who asks for it next is heard.
             "create" => match created_in(&request) {
@@ -420,19 +446,12 @@ fn adopting() -> ErrorBody {
 
 /// The verb for metrics, and whether the table has it.
 fn label_of(subject: &Subject) -> (&'static str, bool) {
-    let found = match subject {
-        Subject::VmPool { verb, .. } => verbs::find(Plane::Pool, verb.as_str()),
-        Subject::Vm { verb, .. } => verbs::find(Plane::Vm, verb.as_str()),
-        Subject::Guest { verb, .. } => verbs::find(Plane::VmGuest, verb.as_str()),
-        Subject::Host { verb, .. } => verbs::find(Plane::Host, verb),
-        Subject::Registry { family: Family::Events, verb, .. } => verbs::find(Plane::Events, verb.as_str()),
-        Subject::Registry { family: Family::Contract, verb, .. } => {
-            verbs::find(Plane::Contract, verb.as_str())
-        }
-        Subject::Registry { .. } => return ("registry", true),
-        _ => None,
-    };
-    found.map_or(("unknown", false), |row| (row.verb, true))
+    match (row_of(subject), subject) {
+        (Some(row), _) => (row.verb, true),
+        (None, Subject::Registry { family: Family::Events | Family::Contract, .. }) => ("unknown", false),
+        (None, Subject::Registry { .. }) => ("registry", true),
+        (None, _) => ("unknown", false),
+    }
 }
 
 fn unknown_verb(subject: &Subject) -> ErrorBody {

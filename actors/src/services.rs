@@ -9,6 +9,7 @@ use drover_schemas::subject::Subjects;
 use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token, VmId};
 
 use crate::alarms::{Alarms, Seen};
+use crate::audit::Audit;
 use crate::bus::claims::Claims;
 use crate::bus::egress::Egress;
 use crate::bus::lanes::Lanes;
@@ -89,6 +90,8 @@ pub struct Services {
     pub journal: JournalHandle,
     /// The host's own events.
     pub log: HostLog,
+    /// Who did what.
+    pub audit: Audit,
     /// From the outbox to the stream.
     pub egress: Egress,
     /// The names of VMs over the fleet.

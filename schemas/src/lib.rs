@@ -16,6 +16,7 @@
 //! Removing or renaming a field, narrowing a type, changing a unit, giving a code a new meaning, or
 //! moving a subject is breaking and needs a new version token in the subject.
 
+pub mod audit;
 pub mod blob;
 pub mod body;
 pub mod codec;

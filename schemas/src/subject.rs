@@ -81,6 +81,20 @@ pub enum Subject {
         /// Kind of the event.
         kind: Token,
     },
+    /// `evt.audit.host.<host>.<kind>`: who did what, as a host saw it.
+    HostAudit {
+        /// The host.
+        host: Token,
+        /// Kind of the event.
+        kind: Token,
+    },
+    /// `evt.audit.bus.<server>.<kind>`: what a server of the bus kept from whom.
+    BusAudit {
+        /// The server.
+        server: Token,
+        /// Kind of the event.
+        kind: Token,
+    },
     /// `metric.ns.<ns>.vm.<name>`.
     VmMetric {
         /// Namespace.
@@ -224,6 +238,8 @@ impl Subjects {
             Subject::VmEvent { ns, name, kind } => self.join(format_args!("evt.ns.{ns}.vm.{name}.{kind}")),
             Subject::RequestRejected { ns } => self.join(format_args!("evt.ns.{ns}.request.rejected")),
             Subject::HostEvent { host, kind } => self.join(format_args!("evt.host.{host}.{kind}")),
+            Subject::HostAudit { host, kind } => self.join(format_args!("evt.audit.host.{host}.{kind}")),
+            Subject::BusAudit { server, kind } => self.join(format_args!("evt.audit.bus.{server}.{kind}")),
             Subject::VmMetric { ns, name } => self.join(format_args!("metric.ns.{ns}.vm.{name}")),
             Subject::NsHostMetric { ns, host } => self.join(format_args!("metric.ns.{ns}.host.{host}")),
             Subject::HostMetric { host } => self.join(format_args!("metric.host.{host}")),
@@ -266,6 +282,12 @@ impl Subjects {
             ["evt", "ns", ns, "request", "rejected"] => Some(Subject::RequestRejected { ns: token(ns)? }),
             ["evt", "host", host, kind] => {
                 Some(Subject::HostEvent { host: token(host)?, kind: token(kind)? })
+            }
+            ["evt", "audit", "host", host, kind] => {
+                Some(Subject::HostAudit { host: token(host)?, kind: token(kind)? })
+            }
+            ["evt", "audit", "bus", server, kind] => {
+                Some(Subject::BusAudit { server: token(server)?, kind: token(kind)? })
             }
             ["metric", "ns", ns, "vm", name] => {
                 Some(Subject::VmMetric { ns: token(ns)?, name: token(name)? })
@@ -325,6 +347,24 @@ impl Subjects {
     #[must_use]
     pub fn host_events(&self, host: &Token) -> String {
         self.join(format_args!("evt.host.{host}.>"))
+    }
+
+    /// The filter over the audit of one host.
+    #[must_use]
+    pub fn host_audit(&self, host: &Token) -> String {
+        self.join(format_args!("evt.audit.host.{host}.>"))
+    }
+
+    /// The filter over what one server of the bus denied.
+    #[must_use]
+    pub fn bus_audit(&self, server: &Token) -> String {
+        self.join(format_args!("evt.audit.bus.{server}.>"))
+    }
+
+    /// The filter over the whole audit, of hosts and servers.
+    #[must_use]
+    pub fn all_audit(&self) -> String {
+        self.join(format_args!("evt.audit.>"))
     }
 
     /// What the event stream takes: every event and nothing else.

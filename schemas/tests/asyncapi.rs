@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use drover_schemas::audit::AuditEvent;
 use drover_schemas::body::events::{EventsLastReply, EventsLastRequest, EventsReadReply, EventsReadRequest};
 use drover_schemas::body::{guest, host, image, samples, vm};
 use drover_schemas::contract::ContractReply;
@@ -103,6 +104,7 @@ fn schemas() -> Map<String, Value> {
         VmEvent,
         HostEvent,
         RejectedEvent,
+        AuditEvent,
         samples::NamespaceSample,
         samples::HostSample,
     ];
@@ -127,7 +129,8 @@ fn open_enumerations(schema: &mut Value) {
 /// What is only ever sent to a host has no fields but those that it knows.
 fn close_requests(schemas: &mut Map<String, Value>) {
     let names = |pick: fn(&VerbRow) -> &'static str| VERBS.iter().map(pick).map(str::to_owned);
-    let sent_by_hosts = ["ErrorBody", "StreamFrame", "VmEvent", "HostEvent", "RejectedEvent", "HostSample"];
+    let sent_by_hosts =
+        ["ErrorBody", "StreamFrame", "VmEvent", "HostEvent", "RejectedEvent", "AuditEvent", "HostSample"];
     let open =
         names(|row| row.reply).chain(sent_by_hosts.map(str::to_owned)).chain(["NamespaceSample".into()]);
     let open = reached(schemas, open);
@@ -172,6 +175,7 @@ fn parameters(address: &str) -> Value {
         ("ns", "The namespace."),
         ("name", "The name of the VM."),
         ("host", "The name of the host."),
+        ("server", "The name of the bus server."),
         ("token", "The random part of the `io_subject` of a `StreamOpened`."),
         ("kind", "The kind of the event."),
     ];
@@ -334,15 +338,19 @@ fn header_schemas() -> [(&'static str, Value); 4] {
                 &[
                     (ce::SPECVERSION, json!({"const": ce::SPEC_VERSION})),
                     (ce::ID, text("Unique; of a VM's event `<vm_id>.<seq>`.")),
-                    (ce::SOURCE, text("`drover/<host>`.")),
+                    (
+                        ce::SOURCE,
+                        text("`drover/<host>`; of what a server of the bus denied, `drover/bus/<server>`."),
+                    ),
                     (
                         ce::TYPE,
                         text(
-                            "`drover.vm.<kind>.v1`, `drover.host.<kind>.v1` or `drover.request.rejected.v1`.",
+                            "`drover.vm.<kind>.v1`, `drover.host.<kind>.v1`, `drover.request.rejected.v1` or \
+                             `drover.audit.<kind>.v1`.",
                         ),
                     ),
                     (ce::TIME, json!({"type": "string", "format": "date-time"})),
-                    (ce::SUBJECT, text("`<namespace>/<name>`, the namespace, or the host.")),
+                    (ce::SUBJECT, text("`<namespace>/<name>`, the namespace, the host, or the server.")),
                     (ce::DATACONTENTTYPE, json!({"const": codec::MSGPACK})),
                 ],
                 &[ce::SPECVERSION, ce::ID, ce::SOURCE, ce::TYPE, ce::TIME],
@@ -377,6 +385,10 @@ fn document() -> Value {
     let doc = "A request without a reply subject was refused.";
     document.told("event.rejected", "evt.ns.<ns>.request.rejected", "RejectedEvent", event, doc);
     document.told("event.host", "evt.host.<host>.<kind>", "HostEvent", event, "What happened to a host.");
+    let doc = "Who did what, and who was refused what, as a host saw it; for admins.";
+    document.told("audit.host", "evt.audit.host.<host>.<kind>", "AuditEvent", event, doc);
+    let doc = "What a server of the bus kept from whom; for admins.";
+    document.told("audit.bus", "evt.audit.bus.<server>.<kind>", "AuditEvent", event, doc);
     let doc = "Samples of a host's VMs in one namespace.";
     document.told("metric.namespace", "metric.ns.<ns>.host.<host>", "NamespaceSample", None, doc);
     document.told("metric.host", "metric.host.<host>", "HostSample", None, "Samples of a host.");

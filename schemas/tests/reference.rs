@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 
 use drover_schemas::ErrorCode;
+use drover_schemas::audit::AuditKind;
 use drover_schemas::body::status::CauseKind;
 use drover_schemas::event::{HostEventKind, VmEventKind};
 use drover_schemas::state::{markdown, mermaid};
@@ -36,6 +37,10 @@ fn events(out: &mut String) {
                 .to_owned(),
         )],
     );
+    let (bus, hosts): (Vec<_>, Vec<_>) =
+        values::<AuditKind>().into_iter().partition(|(name, _)| name == AuditKind::Denied.as_str());
+    table("evt.audit.host.<host>.", hosts);
+    table("evt.audit.bus.<server>.", bus);
 }
 
 fn reference() -> String {
@@ -61,7 +66,8 @@ fn reference() -> String {
     }
     out.push_str(
         "\n## Events\n\nCloudEvents 1.0 in binary mode, in the stream `DROVER_EVENTS`; a VM's have a `seq` without gaps. \
-         Bodies: `VmEvent`, `HostEvent`, `RejectedEvent` in `schemas/src/event.rs`.\n\n\
+         Bodies: `VmEvent`, `HostEvent`, `RejectedEvent` in `schemas/src/event.rs`. The audit (`AuditEvent` in \
+         `schemas/src/audit.rs`) is read by admins only.\n\n\
          | subject (after `drover.v1.`) | |\n|---|---|\n",
     );
     events(&mut out);

@@ -6,6 +6,7 @@
 //! | [`netns`] | a network namespace that goes away again |
 //! | [`node`] | one host: its folders, its configuration, its daemon |
 //! | [`admin`] | metrics and health |
+//! | [`audit`] | who did what, as the stream has it |
 //! | [`certificates`] | authorities and what they sign |
 //! | [`client`] | requests as any client writes them, and what comes back |
 //! | [`cluster`] | three hosts and three servers behind links that can be cut |
@@ -34,6 +35,7 @@
 )]
 
 pub mod admin;
+pub mod audit;
 pub mod certificates;
 pub mod client;
 pub mod cluster;

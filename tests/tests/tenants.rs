@@ -5,13 +5,23 @@
 use std::fs;
 use std::time::Duration;
 
+use drover_schemas::audit::AuditKind;
+use drover_schemas::{ErrorCode, RequestId, Token};
+use drover_tests::audit;
 use drover_tests::client::{Bus, Failure};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, URL, World, run};
+use nkeys::KeyPair;
 use serde_json::{Value, json};
 
 /// How long a request that the server keeps from the hosts waits for its reply.
 const DENIED: Duration = Duration::from_secs(2);
+
+/// What the server calls a user who has a key.
+fn public_key(world: &World, name: &str) -> String {
+    let seed = fs::read_to_string(world.seed(name)).unwrap();
+    KeyPair::from_seed(&seed).unwrap().public_key()
+}
 
 /// The server keeps the message and writes down whose it was.
 async fn denied(world: &World, by: &Bus, subject: &str) {
@@ -91,6 +101,37 @@ async fn roles_hold(world: &mut World, mode: &str) {
         denied(world, &stranger, subject).await;
     }
     operates.change("a", "delete").await.unwrap();
+    told_by_the_host(world, mode).await;
+}
+
+/// What hosts did and refused is in the audit, with the one who asked: as the server says, where that is between
+/// accounts, and as it says of itself within one.
+async fn told_by_the_host(world: &World, mode: &str) {
+    let (ops, all) = (&world.bus, world.enter("all", URL).await);
+    all.ask("vm.create", &json!({"nmae": "b"}))
+        .id(RequestId::generate())
+        .refused(ErrorCode::InvalidArgument)
+        .await;
+    for (by, verb, error) in [
+        ("all", "create", None),
+        ("operates", "delete", None),
+        ("all", "create", Some(ErrorCode::InvalidArgument)),
+    ] {
+        let key = public_key(world, by);
+        let event = audit::told(ops, &format!("{verb} by {by}"), |event| {
+            let user = event.caller.user.as_deref();
+            event.verb.as_deref() == Some(verb)
+                && event.error == error
+                && event.subject.contains(".cmd.")
+                && user == Some(if mode == "single" { by } else { &key })
+        })
+        .await;
+        assert_eq!(event.kind, if error.is_none() { AuditKind::Done } else { AuditKind::Refused });
+        assert_eq!(event.namespace.as_ref().map(Token::as_str), Some("default"));
+        assert!(event.request_id.is_some(), "{event:?}");
+        assert_eq!(event.caller.verified, mode == "tenants", "{event:?}");
+        assert_eq!(event.caller.account.as_deref(), (mode == "tenants").then_some("default"));
+    }
 }
 
 #[test]

@@ -127,9 +127,18 @@ impl Arrived {
     }
 }
 
-/// A message that is answered already or cannot be answered at all.
+/// A message that is answered already or cannot be answered at all; what is left of it is for the audit.
 #[derive(Debug)]
-pub struct Refused;
+pub struct Refused {
+    /// What was asked for.
+    pub subject: Subject,
+    /// The headers as they arrived.
+    pub headers: HeaderMap,
+    /// Where the reply was to go.
+    pub reply: Option<async_nats::Subject>,
+    /// What was wrong with it.
+    pub code: ErrorCode,
+}
 
 impl Request {
     /// Reads what the message says of itself. A message that says it wrongly is answered here.
@@ -142,17 +151,16 @@ impl Request {
         rejections: &Rejections,
         subject: Subject,
         arrived: Arrived,
-    ) -> Result<Self, Refused> {
+    ) -> Result<Self, Box<Refused>> {
         let Arrived { message, at, too_large } = arrived;
         let headers = message.headers.unwrap_or_default();
         let content_type = header(&headers, headers::CONTENT_TYPE);
-        let reply = match message.reply {
-            Some(reply) if !policy.allows(&reply) => {
-                warn!(%reply, "dropped a request whose reply subject is not an inbox");
-                return Err(Refused);
-            }
-            other => other,
-        };
+        let reply = message.reply;
+        if let Some(reply) = reply.as_ref().filter(|reply| !policy.allows(reply)) {
+            warn!(%reply, "dropped a request whose reply subject is not an inbox");
+            let (reply, code) = (Some(reply.clone()), ErrorCode::PermissionDenied);
+            return Err(Box::new(Refused { subject, headers, reply, code }));
+        }
         let max_reply = MAX_REPLY.min(client.server_info().max_payload / 2);
         let request_id = header(&headers, headers::REQUEST_ID).map(str::parse::<RequestId>).transpose();
         let unanswerable = match (&reply, &request_id, namespace_of(&subject)) {
@@ -164,50 +172,32 @@ impl Request {
             }),
             _ => None,
         };
-        let mut responder = Responder {
+        let format = Format::detect(content_type, &message.payload);
+        let responder = Responder {
             client: client.clone(),
             reply,
-            format: Format::MsgPack,
+            format: format.as_ref().map_or(Format::MsgPack, |format| *format),
             max_reply,
             answered: false,
             unanswerable,
         };
-        let format = match Format::detect(content_type, &message.payload) {
-            Ok(format) => format,
+        let said = format.map_err(|error| decode_error(&error)).and_then(|_| said(&headers, too_large));
+        match said {
+            Ok((request_id, deadline_ms)) => Ok(Self {
+                subject,
+                body: message.payload,
+                format: responder.format,
+                request_id,
+                deadline: at + Duration::from_millis(deadline_ms),
+                headers,
+                responder,
+            }),
             Err(error) => {
-                responder.error(decode_error(&error)).await;
-                return Err(Refused);
+                let (reply, code) = (responder.reply_subject().cloned(), error.code);
+                responder.error(error).await;
+                Err(Box::new(Refused { subject, headers, reply, code }))
             }
-        };
-        responder.format = format;
-        if let Some(size) = too_large {
-            let error = ErrorBody::new(
-                ErrorCode::InvalidArgument,
-                format!(
-                    "the request has {size} bytes, at most {MAX_REQUEST} are taken; use a stream for data"
-                ),
-            );
-            responder.error(error.with("size", size).with("limit", MAX_REQUEST)).await;
-            return Err(Refused);
         }
-        let request_id = match request_id {
-            Ok(id) => id,
-            Err(error) => {
-                let message = format!("header {}: {error}", headers::REQUEST_ID);
-                responder.error(ErrorBody::new(ErrorCode::InvalidArgument, message)).await;
-                return Err(Refused);
-            }
-        };
-        let deadline_ms = match header(&headers, headers::DEADLINE_MS).map(str::parse::<u64>).transpose() {
-            Ok(ms) => ms.unwrap_or(headers::DEFAULT_DEADLINE_MS).min(headers::MAX_DEADLINE_MS),
-            Err(_) => {
-                let message = format!("header {} must be a number of milliseconds", headers::DEADLINE_MS);
-                responder.error(ErrorBody::new(ErrorCode::InvalidArgument, message)).await;
-                return Err(Refused);
-            }
-        };
-        let deadline = at + Duration::from_millis(deadline_ms);
-        Ok(Self { subject, body: message.payload, format, request_id, deadline, headers, responder })
     }
 
     /// Reads the body as a request.
@@ -229,6 +219,23 @@ impl Request {
     pub const fn wants_reply(&self) -> bool {
         self.responder.reply.is_some()
     }
+}
+
+/// The id and the deadline, in milliseconds, that the headers of a message say.
+fn said(headers: &HeaderMap, too_large: Option<usize>) -> Result<(Option<RequestId>, u64), ErrorBody> {
+    let wrong = |text: String| ErrorBody::new(ErrorCode::InvalidArgument, text);
+    if let Some(size) = too_large {
+        let text =
+            format!("the request has {size} bytes, at most {MAX_REQUEST} are taken; use a stream for data");
+        return Err(wrong(text).with("size", size).with("limit", MAX_REQUEST));
+    }
+    let request_id = header(headers, headers::REQUEST_ID).map(str::parse::<RequestId>).transpose();
+    let request_id = request_id.map_err(|error| wrong(format!("header {}: {error}", headers::REQUEST_ID)))?;
+    let deadline_ms = header(headers, headers::DEADLINE_MS).map(str::parse::<u64>).transpose();
+    let deadline_ms = deadline_ms
+        .map_err(|_| wrong(format!("header {} must be a number of milliseconds", headers::DEADLINE_MS)))?;
+    let deadline_ms = deadline_ms.unwrap_or(headers::DEFAULT_DEADLINE_MS).min(headers::MAX_DEADLINE_MS);
+    Ok((request_id, deadline_ms))
 }
 
 /// The value of a header.

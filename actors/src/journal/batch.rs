@@ -12,7 +12,7 @@ use super::rows::{LeaseRow, OutboxRow, RequestRow, RequestState, UidRow, VmRow, 
 pub enum EventClass {
     /// Changes of state: always fit.
     State,
-    /// Events of the guest's programs: refused first when the outbox fills.
+    /// Events of the guest's programs, and the audit: refused first when the outbox fills.
     Agent,
 }
 

@@ -160,7 +160,7 @@ pub struct UidRow {
 /// One event that the bus does not have yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutboxRow {
-    /// The VM, or [`host_stream_key`] for an event of the host.
+    /// The VM, or [`host_stream_key`] for an event of the host, or [`audit_stream_key`] for one of its audit.
     pub key: VmId,
     /// Sequence within the key, from 1.
     pub seq: u64,
@@ -195,6 +195,13 @@ pub fn event_id(key: VmId, seq: u64) -> String {
 #[must_use]
 pub const fn host_stream_key(installation: InstallationId) -> VmId {
     VmId::from_u128(installation.as_u128())
+}
+
+/// The outbox key of the host's audit, which is no VM's id either: its first bit is never that of an id made from
+/// a time.
+#[must_use]
+pub const fn audit_stream_key(installation: InstallationId) -> VmId {
+    VmId::from_u128(installation.as_u128() ^ (1 << 127))
 }
 
 /// A change of one entry of the bucket of VM states.

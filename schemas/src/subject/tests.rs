@@ -5,8 +5,8 @@ fn token() -> impl Strategy<Value = Token> {
     // Literals of the grammar are likely on purpose: a VM may be called `guest`, a namespace `host`.
     prop_oneof![
         proptest::sample::select(vec![
-            "vm", "guest", "host", "evt", "metric", "io", "cmd", "ns", "create", "list", "request",
-            "rejected", "image", "events", "v1", "drover", "get",
+            "vm", "guest", "host", "evt", "audit", "bus", "metric", "io", "cmd", "ns", "create", "list",
+            "request", "rejected", "image", "events", "v1", "drover", "get",
         ])
         .prop_map(|t| Token::new(t).unwrap()),
         "[a-z0-9][a-z0-9-]{0,8}".prop_map(|t| Token::new(&t).unwrap()),
@@ -32,6 +32,8 @@ fn subject() -> impl Strategy<Value = Subject> {
         (token(), token(), token()).prop_map(|(ns, name, kind)| Subject::VmEvent { ns, name, kind }),
         token().prop_map(|ns| Subject::RequestRejected { ns }),
         (token(), token()).prop_map(|(host, kind)| Subject::HostEvent { host, kind }),
+        (token(), token()).prop_map(|(host, kind)| Subject::HostAudit { host, kind }),
+        (token(), token()).prop_map(|(server, kind)| Subject::BusAudit { server, kind }),
         (token(), token()).prop_map(|(ns, name)| Subject::VmMetric { ns, name }),
         (token(), token()).prop_map(|(ns, host)| Subject::NsHostMetric { ns, host }),
         token().prop_map(|host| Subject::HostMetric { host }),
@@ -58,11 +60,20 @@ proptest! {
             Subject::VmEvent { .. }
                 | Subject::RequestRejected { .. }
                 | Subject::HostEvent { .. }
+                | Subject::HostAudit { .. }
+                | Subject::BusAudit { .. }
         );
         prop_assert_eq!(matches(&subjects.all_events(), &text), is_event);
         let host_log = matches(&subjects.host_events(&host), &text);
         let is_host_log = matches!(&subject, Subject::HostEvent { host: h, .. } if *h == host);
         prop_assert_eq!(host_log, is_host_log, "{}", text);
+        let is_audit = matches!(subject, Subject::HostAudit { .. } | Subject::BusAudit { .. });
+        prop_assert_eq!(matches(&subjects.all_audit(), &text), is_audit, "{}", text);
+        let is_hosts_audit = matches!(&subject, Subject::HostAudit { host: h, .. } if *h == host);
+        prop_assert_eq!(matches(&subjects.host_audit(&host), &text), is_hosts_audit, "{}", text);
+        let is_bus_audit = matches!(&subject, Subject::BusAudit { server, .. } if *server == host);
+        prop_assert_eq!(matches(&subjects.bus_audit(&host), &text), is_bus_audit, "{}", text);
+        prop_assert!(!is_audit || !matches(&subjects.ns_events(&ns), &text), "no tenant reads {}", text);
         let vm_log = matches(&subjects.vm_events(&ns, &name), &text);
         let is_vm_log = matches!(&subject, Subject::VmEvent { ns: n, name: m, .. } if *n == ns && *m == name);
         prop_assert_eq!(vm_log, is_vm_log, "{}", text);

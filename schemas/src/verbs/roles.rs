@@ -68,11 +68,19 @@ impl Grants {
         publish.extend([
             subjects.events_of(None),
             subjects.host_says(host),
+            subjects.host_audit(host),
             subjects.samples_of(None),
             subjects.build(&Subject::HostMetric { host: host.clone() }),
         ]);
         let subscribe = [subjects.requests(None), subjects.frames(None), subjects.host_wildcard(host)].into();
         Self { publish, subscribe }
+    }
+
+    /// What somebody has who follows the log of a server and tells what it denied; nothing else is published by
+    /// anybody but hosts.
+    #[must_use]
+    pub fn of_auditor(subjects: &Subjects, server: &Token) -> Self {
+        Self { publish: [subjects.bus_audit(server)].into(), subscribe: BTreeSet::new() }
     }
 
     /// Whether one of the patterns takes in a subject that is published to.
@@ -144,11 +152,18 @@ mod tests {
                 for subject in [
                     "drover.v1.evt.ns.acme.vm.web.state",
                     "drover.v1.evt.host.h1.started",
-                    "drover.v1.evt.bus.n1.audit.denied",
+                    "drover.v1.evt.audit.bus.n1.denied",
+                    "drover.v1.evt.audit.host.h1.done",
                     "drover.v1.metric.ns.acme.vm.web",
                     "$JS.API.STREAM.DELETE.DROVER_EVENTS",
                 ] {
                     assert!(!grants.may_publish(subject), "{role:?} {subject}");
+                }
+                if !matches!(role, Role::Admin) {
+                    let hears = |subject| {
+                        grants.subscribe.iter().any(|pattern| crate::subject::matches(pattern, subject))
+                    };
+                    assert!(!hears("drover.v1.evt.audit.host.h1.done"), "{role:?}");
                 }
                 for pattern in &grants.subscribe {
                     let plane = pattern.trim_start_matches("drover.v1.");
@@ -159,6 +174,13 @@ mod tests {
         let host = Grants::of_host(&subjects, &Token::new("h1").unwrap());
         assert!(host.may_publish("drover.v1.evt.ns.acme.vm.web.state"));
         assert!(!host.may_publish("drover.v1.evt.host.h2.started"), "a host speaks for itself");
-        assert!(!host.may_publish("drover.v1.evt.bus.n1.audit.denied"));
+        assert!(host.may_publish("drover.v1.evt.audit.host.h1.refused"));
+        assert!(!host.may_publish("drover.v1.evt.audit.host.h2.refused"));
+        assert!(!host.may_publish("drover.v1.evt.audit.bus.n1.denied"));
+        let auditor = Grants::of_auditor(&subjects, &Token::new("n1").unwrap());
+        assert!(auditor.may_publish("drover.v1.evt.audit.bus.n1.denied"));
+        for others in ["evt.audit.bus.n2.denied", "evt.audit.host.h1.refused", "evt.ns.acme.vm.web.state"] {
+            assert!(!auditor.may_publish(&format!("drover.v1.{others}")), "{others}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use drover_schemas::audit::{AuditAction, AuditEvent, AuditKind, Caller};
 use drover_schemas::blob::Blob;
 use drover_schemas::body::guest::{AttachReply, ExecControl, ExecReply, ExecRequest, ExecResult, PutRequest};
 use drover_schemas::body::spec::{AgentSpec, NicSpec, RestartSpec, VmSpec};
@@ -213,6 +214,30 @@ fn events_and_frames_are_pinned() {
         suppressed: 2,
     };
     check("bus", "rejected", &rejected, decode);
+    let refused = AuditEvent {
+        reporter: token("h1"),
+        seq: 7,
+        kind: AuditKind::Refused,
+        time_unix_ms: 1_795_386_615_042,
+        action: AuditAction::Request,
+        caller: Caller {
+            verified: true,
+            account: Some("acme".into()),
+            user: Some("alice".into()),
+            address: Some("10.0.0.7".into()),
+            server: Some("n1".into()),
+            connection: Some(9),
+            program: Some("deploy".into()),
+        },
+        subject: "drover.v1.cmd.acme.vm.web.stop".into(),
+        namespace: Some(token("acme")),
+        vm: Some(token("web")),
+        verb: Some("stop".into()),
+        request_id: Some(request_id()),
+        error: Some(ErrorCode::InvalidState),
+        count: 1,
+    };
+    check("bus", "audit", &refused, decode);
     check(
         "bus",
         "stream-opened",

@@ -69,7 +69,8 @@ fn parse_kind(text: &str) -> Result<VmEventKind, String> {
     found.ok_or_else(|| format!("known: {}", VmEventKind::ALL.map(VmEventKind::as_str).join(", ")))
 }
 
-fn parse_since(text: &str) -> Result<Since, String> {
+/// From what `--since` takes.
+pub(super) fn parse_since(text: &str) -> Result<Since, String> {
     if let Ok(cursor) = text.parse::<u64>() {
         return Ok(Since::Cursor(cursor));
     }

@@ -78,6 +78,9 @@ pub enum CliError {
     /// The stream and the buckets could not be made or changed.
     #[error("make the stream and the buckets")]
     Assets(#[source] drover_actors::bus::upgrade::UpgradeError),
+    /// The audit could not be read.
+    #[error("read the audit")]
+    Audit(#[source] drover_actors::bus::log::ReadError),
     /// `drover dev` ended with an error.
     #[error("run the development host")]
     Dev(#[source] crate::dev::DevError),
@@ -114,7 +117,7 @@ impl CliError {
                 ErrorCode::InvalidArgument
             }
             Self::Assets(UpgradeError::Loses { .. }) => ErrorCode::Conflict,
-            Self::Assets(_) => ErrorCode::Unavailable,
+            Self::Assets(_) | Self::Audit(_) => ErrorCode::Unavailable,
             Self::Output { .. } | Self::Digest { .. } | Self::Telemetry(_) | Self::Host(_) | Self::Dev(_) => {
                 ErrorCode::Internal
             }
@@ -129,7 +132,7 @@ impl CliError {
         match self {
             Self::Host(_) | Self::Dev(_) => body.with("cause", "start"),
             Self::Assets(UpgradeError::Loses { .. }) => body.with("cause", "loses"),
-            Self::Assets(_) => body.with("cause", "assets"),
+            Self::Assets(_) | Self::Audit(_) => body.with("cause", "assets"),
             _ => body,
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Results go to stdout and nothing else does; progress, logs and errors go to stderr.
 
+mod audit;
 mod bus;
 mod connect;
 mod events;
@@ -79,6 +80,8 @@ enum Command {
     Bus(bus::BusCommand),
     /// Show what happens, and what happened.
     Events(events::EventsArgs),
+    /// Show who did what, and who was refused what; for admins.
+    Audit(audit::AuditArgs),
     /// Measure drover against its limits, side by side in one run.
     Bench(crate::bench::BenchArgs),
     /// Print the completions of a shell.
@@ -137,6 +140,7 @@ pub async fn run(cli: &Cli) -> Result<u8, CliError> {
         Command::Vm(command) => vm::run(command, &cli.global).await,
         Command::Bus(command) => bus::run(command, &cli.global).await,
         Command::Events(args) => events::run(args, &cli.global).await,
+        Command::Audit(args) => audit::run(args, &cli.global).await,
         Command::Bench(args) => bench(args, &cli.global).await,
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "drover", &mut std::io::stdout());

@@ -10,6 +10,7 @@ use drover_schemas::body::vm::{
     ShutdownRequest, StopRequest, ValidateRequest,
 };
 use drover_schemas::codec::{self, Format};
+use drover_schemas::audit::AuditEvent;
 use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent};
 use drover_schemas::stream::{StreamFrame, StreamOpened};
 use drover_schemas::{ErrorBody, body::events::EventsReadRequest};
@@ -70,6 +71,7 @@ fuzz_target!(|bytes: &[u8]| {
         VmEvent,
         HostEvent,
         RejectedEvent,
+        AuditEvent,
         ErrorBody,
         StreamFrame,
         StreamOpened

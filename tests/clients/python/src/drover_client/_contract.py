@@ -146,6 +146,36 @@ class AttachedAt(TypedDict):
     off: int
 
 
+class AuditEvent(TypedDict):
+    """The body of an audit event."""
+    # What was tried.
+    action: AuditAction
+    # Who tried it.
+    caller: Caller
+    # How many events this one stands for; more than one only if they were suppressed.
+    count: int
+    # Why it was refused.
+    error: NotRequired[ErrorCode | None]
+    # What kind of event.
+    kind: AuditKind
+    # The namespace, as far as the subject names one.
+    namespace: NotRequired[Token | None]
+    # The host, or the server of the bus, that tells of it.
+    reporter: Token
+    # Id of the request.
+    request_id: NotRequired[RequestId | None]
+    # Position in the reporter's audit, from 1 without gaps: a number that is missing was taken out.
+    seq: int
+    # The subject that was asked or tried; at most 256 bytes of it.
+    subject: str
+    # When, by the reporter's clock.
+    time_unix_ms: int
+    # The verb, if it is one of the contract's.
+    verb: NotRequired[str | None]
+    # The VM's name.
+    vm: NotRequired[Token | None]
+
+
 class BackupReply(TypedDict):
     """Reply of `host.<host>.backup`."""
     # Where the backup is on the host.
@@ -166,6 +196,24 @@ class BootSpec(TypedDict):
     initramfs: NotRequired[str | None]
     # Image of kind `kernel`.
     kernel: NotRequired[str | None]
+
+
+class Caller(TypedDict):
+    """Who asked."""
+    # The account at the bus server.
+    account: NotRequired[str | None]
+    # Where the connection came from.
+    address: NotRequired[str | None]
+    # That server's number of the connection.
+    connection: NotRequired[int | None]
+    # What the client program calls itself; always its own choice.
+    program: NotRequired[str | None]
+    # The server that the caller is connected to.
+    server: NotRequired[str | None]
+    # The user, or the public nkey.
+    user: NotRequired[str | None]
+    # A server of the bus says so, in a way that no client can forge: account, user, address and connection are then what it knows. If not, `user` is only what the caller's inbox says, or what a request without a reply subject says of itself; a liar may choose either, but does not get a reply in the inbox of somebody else. Between users of one account no server says anything: there nothing of a host's events is verified.
+    verified: bool
 
 
 class Capacity(TypedDict):
@@ -1625,6 +1673,12 @@ class VmmInfo(TypedDict):
 
 # How the link to the guest agent stands.
 AgentState = str
+
+# What was tried.
+AuditAction = str
+
+# Kinds of audit events; the last token of the subject.
+AuditKind = str
 
 Blob = bytes
 
