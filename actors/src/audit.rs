@@ -162,7 +162,8 @@ impl Inner {
 
     /// Counts a note that could not be told after all.
     fn untold(&self, note: &Note) {
-        self.rates().suppress(note.event.namespace.as_ref(), note.sort, note.event.count);
+        let (ns, count) = (note.event.namespace.as_ref(), note.event.count);
+        self.rates().suppress(ns, note.sort, count, Instant::now());
     }
 
     /// Notes what was suppressed since, as far as there is room.
@@ -205,7 +206,8 @@ fn sort(row: Option<&VerbRow>, outcome: Result<(), ErrorCode>) -> Option<Sort> {
 }
 
 /// The verb of a request in the table, if it is there.
-pub(crate) fn row_of(subject: &Subject) -> Option<&'static VerbRow> {
+#[must_use]
+pub fn row_of(subject: &Subject) -> Option<&'static VerbRow> {
     match subject {
         Subject::VmPool { verb, .. } => verbs::find(Plane::Pool, verb.as_str()),
         Subject::Vm { verb, .. } => verbs::find(Plane::Vm, verb.as_str()),

@@ -22,7 +22,7 @@ pub mod network;
 pub mod orphans;
 mod pause;
 pub mod quota;
-mod rate;
+pub mod rate;
 pub mod rejections;
 pub mod restored;
 pub mod root;

@@ -1,6 +1,11 @@
 //! How often something may be told, with what was kept back counted.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::time::{Duration, Instant};
+
+/// Keys that are told apart: most are somebody's choice.
+const KEYS: usize = 1_024;
 
 /// So many at once, and one more after each refill.
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +75,45 @@ impl Bucket {
     }
 }
 
+/// The same rate for each of many, in bounded memory: those beyond a number share what one has, the crowd.
+#[derive(Debug)]
+pub struct Shares<K> {
+    rate: Rate,
+    known: HashMap<K, Bucket>,
+    crowd: Bucket,
+}
+
+impl<K: Clone + Eq + Hash> Shares<K> {
+    /// A full one for everybody.
+    #[must_use]
+    pub fn new(rate: Rate, now: Instant) -> Self {
+        Self { rate, known: HashMap::new(), crowd: Bucket::new(rate, now) }
+    }
+
+    /// The rate of one of them.
+    pub fn of(&mut self, key: &K, now: Instant) -> &mut Bucket {
+        if !self.known.contains_key(key) {
+            if self.known.len() >= KEYS {
+                self.known.retain(|_, bucket| !bucket.is_full(now));
+            }
+            if self.known.len() >= KEYS {
+                return &mut self.crowd;
+            }
+        }
+        self.known.entry(key.clone()).or_insert_with(|| Bucket::new(self.rate, now))
+    }
+
+    /// Takes the counts of what was suppressed, as far as there is room to tell of it. `None` is the crowd.
+    pub fn take_suppressed(&mut self, now: Instant) -> Vec<(Option<K>, u64)> {
+        let known = self.known.iter_mut().map(|(key, bucket)| (Some(key), bucket));
+        let counts = known.chain([(None, &mut self.crowd)]).filter_map(|(key, bucket)| {
+            let count = bucket.take_suppressed(now)?;
+            Some((key.cloned(), count))
+        });
+        counts.collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,5 +149,24 @@ mod tests {
         assert_eq!(bucket.take_suppressed(start + RATE.refill), Some(5));
         assert_eq!(bucket.take_suppressed(start + RATE.refill * 2), None);
         assert!(bucket.is_full(start + RATE.refill * 1_000));
+    }
+
+    #[test]
+    fn keys_of_a_callers_choice_take_bounded_memory_and_all_are_counted() {
+        let start = Instant::now();
+        let mut shares = Shares::new(RATE, start);
+        for key in 0..5_000 {
+            for _ in 0..RATE.burst + 1 {
+                shares.of(&key, start).take(start);
+            }
+        }
+        assert_eq!(shares.known.len(), KEYS);
+        let told: u64 = shares.take_suppressed(start + RATE.refill).iter().map(|(_, count)| count).sum();
+        let of_crowd = (5_000 - KEYS as u64) * u64::from(RATE.burst + 1) - u64::from(RATE.burst);
+        assert_eq!(told, KEYS as u64 + of_crowd);
+        // Those who were quiet since make room.
+        let later = start + RATE.refill * 1_000;
+        assert_eq!(shares.of(&9_999, later).take(later), Some(0));
+        assert!(shares.known.len() < KEYS);
     }
 }

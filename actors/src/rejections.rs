@@ -4,7 +4,6 @@
 //! Anybody who may send requests can cause these events, so they are few: what is beyond the rate is
 //! counted and told by the next one.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,14 +15,12 @@ use tracing::warn;
 use ulid::Ulid;
 
 use crate::chain;
-use crate::rate::{Bucket, Rate};
+use crate::rate::{Rate, Shares};
 use crate::services::now_ms;
 use crate::vm::row::rfc3339;
 
 /// Rejections of a namespace.
 const RATE: Rate = Rate { burst: 20, refill: Duration::from_millis(200) };
-/// Namespaces that are told apart; the name of one is the caller's choice.
-const NAMESPACES: usize = 1_024;
 
 /// Publishes rejections; cheap to clone.
 #[derive(Debug, Clone)]
@@ -31,26 +28,20 @@ pub struct Rejections {
     client: Client,
     subjects: Subjects,
     host: Token,
-    buckets: Arc<Mutex<HashMap<Token, Bucket>>>,
+    shares: Arc<Mutex<Shares<Token>>>,
 }
 
 impl Rejections {
     /// Of this host.
     #[must_use]
     pub fn new(client: Client, subjects: Subjects, host: Token) -> Self {
-        Self { client, subjects, host, buckets: Arc::default() }
+        let shares = Arc::new(Mutex::new(Shares::new(RATE, Instant::now())));
+        Self { client, subjects, host, shares }
     }
 
     fn admit(&self, namespace: &Token) -> Option<u64> {
         let now = Instant::now();
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.len() >= NAMESPACES && !buckets.contains_key(namespace) {
-            buckets.retain(|_, bucket| !bucket.is_full(now));
-            if buckets.len() >= NAMESPACES {
-                return None;
-            }
-        }
-        buckets.entry(namespace.clone()).or_insert_with(|| Bucket::new(RATE, now)).take(now)
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner).of(namespace, now).take(now)
     }
 
     /// Publishes that a request was refused. It is stored by the stream of events; if it is lost on the

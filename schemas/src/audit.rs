@@ -114,7 +114,8 @@ pub struct Caller {
 pub struct AuditEvent {
     /// The host, or the server of the bus, that tells of it.
     pub reporter: Token,
-    /// Position in the reporter's audit, from 1 without gaps: a number that is missing was taken out.
+    /// Position in the reporter's audit, from 1 without gaps: a number that is missing was taken out. That of a bus
+    /// server begins again at 1 when the stream keeps none of its events any more.
     pub seq: u64,
     /// What kind of event.
     pub kind: AuditKind,

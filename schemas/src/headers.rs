@@ -18,6 +18,9 @@ pub const TRACESTATE: &str = "tracestate";
 pub const ERROR_CODE: &str = "Nats-Service-Error-Code";
 /// One line about an error reply.
 pub const ERROR: &str = "Nats-Service-Error";
+/// How far the log of a bus server was read for an event of its audit: a digest of the file's first line, a dot, and
+/// bytes.
+pub const LOG_POSITION: &str = "Drover-Log-Position";
 /// The server's note of who asked, across accounts.
 pub const REQUEST_INFO: &str = "Nats-Request-Info";
 

@@ -361,6 +361,12 @@ impl Subjects {
         self.join(format_args!("evt.audit.bus.{server}.>"))
     }
 
+    /// What every server of the bus denied.
+    #[must_use]
+    pub fn all_bus_audit(&self) -> String {
+        self.join(format_args!("evt.audit.bus.*.*"))
+    }
+
     /// The filter over the whole audit, of hosts and servers.
     #[must_use]
     pub fn all_audit(&self) -> String {

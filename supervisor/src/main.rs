@@ -6,6 +6,7 @@ mod admin;
 mod app;
 mod bench;
 mod busconf;
+mod buslog;
 mod cli;
 mod client;
 mod config;

@@ -3,13 +3,11 @@
 use async_nats::HeaderMap;
 use drover_schemas::Token;
 use drover_schemas::audit::{Caller, MAX_NAME, told};
+use drover_schemas::headers::REQUEST_INFO;
 use serde::Deserialize;
 
 use crate::bus::permissions::{INBOX, RELAYED};
 use crate::ingress::request::header;
-
-/// The header by which the server says for whom it relays a message of another account.
-const REQUEST_INFO: &str = "Nats-Request-Info";
 
 #[derive(Default, Deserialize)]
 struct Info {

@@ -1,12 +1,11 @@
 //! How many notes a namespace may cause. Anybody who may send requests can cause them, and they share the stream
 //! with the events of VMs, so what is beyond the rate is counted and told as a sum.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use drover_schemas::Token;
 
-use crate::rate::{Bucket, Rate};
+use crate::rate::{Bucket, Rate, Shares};
 
 /// Changes of VMs and settings: as many as real work makes.
 const CHANGES: Rate = Rate { burst: 1_000, refill: Duration::from_millis(100) };
@@ -16,8 +15,8 @@ const GUEST: Rate = Rate { burst: 200, refill: Duration::from_millis(200) };
 const REFUSALS: Rate = Rate { burst: 100, refill: Duration::from_millis(1_000) };
 /// Refusals of everybody together: where no server keeps namespaces apart, a caller may name thousands.
 const ALL_REFUSALS: Rate = Rate { burst: 1_000, refill: Duration::from_millis(100) };
-/// Namespaces that are told apart; the others share what one has.
-const NAMESPACES: usize = 1_024;
+/// In the order of [`Sort`].
+const RATES: [Rate; 3] = [CHANGES, GUEST, REFUSALS];
 
 /// One rate each, so that a flood of refusals hides no change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,75 +42,53 @@ pub(super) enum Whose {
 
 #[derive(Debug)]
 pub(super) struct Rates {
-    namespaces: HashMap<Token, [Bucket; 3]>,
+    namespaces: [Shares<Token>; 3],
     host: [Bucket; 3],
-    crowd: [Bucket; 3],
     refusals: Bucket,
 }
 
 impl Rates {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            namespaces: HashMap::new(),
-            host: buckets(now),
-            crowd: buckets(now),
+            namespaces: RATES.map(|rate| Shares::new(rate, now)),
+            host: RATES.map(|rate| Bucket::new(rate, now)),
             refusals: Bucket::new(ALL_REFUSALS, now),
+        }
+    }
+
+    fn of(&mut self, namespace: Option<&Token>, sort: Sort, now: Instant) -> &mut Bucket {
+        match namespace {
+            None => &mut self.host[sort as usize],
+            Some(ns) => self.namespaces[sort as usize].of(ns, now),
         }
     }
 
     /// Whether a note may be told; if not, it was counted.
     pub(super) fn admit(&mut self, namespace: Option<&Token>, sort: Sort, now: Instant) -> bool {
-        let refusals = (sort == Sort::Refusal).then_some(&mut self.refusals);
-        let own = match namespace {
-            None => &mut self.host,
-            Some(ns) => match self.namespaces.get_mut(ns) {
-                Some(known) => known,
-                None => {
-                    if self.namespaces.len() >= NAMESPACES {
-                        self.namespaces.retain(|_, all| !all.iter().all(|bucket| bucket.is_full(now)));
-                    }
-                    match self.namespaces.len() >= NAMESPACES {
-                        true => &mut self.crowd,
-                        false => self.namespaces.entry(ns.clone()).or_insert_with(|| buckets(now)),
-                    }
-                }
-            },
-        };
-        let own = &mut own[sort as usize];
-        let admitted = own.admit(now) && refusals.is_none_or(|all| all.admit(now));
+        let admitted =
+            self.of(namespace, sort, now).admit(now) && (sort != Sort::Refusal || self.refusals.admit(now));
         if !admitted {
-            own.suppress(1);
+            self.suppress(namespace, sort, 1, now);
         }
         admitted
     }
 
     /// Counts what was admitted and could not be told after all.
-    pub(super) fn suppress(&mut self, namespace: Option<&Token>, sort: Sort, count: u64) {
-        let own = match namespace {
-            None => &mut self.host,
-            Some(ns) => self.namespaces.get_mut(ns).unwrap_or(&mut self.crowd),
-        };
-        own[sort as usize].suppress(count);
+    pub(super) fn suppress(&mut self, namespace: Option<&Token>, sort: Sort, count: u64, now: Instant) {
+        self.of(namespace, sort, now).suppress(count);
     }
 
     /// Takes the counts that may be told now.
     pub(super) fn suppressed(&mut self, now: Instant) -> Vec<(Whose, Sort, u64)> {
         let mut counts = Vec::new();
-        let named = self.namespaces.iter_mut().map(|(ns, own)| (Whose::Namespace(ns.clone()), own));
-        let others = [(Whose::Host, &mut self.host), (Whose::Crowd, &mut self.crowd)];
-        for (whose, own) in named.chain(others) {
-            for sort in Sort::ALL {
-                if let Some(count) = own[sort as usize].take_suppressed(now) {
-                    counts.push((whose.clone(), sort, count));
-                }
-            }
+        for sort in Sort::ALL {
+            let host = self.host[sort as usize].take_suppressed(now);
+            counts.extend(host.map(|count| (Whose::Host, sort, count)));
+            let shares = self.namespaces[sort as usize].take_suppressed(now).into_iter();
+            counts.extend(shares.map(|(ns, count)| (ns.map_or(Whose::Crowd, Whose::Namespace), sort, count)));
         }
         counts
     }
-}
-
-fn buckets(now: Instant) -> [Bucket; 3] {
-    [CHANGES, GUEST, REFUSALS].map(|rate| Bucket::new(rate, now))
 }
 
 #[cfg(test)]
@@ -142,18 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_of_a_callers_choice_take_bounded_memory_and_are_all_counted() {
+    fn refusals_of_namespaces_of_a_callers_choice_have_a_limit_together() {
         let now = Instant::now();
         let mut rates = Rates::new(now);
         let admitted = (0..10_000).filter(|n| rates.admit(Some(&name(*n)), Sort::Refusal, now)).count();
         assert_eq!(admitted, ALL_REFUSALS.burst as usize);
-        assert_eq!(rates.namespaces.len(), NAMESPACES);
         let counts = rates.suppressed(now + Duration::from_secs(3_600));
         assert_eq!(told(&counts) + admitted as u64, 10_000);
         assert!(counts.iter().any(|(whose, ..)| *whose == Whose::Crowd));
-        // Those who were quiet since make room.
-        assert!(rates.admit(Some(&name(20_000)), Sort::Refusal, now + Duration::from_secs(7_200)));
-        assert!(rates.namespaces.len() < NAMESPACES);
     }
 
     #[test]
@@ -162,7 +135,7 @@ mod tests {
         let mut rates = Rates::new(now);
         assert!(rates.admit(Some(&name(1)), Sort::Guest, now));
         for ns in [Some(&name(1)), Some(&name(2)), None] {
-            rates.suppress(ns, Sort::Guest, 3);
+            rates.suppress(ns, Sort::Guest, 3, now);
         }
         assert_eq!(told(&rates.suppressed(now)), 9);
     }

@@ -118,7 +118,7 @@ async fn what_was_suppressed_is_told_as_one_sum() {
     let folder = tempfile::tempdir().unwrap();
     let journal = journal_of(folder.path()).await;
     let audit = Audit::start(journal.clone(), subjects(), token("h1"));
-    audit.0.rates().suppress(None, Sort::Refusal, 17);
+    audit.0.rates().suppress(None, Sort::Refusal, 17, Instant::now());
     audit.0.note_suppressed();
     audit.settled().await;
     let told = told_by(&journal);

@@ -3,6 +3,7 @@
 //! test of `permissions` says what they leave out.
 
 use drover_schemas::Token;
+use drover_schemas::subject::Subjects;
 
 use super::assets::AssetsConfig;
 
@@ -47,6 +48,13 @@ pub fn of_host(assets: &AssetsConfig, host: &Token, may_create: bool) -> Vec<Str
 #[must_use]
 pub fn of_admin() -> Vec<String> {
     ["$JS.API.>", "$JS.ACK.>", "$JS.FC.>", "$SRV.>"].map(str::to_owned).into()
+}
+
+/// What somebody publishes to who tells what the servers of the bus denied: beside the events themselves, only the
+/// question for the last of them.
+#[must_use]
+pub fn of_auditor(assets: &AssetsConfig, subjects: &Subjects) -> Vec<String> {
+    vec![format!("$JS.API.DIRECT.GET.{}.{}", assets.events_stream(), subjects.all_bus_audit())]
 }
 
 #[cfg(test)]

@@ -60,7 +60,12 @@ fn hosts_users(checked: &Checked, subjects: &Subjects) -> Vec<Conf> {
         grants.publish.extend(permissions::of_admin());
         user(&admin.name, &checked.secrets[&admin.name], grants)
     });
-    hosts.chain(admins).collect()
+    let auditors = file.auditors.iter().map(|auditor| {
+        let mut grants = Grants::of_auditor(subjects);
+        grants.publish.extend(permissions::of_auditor(&assets, subjects));
+        user(&auditor.name, &checked.secrets[&auditor.name], grants)
+    });
+    hosts.chain(admins).chain(auditors).collect()
 }
 
 fn namespace_users(checked: &Checked, subjects: &Subjects, namespace: &Namespace) -> Vec<Conf> {

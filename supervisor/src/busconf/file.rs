@@ -52,6 +52,9 @@ pub struct BusFile {
     pub hosts: Vec<Login>,
     /// Who operates hosts and the bus.
     pub admins: Vec<Login>,
+    /// Who follows the servers' logs and tells the audit what they denied.
+    #[serde(default)]
+    pub auditors: Vec<Login>,
     /// Namespaces with their users.
     #[serde(default)]
     pub namespaces: Vec<Namespace>,
@@ -262,8 +265,8 @@ impl BusFile {
         self.check_servers()?;
         self.check_numbers()?;
         let mut logins: Vec<(String, &Token, &Option<String>, &Option<PathBuf>)> = Vec::new();
-        for (list, all) in [("hosts", &self.hosts), ("admins", &self.admins)] {
-            if all.is_empty() {
+        for (list, all) in [("hosts", &self.hosts), ("admins", &self.admins), ("auditors", &self.auditors)] {
+            if all.is_empty() && list != "auditors" {
                 return Err(value(list, "name at least one"));
             }
             logins.extend(
@@ -335,6 +338,9 @@ impl BusFile {
             let reason =
                 "use 120 or more: a request may wait for 90 s, and a stream says something every 20 s";
             return Err(value("response_threshold_s", reason));
+        }
+        if self.log_file.is_none() && !self.auditors.is_empty() {
+            return Err(value("log_file", "auditors follow it: give an absolute path, or name no auditors"));
         }
         if !self.store_dir.is_absolute() {
             return Err(value("store_dir", "give an absolute path"));

@@ -44,6 +44,8 @@ pub fn generate(checked: &Checked, server: Option<&Token>) -> Result<String, Bus
     ];
     if let Some(path) = &file.log_file {
         top.push(("log_file", Conf::path(path)));
+        // `drover bus audit` reads the times.
+        top.push(("logtime_utc", Conf::Bool(true)));
         top.push(("logfile_size_limit", Conf::Number(64 << 20)));
         top.push(("logfile_max_num", Conf::Number(4)));
     }
@@ -66,7 +68,14 @@ pub fn generate(checked: &Checked, server: Option<&Token>) -> Result<String, Bus
     top.push(("system_account", Conf::text(SYSTEM)));
     top.push(("accounts", accounts::all(checked)));
     let head = "# Written by `drover bus config`. Change the file that it was made from and write it anew.\n";
-    Ok(format!("{head}{}", Conf::map(top)))
+    let audit = match &file.log_file {
+        Some(path) => format!(
+            "# What this server denies stands in its log and nowhere else: `drover bus audit {}` brings it to the audit.\n",
+            path.display()
+        ),
+        None => "# Without `log_file`, nobody learns what this server denies.\n".to_owned(),
+    };
+    Ok(format!("{head}{audit}{}", Conf::map(top)))
 }
 
 fn transport(tls: &file::TlsFiles) -> Conf {

@@ -19,6 +19,8 @@ tls: {cert: /etc/a.pem, key: /etc/a.key, ca: /etc/ca.pem}
 hosts_may_create: true
 hosts: [{name: h1, password_file: hash}, {name: h2, password_file: hash}]
 admins: [{name: root, password_file: hash}]
+auditors: [{name: listens, password_file: hash}]
+log_file: /var/log/nats/n.log
 namespaces:
   - name: 0-a
     users: [{name: look, roles: [reader], password_file: hash}, {name: both, roles: [guest, operator], password_file: hash}]
@@ -118,6 +120,8 @@ fn what_is_wrong_is_said_with_its_place() {
         ("127.0.0.1:4222", "127.0.0.1", "servers[0].listen"),
         (", cluster: '10.0.0.1:6222'", "", "servers[0].cluster: of several servers"),
         ("store_dir: /tmp/js", "store_dir: js", "store_dir: give an absolute path"),
+        ("log_file: /var/log/nats/n.log", "", "log_file: auditors follow it"),
+        ("name: listens", "name: root", "auditors[0].name: root stands twice"),
         ("store_dir: /tmp/js", "store_dir: /js\nmax_payload: 1KiB", "max_payload: use 256KiB"),
         ("store_dir: /tmp/js", "store_dir: /js\nresponse_threshold_s: 119", "use 120 or more"),
         ("name: empty", "name: Empty", "position 0"),

@@ -1,6 +1,7 @@
 //! `drover bus`.
 
 mod assets;
+mod audit;
 mod config;
 
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub enum BusCommand {
     Upgrade(assets::AssetArgs),
     /// Write the NATS server's configuration: accounts, users, and what each role may do.
     Config(config::ConfigArgs),
+    /// Follow the log of a server and bring what it denies to the audit.
+    Audit(audit::BusAuditArgs),
     /// Hash a password, read from stdin, for a user of `bus config`.
     Password {
         /// What an attack on a stolen hash costs: each step doubles it, and the server's work at each login.
@@ -41,6 +44,7 @@ pub(super) async fn run(command: &BusCommand, global: &Global) -> Result<u8, Cli
     match command {
         BusCommand::Init(args) => assets::run(args, false, global).await?,
         BusCommand::Upgrade(args) => assets::run(args, true, global).await?,
+        BusCommand::Audit(args) => audit::run(args, global).await?,
         BusCommand::Config(args) => config::write(args)?,
         BusCommand::Password { cost } => config::password(*cost)?,
         BusCommand::Contract { own } => {

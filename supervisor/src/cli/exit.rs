@@ -8,6 +8,7 @@ use drover_actors::bus::upgrade::UpgradeError;
 use drover_schemas::{ErrorBody, ErrorCode};
 
 use crate::app::AppError;
+use crate::buslog::FollowError;
 use crate::client::ClientError;
 
 /// The text of `--help` about exit codes.
@@ -81,6 +82,9 @@ pub enum CliError {
     /// The audit could not be read.
     #[error("read the audit")]
     Audit(#[source] drover_actors::bus::log::ReadError),
+    /// The log of a bus server cannot be followed.
+    #[error("follow the server's log")]
+    BusLog(#[source] crate::buslog::FollowError),
     /// `drover dev` ended with an error.
     #[error("run the development host")]
     Dev(#[source] crate::dev::DevError),
@@ -113,11 +117,13 @@ impl CliError {
     pub fn body(&self) -> ErrorBody {
         let code = match self {
             Self::Client(error) => return error.body(),
-            Self::Usage(_) | Self::File { .. } | Self::BusFile(_) | Self::Password(_) => {
-                ErrorCode::InvalidArgument
-            }
+            Self::BusLog(FollowError::Log { .. })
+            | Self::Usage(_)
+            | Self::File { .. }
+            | Self::BusFile(_)
+            | Self::Password(_) => ErrorCode::InvalidArgument,
             Self::Assets(UpgradeError::Loses { .. }) => ErrorCode::Conflict,
-            Self::Assets(_) | Self::Audit(_) => ErrorCode::Unavailable,
+            Self::Assets(_) | Self::Audit(_) | Self::BusLog(FollowError::Tell(_)) => ErrorCode::Unavailable,
             Self::Output { .. } | Self::Digest { .. } | Self::Telemetry(_) | Self::Host(_) | Self::Dev(_) => {
                 ErrorCode::Internal
             }
@@ -132,6 +138,7 @@ impl CliError {
         match self {
             Self::Host(_) | Self::Dev(_) => body.with("cause", "start"),
             Self::Assets(UpgradeError::Loses { .. }) => body.with("cause", "loses"),
+            Self::BusLog(_) => body.with("cause", "bus_log"),
             Self::Assets(_) | Self::Audit(_) => body.with("cause", "assets"),
             _ => body,
         }
@@ -165,6 +172,9 @@ pub fn next_step(error: &ErrorBody, vm: Option<&str>) -> String {
         return step.to_owned();
     }
     match error.code {
+        ErrorCode::InvalidArgument if detail("cause") == Some("bus_log") => {
+            "check the path (`log_file` of `bus config`) and that this user may read it".into()
+        }
         ErrorCode::InvalidArgument => "correct the request; `drover help` and `--help` show the forms".into(),
         ErrorCode::NotFound if detail("program").is_some() || detail("path").is_some() => {
             format!("look inside the guest: `drover vm exec {vm} -- ls DIR`")
@@ -191,6 +201,10 @@ pub fn next_step(error: &ErrorBody, vm: Option<&str>) -> String {
         },
         ErrorCode::Unavailable if detail("acked_off").is_some() => {
             "the connection was away for too long; look at how far it got in the guest, and begin again"
+                .into()
+        }
+        ErrorCode::Unavailable if detail("cause") == Some("bus_log") => {
+            "check that `drover bus init` was run and that these credentials are an auditor's of `bus config`"
                 .into()
         }
         ErrorCode::Unavailable if detail("cause") == Some("assets") => {

@@ -164,7 +164,7 @@ class AuditEvent(TypedDict):
     reporter: Token
     # Id of the request.
     request_id: NotRequired[RequestId | None]
-    # Position in the reporter's audit, from 1 without gaps: a number that is missing was taken out.
+    # Position in the reporter's audit, from 1 without gaps: a number that is missing was taken out. That of a bus server begins again at 1 when the stream keeps none of its events any more.
     seq: int
     # The subject that was asked or tried; at most 256 bytes of it.
     subject: str
