@@ -3,7 +3,7 @@
 #
 #   tests/run.sh [SUITE…] [--budget SECONDS] [--seed NUMBER] [--size MIB]
 #
-# Suites (default: unit wire e2e faults death bus agent images):
+# Suites (default: unit wire e2e faults death bus agent images network):
 #   unit         formatting, lints, licences, and the tests beside the code
 #   wire         the contract in another language: golden bytes read by Python
 #   e2e          the real programs over a real nats-server: guests that are processes, and real kernels in
@@ -18,6 +18,8 @@
 #   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
 #                deadlines, detached ones that outlive the daemon; on real kernels in QEMU's software emulation
 #   images       files into the store of images, to VMs and away; what is refused; a daemon that dies meanwhile
+#   network      traffic of guests between namespaces: what others take from the host's network comes back under running
+#                guests, and no guest speaks for another
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
 #   nested       the end-to-end suites with the real Cloud Hypervisor that CLOUD_HYPERVISOR names, on a throw-away
@@ -38,12 +40,12 @@ while [ $# -gt 0 ]; do
         --seed) SEED=${2:?--seed takes a number}; shift 2 ;;
         --size) SIZE=${2:?--size takes MiB}; shift 2 ;;
         -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
-        unit | wire | e2e | faults | death | bus | agent | images | soak | conformance | nested | fuzz | bench)
+        unit | wire | e2e | faults | death | bus | agent | images | network | soak | conformance | nested | fuzz | bench)
             SUITES+=("$1"); shift ;;
         *) die "unknown suite $1; see --help" ;;
     esac
 done
-[ ${#SUITES[@]} -gt 0 ] || SUITES=(unit wire e2e faults death bus agent images)
+[ ${#SUITES[@]} -gt 0 ] || SUITES=(unit wire e2e faults death bus agent images network)
 wants() { [[ " ${SUITES[*]} " == *" $1 "* ]]; }
 
 mkdir -p "$CACHE"
@@ -139,7 +141,7 @@ if wants wire; then
         --cache-dir "$CACHE/mypy" tests/clients/python/src
 fi
 
-if wants e2e || wants faults || wants death || wants bus || wants agent || wants images || wants soak || wants nested; then
+if wants e2e || wants faults || wants death || wants bus || wants agent || wants images || wants network || wants soak || wants nested; then
     need_debian qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio zstd=zstd depmod=kmod mke2fs=e2fsprogs openssl=openssl
     need_vhost
     step e2e build build
@@ -223,6 +225,11 @@ fi
 
 if wants images; then
     step images "from a file to a VM and away" real images 2
+fi
+
+if wants network; then
+    wants unit || step network "bridges, TAPs and rules" cargo test --locked --workspace --test network
+    step network "guests and what others do" real traffic 2
 fi
 
 if wants soak; then

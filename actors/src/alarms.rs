@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `slow_consumer` | a subscription lost messages, which clients must repeat | none was lost for a minute |
 //! | `outbox_filling` | the outbox is fuller than 80 % | it is at 60 % or below |
+//! | `network_broken` | something of the VMs' network is wrong and cannot be mended | all of it is as it should be |
 //! | `clock_offset` | the clock is more than 1 s off the bus server's | it is within half a second |
 //! | `events_compressed` | the server compresses the stream of events | it does not any more |
 
@@ -48,6 +49,13 @@ pub const OUTBOX: Level = Level {
     end: 60,
     message: "events wait for the bus; above 95 % verbs that change a VM are refused: see that the stream takes events",
 };
+/// What of the network is wrong and stays so.
+pub const NETWORK: Level = Level {
+    alarm: "network_broken",
+    begin: 0,
+    end: 0,
+    message: "the network of VMs was changed by others and cannot be mended; the alarm `network_unmended` says what",
+};
 /// Milliseconds between the clocks, for certain.
 pub const CLOCK: Level = Level {
     alarm: "clock_offset",
@@ -84,7 +92,7 @@ impl Alarms {
     /// None yet.
     #[must_use]
     pub fn new(log: HostLog, metrics: Metrics) -> Self {
-        for level in [SLOW_CONSUMER, OUTBOX, CLOCK, COMPRESSED] {
+        for level in [SLOW_CONSUMER, OUTBOX, NETWORK, CLOCK, COMPRESSED] {
             metrics.alarms.get_or_create(&AlarmLabels { alarm: level.alarm }).set(0);
         }
         Self { log, metrics, active: Mutex::default() }

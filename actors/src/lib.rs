@@ -17,6 +17,7 @@ pub mod images;
 pub mod ingress;
 pub mod journal;
 pub mod manager;
+pub mod mended;
 pub mod metrics;
 pub mod network;
 pub mod orphans;

@@ -6,13 +6,19 @@
 //! requests that arrive while a firewall transaction runs are merged into the next one.
 
 pub mod actor;
+pub mod findings;
+pub mod known;
 pub mod lease;
 pub mod link;
+pub mod mend;
 pub mod names;
 pub mod nft;
 pub mod ops;
 pub mod tap;
+pub mod watch;
 
 pub use actor::{NetworkHandle, NetworkMsg};
+pub use findings::Finding;
 pub use lease::{NicLease, Pool};
+pub use mend::{Before, Repair, Why};
 pub use ops::{NetworkConfig, NetworkDef, NetworkError, SweepReport, VmNet};

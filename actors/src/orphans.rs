@@ -19,7 +19,7 @@ use crate::hypervisor::pidfd::env_value;
 use crate::hypervisor::process::{ENV_INSTALLATION, ENV_VM_ID, LaunchRecord};
 use crate::hypervisor::run_dir::RunRoot;
 use crate::journal::{LeaseRow, Snapshot, UidRow};
-use crate::network::NicLease;
+use crate::network::{NicLease, VmNet};
 
 /// Every VM with a process on this machine that is not one of `known`. Reads `/proc`: blocks.
 #[must_use]
@@ -63,6 +63,16 @@ pub fn hold(root: &RunRoot, orphans: &[Orphan], snapshot: &mut Snapshot) {
             }
         }
     }
+}
+
+/// The interfaces of orphans of this installation: their guests go on speaking, under their own names only.
+#[must_use]
+pub fn nets(root: &RunRoot, orphans: &[Orphan]) -> Vec<VmNet> {
+    let net = |orphan: &Orphan| {
+        let record = record_of(root, orphan.installation, orphan.vm_id)?;
+        Some(VmNet { vm_id: orphan.vm_id, uid: record.uid, nics: nics(&record) })
+    };
+    orphans.iter().filter(|orphan| orphan.ours).filter_map(net).collect()
 }
 
 fn nics(record: &LaunchRecord) -> Vec<NicLease> {

@@ -45,6 +45,7 @@ use crate::images::Images;
 use crate::ingress::request::ReplyPolicy;
 use crate::journal::{self, Batch, JournalConfig, JournalHandle, Op, OutboxLimits, Snapshot};
 use crate::manager::{Manager, ManagerArgs, ManagerMsg};
+use crate::mended::Mended;
 use crate::metrics::Metrics;
 use crate::network::{NetworkConfig, NetworkDef, NetworkHandle};
 use crate::orphans::label;
@@ -218,8 +219,14 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let (failing, failed) = mpsc::channel(4);
     let (root, _) = Actor::spawn(Some("root".into()), Root, failing.clone()).await.map_err(actor("root"))?;
     let network_config = NetworkConfig { installation, networks: setup.networks, nft: setup.nft };
-    let network = NetworkHandle::spawn(network_config, &root.get_cell()).await.map_err(actor("network"))?;
-    network.ensure_base().await.map_err(|source| StartError::Network { source: Box::new(source) })?;
+    let boot = pidfd::boot_id().map_err(|source| StartError::Boot { source })?;
+    let last_boot = journal.last_boot().map_err(load_error)?;
+    let rebooted = last_boot.is_some_and(|last| last != boot);
+    let network =
+        NetworkHandle::spawn(network_config, Some(&root.get_cell())).await.map_err(actor("network"))?;
+    let nets = orphans::nets(&run_root, &orphans, &snapshot, rebooted);
+    let mended =
+        network.restore(nets).await.map_err(|source| StartError::Network { source: Box::new(source) })?;
     let (open, gate) = watch::channel(false);
     let egress_config = EgressConfig { gate, ..EgressConfig::new(setup.assets.clone()) };
     let (egress, reports) = egress::start(journal.clone(), bus.clone(), egress_config);
@@ -275,15 +282,13 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     for row in &vms {
         directory.insert(row);
     }
-    let boot = pidfd::boot_id().map_err(|source| StartError::Boot { source })?;
-    let last_boot = services.journal.last_boot().map_err(load_error)?;
-    let rebooted = last_boot.is_some_and(|last| last != boot);
     let args = ManagerArgs { services: services.clone(), directory: Arc::clone(&directory), rebooted };
     services.log.note(
         HostNote::new(HostEventKind::Started, "the daemon has started")
             .with("version", env!("CARGO_PKG_VERSION"))
             .with("vms", snapshot.vms.len()),
     );
+    Mended::default().tell(&services, &Ok(mended));
     if let Some(report) = restored {
         let text = "the journal was restored from a backup and brought to what the bus knows";
         let note = HostNote::alarm("journal_restored", text).with("brought_up", report.brought_up);

@@ -13,15 +13,19 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use drover_actors::network::actor::Network;
+use drover_actors::network::findings::Wrong;
 use drover_actors::network::lease::NicLease;
-use drover_actors::network::{NetworkConfig, NetworkDef, NetworkError, NetworkHandle, VmNet, names};
+use drover_actors::network::watch::watch;
+use drover_actors::network::{
+    Before, Finding, NetworkConfig, NetworkDef, NetworkError, NetworkHandle, Repair, VmNet, Why, names,
+};
 use drover_schemas::id::{InstallationId, VmId};
 use drover_schemas::token::Token;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use ractor::Actor;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Runs `test` in a fresh namespace, or says why not.
 fn in_namespace<F, T>(test: F)
@@ -73,8 +77,7 @@ fn default_network() -> Token {
 async fn network(installation: InstallationId) -> NetworkHandle {
     let networks = vec![NetworkDef::named(default_network())];
     let config = NetworkConfig { installation, networks, nft: PathBuf::from("nft") };
-    let (actor, _join) = Actor::spawn(None, Network, config).await.unwrap();
-    NetworkHandle::new(actor)
+    NetworkHandle::spawn(config, None).await.unwrap()
 }
 
 fn vm(installation: InstallationId, number: u16) -> VmNet {
@@ -91,8 +94,8 @@ fn everything_that_is_made_is_marked_and_removed_again() {
     in_namespace(|| async {
         let installation = InstallationId::generate();
         let network = network(installation).await;
-        network.ensure_base().await.unwrap();
-        network.ensure_base().await.unwrap();
+        network.restore(Vec::new()).await.unwrap();
+        network.restore(Vec::new()).await.unwrap();
         let vm = vm(installation, 0);
         let nic = &vm.nics[0];
         let status = network.attach(vm.clone()).await.unwrap();
@@ -122,7 +125,7 @@ fn everything_that_is_made_is_marked_and_removed_again() {
             assert!(rules.contains(part), "{part} is missing in:\n{rules}");
         }
 
-        network.ensure_base().await.unwrap();
+        network.restore(Vec::new()).await.unwrap();
         assert!(run("nft", &["list", "ruleset"]).contains(&nic.mac), "a new base lost the elements");
         network.detach(vm.vm_id, vm.nics.clone()).await.unwrap();
         network.detach(vm.vm_id, vm.nics.clone()).await.unwrap();
@@ -139,7 +142,7 @@ fn many_at_once_share_transactions_and_none_is_lost() {
     in_namespace(|| async {
         let installation = InstallationId::generate();
         let network = network(installation).await;
-        network.ensure_base().await.unwrap();
+        network.restore(Vec::new()).await.unwrap();
         let vms: Vec<VmNet> = (0..64).map(|number| vm(installation, number)).collect();
         let began = Instant::now();
         let attached = futures_util::future::join_all(vms.iter().map(|vm| network.attach(vm.clone()))).await;
@@ -161,7 +164,7 @@ fn a_sweep_reports_its_own_leftovers_and_counts_the_others() {
     in_namespace(|| async {
         let (mine, theirs) = (InstallationId::generate(), InstallationId::generate());
         let network = network(mine).await;
-        network.ensure_base().await.unwrap();
+        network.restore(Vec::new()).await.unwrap();
         let lost = vm(mine, 0);
         network.attach(lost.clone()).await.unwrap();
         let foreign = vm(theirs, 1);
@@ -172,6 +175,9 @@ fn a_sweep_reports_its_own_leftovers_and_counts_the_others() {
         network.attach(gone.clone()).await.unwrap();
         run("ip", &["link", "del", "dev", &gone.nics[0].tap]);
 
+        // The next daemon does not find it.
+        network.actor().stop(None);
+        let network = self::network(mine).await;
         let swept = network.sweep(HashSet::from([gone.vm_id])).await.unwrap();
         assert_eq!(swept.leftovers.len(), 1);
         assert_eq!((swept.leftovers[0].vm_id, &swept.leftovers[0].tap), (lost.vm_id, &lost.nics[0].tap));
@@ -189,7 +195,7 @@ fn one_bad_request_does_not_fail_its_neighbours() {
     in_namespace(|| async {
         let installation = InstallationId::generate();
         let network = network(installation).await;
-        network.ensure_base().await.unwrap();
+        network.restore(Vec::new()).await.unwrap();
         let good: Vec<VmNet> = (0..4).map(|number| vm(installation, number)).collect();
         let mut elsewhere = vm(installation, 10);
         elsewhere.nics[0].network = Token::new("nowhere").unwrap();
@@ -213,8 +219,8 @@ fn a_missing_nft_is_told_with_the_package_to_install() {
         let networks = vec![NetworkDef::named(default_network())];
         let installation = InstallationId::generate();
         let config = NetworkConfig { installation, networks, nft: "/nonexistent/nft".into() };
-        let (actor, _join) = Actor::spawn(None, Network, config).await.unwrap();
-        let error = NetworkHandle::new(actor).ensure_base().await.unwrap_err();
+        let network = NetworkHandle::spawn(config, None).await.unwrap();
+        let error = network.restore(Vec::new()).await.unwrap_err();
         let text = drover_actors::chain(&error).to_string();
         assert!(text.contains("install the package `nftables`"), "{text}");
     });
@@ -225,7 +231,7 @@ fn a_subnet_that_is_in_use_is_refused() {
     in_namespace(|| async {
         run("ip", &["link", "add", "dev", "outside", "type", "bridge"]);
         run("ip", &["address", "add", "10.77.3.3/24", "dev", "outside"]);
-        let error = network(InstallationId::generate()).await.ensure_base().await.unwrap_err();
+        let error = network(InstallationId::generate()).await.restore(Vec::new()).await.unwrap_err();
         assert!(
             matches!(&error, NetworkError::Overlap { other, .. } if other == "10.77.3.3/24"),
             "{error:?}"
@@ -272,25 +278,34 @@ impl Guest {
     /// Asks again and again, until there is an answer: whom it is for. A new port needs a moment.
     fn asked_until_answered(&mut self, ask: &mut dyn FnMut(&mut Self)) -> Option<([u8; 6], Ipv4Addr)> {
         let deadline = Instant::now() + Duration::from_secs(10);
-        let mut frame = [0; 2048];
+        // What was answered before was asked before.
+        while self.answer().is_some() {}
         while Instant::now() < deadline {
             ask(self);
-            loop {
-                let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-                poll(&mut fds, PollTimeout::from(200_u8)).unwrap();
-                if fds[0].any() != Some(true) {
-                    break;
-                }
-                let n = self.0.read(&mut frame).unwrap();
-                let packet = &frame[VNET_HDR..n];
-                // An ARP reply: ether type 0x0806, operation 2.
-                if packet.len() >= 42 && packet[12..14] == [8, 6] && packet[20..22] == [0, 2] {
-                    let mac = packet[32..38].try_into().unwrap();
-                    return Some((mac, Ipv4Addr::new(packet[38], packet[39], packet[40], packet[41])));
-                }
+            if let Some(answer) = self.answer() {
+                return Some(answer);
             }
         }
         None
+    }
+
+    /// Whom the next answer is for, if there is one within a moment.
+    fn answer(&mut self) -> Option<([u8; 6], Ipv4Addr)> {
+        let mut frame = [0; 2048];
+        loop {
+            let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::from(100_u8)).unwrap();
+            if fds[0].any() != Some(true) {
+                return None;
+            }
+            let n = self.0.read(&mut frame).unwrap();
+            let packet = &frame[VNET_HDR..n];
+            // An ARP reply: ether type 0x0806, operation 2.
+            if packet.len() >= 42 && packet[12..14] == [8, 6] && packet[20..22] == [0, 2] {
+                let mac = packet[32..38].try_into().unwrap();
+                return Some((mac, Ipv4Addr::new(packet[38], packet[39], packet[40], packet[41])));
+            }
+        }
     }
 }
 
@@ -304,7 +319,7 @@ fn a_guest_is_heard_under_its_own_name_only() {
     in_namespace(|| async {
         let installation = InstallationId::generate();
         let network = network(installation).await;
-        network.ensure_base().await.unwrap();
+        network.restore(Vec::new()).await.unwrap();
         let vm = vm(installation, 0);
         network.attach(vm.clone()).await.unwrap();
         let nic = &vm.nics[0];
@@ -325,5 +340,271 @@ fn a_guest_is_heard_under_its_own_name_only() {
         network.detach(vm.vm_id, vm.nics.clone()).await.unwrap();
         network.teardown().await.unwrap();
         assert_eq!(links(), Vec::<String>::new());
+    });
+}
+
+/// A watch that runs beside a test, and what it mended and could not.
+struct Watched {
+    told: Arc<Mutex<Repair>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Watched {
+    fn start(network: &NetworkHandle) -> Self {
+        let (told, network) = (Arc::<Mutex<Repair>>::default(), network.clone());
+        let tell = Arc::clone(&told);
+        let task = tokio::spawn(async move {
+            let note = |outcome: &Result<Repair, NetworkError>| {
+                let repair = outcome.as_ref().unwrap();
+                let mut told = tell.lock().unwrap();
+                told.mended.extend(repair.mended.iter().cloned());
+                told.left.clone_from(&repair.left);
+            };
+            watch(&network, note).await.unwrap();
+        });
+        Self { told, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Waits until rules are so again, and something of it is told.
+    async fn mended(&self, what: &str, so: impl FnMut() -> bool) {
+        until(what, so).await;
+        until(&format!("{what} is told"), || !self.told.lock().unwrap().mended.is_empty()).await;
+        self.told.lock().unwrap().mended.clear();
+    }
+
+    /// Waits until it has mended this, and forgets it.
+    async fn mended_link(&self, wrong: Wrong, of: &str) {
+        let is = |finding: &Finding| finding.wrong == wrong && finding.of == of;
+        until(&format!("{wrong:?} of {of}"), || self.told.lock().unwrap().mended.iter().any(is)).await;
+        self.told.lock().unwrap().mended.clear();
+    }
+}
+
+/// Looks until it is so.
+async fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !so() {
+        assert!(Instant::now() < deadline, "{what}: not in time");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A guest that is heard under its own name, and under no other.
+struct Speaker {
+    guest: Guest,
+    nic: NicLease,
+}
+
+impl Speaker {
+    fn attach(vm: &VmNet) -> Self {
+        let nic = vm.nics[0].clone();
+        Self { guest: Guest::attach(&nic.tap), nic }
+    }
+
+    /// Asks under false names first: an answer to one of those would come first.
+    fn is_heard_as_itself_only(&mut self) {
+        let (mac, ip, gateway) = (octets(&self.nic.mac), self.nic.ipv4, self.nic.gateway);
+        let wrong_mac = [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5] ^ 1];
+        let answer = self.guest.asked_until_answered(&mut |guest| {
+            guest.ask(wrong_mac, ip, gateway);
+            guest.ask(mac, Ipv4Addr::new(10, 77, 0, 99), gateway);
+            guest.ask(mac, ip, gateway);
+        });
+        assert_eq!(answer, Some((mac, ip)), "{}", run("nft", &["list", "ruleset"]));
+    }
+}
+
+#[test]
+fn whatever_others_take_away_comes_back_and_no_guest_speaks_for_another() {
+    in_namespace(|| async {
+        let installation = InstallationId::generate();
+        let network = network(installation).await;
+        network.restore(Vec::new()).await.unwrap();
+        let vms = [vm(installation, 0), vm(installation, 1)];
+        for vm in &vms {
+            network.attach(vm.clone()).await.unwrap();
+        }
+        let mut speakers = vms.each_ref().map(Speaker::attach);
+        let mut heard = || speakers.iter_mut().for_each(Speaker::is_heard_as_itself_only);
+        let watched = Watched::start(&network);
+        heard();
+        let (table, bridge) = (names::table(installation), names::bridge(installation, &default_network()));
+        let (tap, mac) = (vms[0].nics[0].tap.as_str(), vms[0].nics[0].mac.as_str());
+
+        let rules = || Command::new("nft").args(["list", "table", "bridge", &table]).output().unwrap();
+        let listed = || String::from_utf8(rules().stdout).unwrap();
+        let link = |name: &str| run("ip", &["-j", "-d", "address", "show", "dev", name]);
+        run("nft", &["flush", "ruleset"]);
+        watched.mended("the tables are back", || rules().status.success()).await;
+        heard();
+        let set = || run("nft", &["list", "set", "bridge", &table, "vm_mac"]);
+        run("nft", &["delete", "element", "bridge", &table, "vm_mac", &format!("{{ {tap} . {mac} }}")]);
+        watched.mended("an element is back", || set().contains(mac)).await;
+        heard();
+        let foreign = format!("{{ {tap} . {mac} . 10.77.0.99 }}");
+        run("nft", &["add", "element", "bridge", &table, "vm_src", &foreign]);
+        watched.mended("a foreign element is gone", || !listed().contains("10.77.0.99")).await;
+        heard();
+        run("nft", &["flush", "chain", "bridge", &table, "from_vm"]);
+        watched.mended("a chain is filled", || listed().contains("@vm_src accept")).await;
+        heard();
+        run("ip", &["address", "flush", "dev", &bridge]);
+        watched.mended_link(Wrong::AddressGone, "default").await;
+        heard();
+        run("ip", &["link", "set", "dev", tap, "nomaster"]);
+        watched.mended_link(Wrong::PortLoose, tap).await;
+        heard();
+        run("ip", &["link", "set", "dev", tap, "down"]);
+        watched.mended_link(Wrong::PortDown, tap).await;
+        heard();
+        run("bridge", &["link", "set", "dev", tap, "isolated", "off"]);
+        watched.mended_link(Wrong::PortIsolation, tap).await;
+        assert!(link(tap).contains("\"isolated\":true"));
+        run("ip", &["link", "set", "dev", &bridge, "down"]);
+        watched.mended_link(Wrong::BridgeDown, "default").await;
+        heard();
+        let mac_of = || {
+            let shown: serde_json::Value = serde_json::from_str(&link(&bridge)).unwrap();
+            shown[0]["address"].clone()
+        };
+        let before = mac_of();
+        run("ip", &["link", "del", "dev", &bridge]);
+        watched.mended_link(Wrong::BridgeGone, "default").await;
+        assert_eq!(mac_of(), before, "guests know their gateway by it");
+        heard();
+
+        // What the host does itself is no surprise, and what is another's is not ours.
+        run("nft", &["add", "table", "inet", "others"]);
+        network.attach(vm(installation, 5)).await.unwrap();
+        network.detach(vms[1].vm_id, vms[1].nics.clone()).await.unwrap();
+        // A TAP that is gone cannot be given back to the VMM that held it.
+        run("ip", &["link", "del", "dev", tap]);
+        until("the loss of a TAP is told", || !watched.told.lock().unwrap().left.is_empty()).await;
+        let told = watched.told.lock().unwrap().clone();
+        assert_eq!(told.left, [Finding::of_vm(Wrong::TapGone, tap, vms[0].vm_id)]);
+        assert_eq!(told.mended, [], "the host took its own changes for those of others");
+        run("nft", &["list", "table", "inet", "others"]);
+    });
+}
+
+#[test]
+fn a_start_finds_the_guests_that_run_and_lays_their_rules_in_one_go() {
+    in_namespace(|| async {
+        let installation = InstallationId::generate();
+        let vms = [vm(installation, 0), vm(installation, 1), vm(installation, 2)];
+        let first = network(installation).await;
+        first.restore(Vec::new()).await.unwrap();
+        for vm in &vms[..2] {
+            first.attach(vm.clone()).await.unwrap();
+        }
+        let mut speakers = [Speaker::attach(&vms[0]), Speaker::attach(&vms[1])];
+        // The daemon dies, and its rules are flushed meanwhile.
+        first.actor().stop(None);
+        run("nft", &["flush", "ruleset"]);
+        run("ip", &["link", "set", "dev", &vms[0].nics[0].tap, "nomaster"]);
+
+        let second = network(installation).await;
+        // The third ran when the daemon died, but its TAP is gone; a fourth never had any.
+        let before = |vm: &VmNet, ran| Before { net: vm.clone(), ran };
+        let rows = vec![
+            before(&vms[0], true),
+            before(&vms[1], false),
+            before(&vms[2], true),
+            before(&vm(installation, 3), false),
+        ];
+        let repair = second.restore(rows).await.unwrap();
+        speakers.iter_mut().for_each(Speaker::is_heard_as_itself_only);
+        let wrong: HashSet<Wrong> = repair.mended.iter().map(|finding| finding.wrong).collect();
+        assert_eq!(wrong, HashSet::from([Wrong::RulesGone, Wrong::PortLoose]), "{repair:?}");
+        assert_eq!(repair.left, [Finding::of_vm(Wrong::TapGone, &vms[2].nics[0].tap, vms[2].vm_id)]);
+        let again = second.mend(Why::Look).await.unwrap();
+        assert_eq!((again.mended.len(), again.left.len()), (0, 1), "{again:?}");
+        // Its VM ends: nothing is wrong any more.
+        second.detach(vms[2].vm_id, vms[2].nics.clone()).await.unwrap();
+        assert_eq!(second.mend(Why::Look).await.unwrap(), Repair::default());
+    });
+}
+
+#[test]
+fn a_guest_without_rules_of_its_own_is_not_heard_at_all() {
+    in_namespace(|| async {
+        let installation = InstallationId::generate();
+        let network = network(installation).await;
+        network.restore(Vec::new()).await.unwrap();
+        let (lost, other) = (vm(installation, 0), vm(installation, 1));
+        for vm in [&lost, &other] {
+            network.attach(vm.clone()).await.unwrap();
+        }
+        let (mut silent, mut speaker) = (Speaker::attach(&lost), Speaker::attach(&other));
+        silent.is_heard_as_itself_only();
+        // Nobody of a journal any more: a start lays no rules for it.
+        network.actor().stop(None);
+        run("nft", &["flush", "ruleset"]);
+        let network = self::network(installation).await;
+        network.restore(vec![Before { net: other, ran: true }]).await.unwrap();
+        let (mac, ip, gateway) = (octets(&silent.nic.mac), silent.nic.ipv4, silent.nic.gateway);
+        silent.guest.ask(mac, ip, gateway);
+        speaker.is_heard_as_itself_only();
+        assert_eq!(silent.guest.answer(), None);
+    });
+}
+
+#[test]
+fn a_network_whose_rules_are_gone_and_refused_is_closed_until_they_are_laid() {
+    in_namespace(|| async {
+        let folder = tempfile::tempdir().unwrap();
+        let nft = folder.path().join("nft");
+        let script = |text: &str| {
+            let new = folder.path().join("new");
+            std::fs::write(&new, format!("#!/bin/sh\n{text}\n")).unwrap();
+            std::fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            std::fs::rename(&new, &nft).unwrap();
+        };
+        script("exec nft \"$@\"");
+        let installation = InstallationId::generate();
+        let networks = vec![NetworkDef::named(default_network())];
+        let config = NetworkConfig { installation, networks, nft: nft.clone() };
+        let network = NetworkHandle::spawn(config, None).await.unwrap();
+        network.restore(Vec::new()).await.unwrap();
+        let vm = vm(installation, 0);
+        network.attach(vm.clone()).await.unwrap();
+        let mut speaker = Speaker::attach(&vm);
+        speaker.is_heard_as_itself_only();
+
+        script("echo no room >&2; exit 1");
+        let bridge = names::bridge(installation, &default_network());
+        let up = || {
+            let shown: serde_json::Value =
+                serde_json::from_str(&run("ip", &["-j", "link", "show", &bridge])).unwrap();
+            shown[0]["flags"].as_array().unwrap().contains(&"UP".into())
+        };
+        // Nobody says that rules are missing: nothing is done to the guests.
+        network.mend(Why::Look).await.unwrap_err();
+        assert!(up());
+        run("nft", &["flush", "ruleset"]);
+        network.mend(Why::Touched).await.unwrap_err();
+        assert!(!up(), "a guest could speak freely");
+        script("exec nft \"$@\"");
+        let repair = network.mend(Why::Look).await.unwrap();
+        let wrong: Vec<Wrong> = repair.mended.iter().map(|finding| finding.wrong).collect();
+        assert_eq!(wrong, [Wrong::RulesGone, Wrong::BridgeDown]);
+        speaker.is_heard_as_itself_only();
+    });
+}
+
+#[test]
+fn a_vm_starts_right_after_the_rules_were_flushed() {
+    in_namespace(|| async {
+        let installation = InstallationId::generate();
+        let network = network(installation).await;
+        network.restore(Vec::new()).await.unwrap();
+        let (old, new) = (vm(installation, 0), vm(installation, 1));
+        network.attach(old.clone()).await.unwrap();
+        run("nft", &["flush", "ruleset"]);
+        // Nobody has seen it yet.
+        network.attach(new.clone()).await.unwrap();
+        for vm in [&old, &new] {
+            Speaker::attach(vm).is_heard_as_itself_only();
+        }
     });
 }

@@ -22,6 +22,7 @@
 //! | [`relay`] | a way to the bus that cuts, loses and rewrites |
 //! | [`soak`] | random work, kills, and a model |
 //! | [`stream`] | a client's end of a stream, frame by frame |
+//! | [`traffic`] | what guests send, where to, and what arrives of it |
 //! | [`wait`] | waiting for a level with a deadline |
 //!
 //! A test names what it proves, runs its body with [`world::run`], and ends only what it started. Paths
@@ -55,5 +56,6 @@ pub mod relay;
 pub mod soak;
 pub mod stream;
 pub mod tmux;
+pub mod traffic;
 pub mod wait;
 pub mod world;

@@ -13,6 +13,7 @@ use drover_schemas::id::VmId;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr};
 
 use super::lease::NicLease;
+use super::mend::{Before, Repair, Why};
 use super::ops::{NetOps, NetworkConfig, NetworkError, SweepReport, VmNet, statuses};
 use crate::chain::chain;
 
@@ -28,8 +29,10 @@ pub enum NetworkMsg {
     Attach(VmNet, Reply<Vec<NicStatus>>),
     /// Remove the interfaces of a VM.
     Detach(VmId, Vec<NicLease>, Reply<()>),
-    /// Make bridges and static rules.
-    EnsureBase(Reply<()>),
+    /// Make bridges and rules, with the VMs that have interfaces already.
+    Restore(Vec<Before>, Reply<Repair>),
+    /// Mend what others changed.
+    Mend(Why, Reply<Repair>),
     /// Report what belongs to no known VM.
     Sweep(HashSet<VmId>, Reply<SweepReport>),
     /// Remove bridges and tables.
@@ -53,14 +56,13 @@ pub struct NetworkState {
 impl Actor for Network {
     type Msg = NetworkMsg;
     type State = NetworkState;
-    type Arguments = NetworkConfig;
+    type Arguments = Arc<NetOps>;
 
     async fn pre_start(
         &self,
         _myself: ActorRef<NetworkMsg>,
-        config: NetworkConfig,
+        ops: Arc<NetOps>,
     ) -> Result<NetworkState, ActorProcessingErr> {
-        let ops = Arc::new(NetOps::new(config)?);
         Ok(NetworkState { ops, queue: VecDeque::new(), working: false })
     }
 
@@ -127,7 +129,8 @@ async fn work(ops: &NetOps, batch: Vec<NetworkMsg>) {
         match request {
             NetworkMsg::Attach(vm, reply) => attach.push((vm, reply)),
             NetworkMsg::Detach(vm_id, nics, reply) => detach.push((vm_id, nics, reply)),
-            NetworkMsg::EnsureBase(reply) => answer(reply, ops.ensure_base().await),
+            NetworkMsg::Restore(vms, reply) => answer(reply, ops.restore(vms).await),
+            NetworkMsg::Mend(why, reply) => answer(reply, ops.mend(why).await),
             NetworkMsg::Sweep(known, reply) => answer(reply, ops.sweep(&known).await),
             NetworkMsg::Teardown(reply) => answer(reply, ops.teardown().await),
             NetworkMsg::Idle => {}
@@ -143,6 +146,10 @@ async fn change(
     attach: Vec<(VmNet, Reply<Vec<NicStatus>>)>,
     detach: Vec<(VmId, Vec<NicLease>, Reply<()>)>,
 ) {
+    for (vm_id, ..) in &detach {
+        // First: what is taken away here is nobody's loss.
+        ops.known.remove(*vm_id);
+    }
     let mut plugged = Vec::new();
     for (vm, reply) in attach {
         match ops.plug(&vm).await {
@@ -162,9 +169,14 @@ async fn change(
             Err(_) => ops.change(&vm.nics.iter().collect::<Vec<_>>(), &[]).await,
         };
         match done {
-            Ok(()) => answer(reply, Ok(statuses(&vm.nics))),
+            Ok(()) => {
+                let statuses = statuses(&vm.nics);
+                ops.known.insert(vm);
+                answer(reply, Ok(statuses));
+            }
             Err(error) => {
                 // A port without rules must not stay.
+                ops.known.remove(vm.vm_id);
                 let _ = ops.unplug(vm.vm_id, &vm.nics).await;
                 answer(reply, Err(error));
             }
@@ -192,22 +204,28 @@ fn answer<T>(reply: Reply<T>, result: Result<T, NetworkError>) {
 #[derive(Debug, Clone)]
 pub struct NetworkHandle {
     actor: ActorRef<NetworkMsg>,
+    /// To be read; only the actor changes anything.
+    pub(super) ops: Arc<NetOps>,
 }
 
 impl NetworkHandle {
-    /// Starts the actor under `supervisor`.
+    /// Starts the actor, under `supervisor` if there is one.
     ///
     /// # Errors
     /// It cannot be started.
-    pub async fn spawn(config: NetworkConfig, supervisor: &ractor::ActorCell) -> Result<Self, SpawnErr> {
-        let (actor, _join) = Actor::spawn_linked(None, Network, config, supervisor.clone()).await?;
-        Ok(Self { actor })
-    }
-
-    /// The handle of an actor that runs.
-    #[must_use]
-    pub fn new(actor: ActorRef<NetworkMsg>) -> Self {
-        Self { actor }
+    pub async fn spawn(
+        config: NetworkConfig,
+        supervisor: Option<&ractor::ActorCell>,
+    ) -> Result<Self, SpawnErr> {
+        let ops = NetOps::new(config).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
+        let ops = Arc::new(ops);
+        let (actor, _join) = match supervisor {
+            Some(supervisor) => {
+                Actor::spawn_linked(None, Network, Arc::clone(&ops), supervisor.clone()).await?
+            }
+            None => Actor::spawn(None, Network, Arc::clone(&ops)).await?,
+        };
+        Ok(Self { actor, ops })
     }
 
     /// The actor.
@@ -243,13 +261,21 @@ impl NetworkHandle {
         self.call(|reply| NetworkMsg::Detach(vm_id, nics, reply)).await
     }
 
-    /// Makes bridges and static rules, or brings those that are there into this state. To be called before
-    /// the first attach.
+    /// Makes bridges and rules, or brings those that are there into this state, and takes over the interfaces of VMs
+    /// that have any. To be called once, before the first attach. Tells what was wrong with what was there.
     ///
     /// # Errors
     /// A step failed.
-    pub async fn ensure_base(&self) -> Result<(), NetworkError> {
-        self.call(NetworkMsg::EnsureBase).await
+    pub async fn restore(&self, vms: Vec<Before>) -> Result<Repair, NetworkError> {
+        self.call(|reply| NetworkMsg::Restore(vms, reply)).await
+    }
+
+    /// Compares the network with what it should be, and mends it.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked, or rules cannot be laid.
+    pub async fn mend(&self, why: Why) -> Result<Repair, NetworkError> {
+        self.call(|reply| NetworkMsg::Mend(why, reply)).await
     }
 
     /// Reports what carries our marks and belongs to none of `known`; removes nothing.

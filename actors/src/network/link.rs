@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoBridgePort, InfoPortData, LinkAttribute, LinkFlags, LinkInfo as InfoOf, LinkMessage,
+};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec};
 
 /// A step with an interface failed.
@@ -57,6 +59,38 @@ pub struct LinkInfo {
     pub up: bool,
     /// Something is attached at the other end.
     pub carrier: bool,
+    /// Its MAC.
+    pub mac: Vec<u8>,
+    /// The group of interfaces that it is in.
+    pub group: u32,
+    /// As a port of a bridge it reaches the bridge only, not the other ports.
+    pub isolated: bool,
+}
+
+/// What a bridge should be.
+#[derive(Debug, Clone, Copy)]
+pub struct BridgeShape<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its alias.
+    pub alias: &'a str,
+    /// Its MAC.
+    pub mac: [u8; 6],
+    /// Its address: the gateway of its network.
+    pub address: Ipv4Net,
+}
+
+/// What a TAP under a bridge should be.
+#[derive(Debug, Clone, Copy)]
+pub struct PortShape<'a> {
+    /// Its alias.
+    pub alias: &'a str,
+    /// Name of the bridge.
+    pub bridge: &'a str,
+    /// Its group of interfaces.
+    pub group: u32,
+    /// It reaches the bridge itself only, not the other ports.
+    pub isolated: bool,
 }
 
 /// A connection to rtnetlink; its task ends with the last clone.
@@ -102,20 +136,15 @@ impl Links {
         all.map_ok(info).try_collect().await.map_err(|source| step("list", "*", source))
     }
 
-    /// Makes the bridge `name` with its alias and gateway address, and sets it up. One that is there is
-    /// brought into this state, unless its alias shows another owner.
+    /// Makes a bridge and sets it up; gives its number. One that is there is brought into this state, unless its
+    /// alias shows another owner.
     ///
     /// # Errors
     /// The kernel refuses, or the interface is somebody else's.
-    pub async fn ensure_bridge(
-        &self,
-        name: &str,
-        alias: &str,
-        gateway: Ipv4Addr,
-        prefix_len: u8,
-    ) -> Result<(), LinkError> {
+    pub async fn ensure_bridge(&self, shape: &BridgeShape<'_>) -> Result<u32, LinkError> {
+        let &BridgeShape { name, alias, mac, address } = shape;
         if self.get(name).await?.is_none() {
-            let message = LinkBridge::new(name).build();
+            let message = LinkBridge::new(name).address(mac.to_vec()).build();
             match self.handle.link().add(message).execute().await {
                 Err(error) if errno(&error) != Some(libc::EEXIST) => {
                     return Err(step("create bridge", name, error));
@@ -131,8 +160,12 @@ impl Links {
                 return Err(LinkError::NotOurs { name: name.to_owned(), alias: Some(other.to_owned()) });
             }
         }
-        self.ensure_address(&link, gateway, prefix_len).await?;
-        self.set_up(&link).await
+        if link.mac != mac {
+            self.change(&link, "set the MAC of", |message| message.address(mac.to_vec())).await?;
+        }
+        self.ensure_address(&link, address.addr(), address.prefix_len()).await?;
+        self.set_up(&link).await?;
+        Ok(link.index)
     }
 
     async fn ensure_address(
@@ -169,31 +202,29 @@ impl Links {
         }
     }
 
-    /// Puts the TAP `name` under `bridge`: alias, port flags, up. `isolated` ports reach the bridge itself
-    /// only, not each other.
+    /// Puts the TAP `name` under its bridge: alias, group, port flags, up. Traffic of one that is right goes on.
     ///
     /// # Errors
     /// The kernel refuses; an interface is missing or somebody else's.
-    pub async fn ensure_port(
-        &self,
-        name: &str,
-        alias: &str,
-        bridge: &str,
-        isolated: bool,
-    ) -> Result<(), LinkError> {
-        let bridge = self.must_get(bridge).await?;
+    pub async fn ensure_port(&self, name: &str, shape: PortShape<'_>) -> Result<(), LinkError> {
+        let bridge = self.must_get(shape.bridge).await?;
         let link = self.must_get(name).await?;
-        match link.alias.as_deref() {
-            Some(found) if found == alias => {}
-            None | Some("") => self.set_alias(&link, alias).await?,
+        let marked = match link.alias.as_deref() {
+            Some(found) if found == shape.alias => true,
+            None | Some("") => false,
             Some(other) => {
                 return Err(LinkError::NotOurs { name: name.to_owned(), alias: Some(other.to_owned()) });
             }
+        };
+        if !marked || link.group != shape.group {
+            let mark =
+                |message: LinkMessageBuilder<LinkUnspec>| message.alias(shape.alias).link_group(shape.group);
+            self.change(&link, "mark", mark).await?;
         }
         if link.controller != Some(bridge.index) {
             self.change(&link, "enslave", |message| message.controller(bridge.index)).await?;
         }
-        let port = LinkBridgePort::new(link.index).isolated(isolated).build();
+        let port = LinkBridgePort::new(link.index).isolated(shape.isolated).build();
         self.handle
             .link()
             .set_port(port)
@@ -223,6 +254,36 @@ impl Links {
         done.map_err(|source| step(what, &link.name, source))
     }
 
+    /// Takes the interface `name` down, and with it all that passes it; one that is not there passes nothing.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn set_down(&self, name: &str) -> Result<(), LinkError> {
+        match self.get(name).await? {
+            Some(link) if link.up => self.change(&link, "set down", LinkMessageBuilder::down).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Every IPv4 address of the namespace with the number of its interface.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn addresses(&self) -> Result<Vec<(u32, Ipv4Net)>, LinkError> {
+        let mut found = Vec::new();
+        let mut addresses = self.handle.address().get().execute();
+        let failed = |source| step("list the addresses of", "*", source);
+        while let Some(message) = addresses.try_next().await.map_err(failed)? {
+            let local = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                _ => None,
+            });
+            let net = local.and_then(|address| Ipv4Net::new(address, message.header.prefix_len).ok());
+            found.extend(net.map(|net| (message.header.index, net)));
+        }
+        Ok(found)
+    }
+
     /// Removes the interface `name` if its alias is `alias`; one that is not there is removed already.
     ///
     /// # Errors
@@ -240,32 +301,22 @@ impl Links {
         }
     }
 
-    /// Whether the address of a route of this namespace lies in `subnet` on another interface than `bridge`:
-    /// then guests and that network would be taken for each other.
+    /// Whether an address of this namespace lies in `subnet` on another interface than `bridge`: then guests and
+    /// that network would be taken for each other.
     ///
     /// # Errors
     /// The kernel refuses.
     pub async fn conflict(&self, subnet: Ipv4Net, bridge: &str) -> Result<Option<String>, LinkError> {
         let own = self.get(bridge).await?.map(|link| link.index);
-        let mut addresses = self.handle.address().get().execute();
-        let failed = |source| step("list the addresses of", "*", source);
-        while let Some(message) = addresses.try_next().await.map_err(failed)? {
-            if Some(message.header.index) == own {
-                continue;
-            }
-            for attribute in &message.attributes {
-                if let AddressAttribute::Address(IpAddr::V4(address)) = attribute
-                    && subnet.contains(address)
-                {
-                    return Ok(Some(format!("{address}/{}", message.header.prefix_len)));
-                }
-            }
-        }
-        Ok(None)
+        let all = self.addresses().await?.into_iter();
+        let mut others = all.filter(|(index, net)| Some(*index) != own && subnet.contains(&net.addr()));
+        Ok(others.next().map(|(_, net)| net.to_string()))
     }
 }
 
-fn info(message: LinkMessage) -> LinkInfo {
+/// Reads what the kernel says of an interface.
+#[must_use]
+pub fn info(message: LinkMessage) -> LinkInfo {
     let mut link = LinkInfo {
         index: message.header.index,
         name: String::new(),
@@ -273,16 +324,31 @@ fn info(message: LinkMessage) -> LinkInfo {
         controller: None,
         up: message.header.flags.contains(LinkFlags::Up),
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        mac: Vec::new(),
+        group: 0,
+        isolated: false,
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Controller(index) => link.controller = Some(index).filter(|&index| index != 0),
+            LinkAttribute::Address(mac) => link.mac = mac,
+            LinkAttribute::Group(group) => link.group = group,
+            LinkAttribute::LinkInfo(kind) => link.isolated = is_isolated(&kind),
             _ => {}
         }
     }
     link
+}
+
+fn is_isolated(kind: &[InfoOf]) -> bool {
+    kind.iter().any(|part| match part {
+        InfoOf::PortData(InfoPortData::BridgePort(flags)) => {
+            flags.iter().any(|flag| matches!(flag, InfoBridgePort::Isolated(true)))
+        }
+        _ => false,
+    })
 }
 
 fn errno(error: &rtnetlink::Error) -> Option<i32> {

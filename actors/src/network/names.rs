@@ -50,11 +50,27 @@ pub fn mac(vm_id: VmId, index: usize) -> String {
     format!("52:54:{:02x}:{:02x}:{:02x}:{:02x}", hash[0], hash[1], hash[2], hash[3])
 }
 
+/// MAC of a bridge, so that guests find their gateway again when it was made anew, and whatever ports come and go:
+/// left alone, a bridge takes the lowest of its ports.
+#[must_use]
+pub fn bridge_mac(installation: InstallationId, network: &Token) -> [u8; 6] {
+    let hash = digest(&[b"bridge mac", &installation.as_u128().to_be_bytes(), network.as_str().as_bytes()]);
+    [0x52, 0x55, hash[0], hash[1], hash[2], hash[3]]
+}
+
 /// Name of the installation's nftables tables: `drover-` and the random end of its id.
 #[must_use]
 pub fn table(installation: InstallationId) -> String {
     let id = installation.to_string().to_ascii_lowercase();
     format!("drover-{}", &id[id.len() - 10..])
+}
+
+/// The group of interfaces of the installation's TAPs, which closes them while they have no rules of their own.
+#[must_use]
+pub fn group(installation: InstallationId) -> u32 {
+    let hash = digest(&[b"group", &installation.as_u128().to_be_bytes()]);
+    // Never 0, the group of everybody; positive for those who read it as signed.
+    u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]) & 0x7fff_ffff | 1
 }
 
 /// Alias of a TAP: the mark by which its owner is known.

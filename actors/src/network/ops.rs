@@ -9,6 +9,8 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 use drover_schemas::body::status::NicStatus;
 use drover_schemas::id::{InstallationId, VmId};
@@ -16,10 +18,12 @@ use drover_schemas::token::Token;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::lease::{NicLease, gateway};
-use super::link::{LinkError, Links};
+use super::findings::port;
+use super::known::{Bridged, Known};
+use super::lease::NicLease;
+use super::link::{BridgeShape, LinkError, Links, PortShape};
 use super::names::{self, Mark};
-use super::nft::{BaseNet, Nft, NftError, Port};
+use super::nft::{Base, BaseNet, Member, Nft, NftError};
 use super::tap::{self, TapError};
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -147,9 +151,13 @@ pub struct SweepReport {
 /// The kernel's side of the network.
 #[derive(Debug)]
 pub struct NetOps {
-    config: NetworkConfig,
-    links: Links,
-    nft: Nft,
+    pub(super) known: Known,
+    pub(super) links: Links,
+    pub(super) nft: Nft,
+    /// The static rules as `nft` lists them, since they were laid.
+    pub(super) laid: Mutex<Option<String>>,
+    /// The bridges were taken down because there were no rules.
+    pub(super) closed: AtomicBool,
 }
 
 impl NetOps {
@@ -158,41 +166,54 @@ impl NetOps {
     /// # Errors
     /// The kernel's interface cannot be reached.
     pub fn new(config: NetworkConfig) -> Result<Self, NetworkError> {
-        let nft = Nft::new(config.nft.clone(), names::table(config.installation));
-        Ok(Self { links: Links::connect()?, nft, config })
+        let known = Known::new(config.installation, &config.networks);
+        let nft = Nft::new(config.nft, names::table(config.installation));
+        let links = Links::connect()?;
+        Ok(Self { known, links, nft, laid: Mutex::default(), closed: AtomicBool::default() })
     }
 
-    fn bridge(&self, network: &Token) -> String {
-        names::bridge(self.config.installation, network)
+    fn network(&self, name: &Token) -> Result<&Bridged, NetworkError> {
+        self.known.network(name).ok_or_else(|| NetworkError::UnknownNetwork { network: name.clone() })
     }
 
-    fn def(&self, network: &Token) -> Result<&NetworkDef, NetworkError> {
-        let found = self.config.networks.iter().find(|def| def.name == *network);
-        found.ok_or_else(|| NetworkError::UnknownNetwork { network: network.clone() })
+    pub(super) fn base(&self) -> Base {
+        let net = |network: &Bridged| BaseNet {
+            bridge: network.bridge.clone(),
+            subnet: network.def.subnet.trunc(),
+            isolate: network.def.isolate,
+            egress_deny: network.def.egress_deny.clone(),
+        };
+        let networks = self.known.networks.iter().map(net).collect();
+        Base { group: names::group(self.known.installation), networks }
     }
 
-    /// Bridges, addresses, routing and the static rules.
+    /// Bridges and their addresses.
     ///
     /// # Errors
     /// A step fails; what was done before it stays and is found again.
-    pub async fn ensure_base(&self) -> Result<(), NetworkError> {
-        let mut nets = Vec::new();
-        for def in &self.config.networks {
-            let bridge = self.bridge(&def.name);
-            let subnet = def.subnet.trunc();
-            if let Some(other) = self.links.conflict(subnet, &bridge).await? {
-                return Err(NetworkError::Overlap { network: def.name.clone(), subnet, other });
-            }
-            let alias = names::bridge_alias(self.config.installation, &def.name);
-            self.links.ensure_bridge(&bridge, &alias, gateway(subnet), subnet.prefix_len()).await?;
-            nets.push(BaseNet { bridge, subnet, isolate: def.isolate, egress_deny: def.egress_deny.clone() });
-        }
-        // The rules before the routing: at no moment is a guest's traffic routed without them.
-        self.nft.ensure_base(&nets).await?;
-        if !nets.is_empty() {
-            switch_on(IP_FORWARD).map_err(NetworkError::Forwarding)?;
+    pub(super) async fn ensure_bridges(&self) -> Result<(), NetworkError> {
+        for network in &self.known.networks {
+            let shape = BridgeShape {
+                name: &network.bridge,
+                alias: &network.alias,
+                mac: network.mac,
+                address: network.gateway_net(),
+            };
+            let index = self.links.ensure_bridge(&shape).await?;
+            self.known.note_bridge(&network.bridge, index);
         }
         Ok(())
+    }
+
+    /// Packets are routed between guests and the outside; not before there are rules.
+    ///
+    /// # Errors
+    /// The kernel's setting cannot be written.
+    pub(super) fn ensure_forwarding(&self) -> Result<bool, NetworkError> {
+        if self.known.networks.is_empty() {
+            return Ok(false);
+        }
+        switch_on(IP_FORWARD).map_err(NetworkError::Forwarding)
     }
 
     /// TAPs of a VM under their bridges; without elements no packet of theirs passes.
@@ -211,17 +232,32 @@ impl NetOps {
     }
 
     async fn plug_one(&self, vm: &VmNet, nic: &NicLease) -> Result<(), NetworkError> {
-        let def = self.def(&nic.network)?;
-        let alias = names::tap_alias(self.config.installation, vm.vm_id);
+        self.network(&nic.network)?;
         let existing = self.links.get(&nic.tap).await?;
         // A TAP that a VMM uses is busy and needs no ioctl: this is an adoption.
+        let alias = self.known.alias(vm.vm_id);
         let in_use = existing.as_ref().is_some_and(|l| l.alias.as_deref() == Some(&alias) && l.carrier);
         if !in_use {
             let (tap, uid) = (nic.tap.clone(), vm.uid);
             let made = tokio::task::spawn_blocking(move || tap::ensure(&tap, uid)).await;
             made.map_err(|_| NetworkError::NoAnswer)??;
         }
-        self.links.ensure_port(&nic.tap, &alias, &self.bridge(&nic.network), def.isolate).await?;
+        self.ensure_port(vm.vm_id, nic).await
+    }
+
+    /// Brings a TAP that is there into its place; whoever uses it goes on.
+    ///
+    /// # Errors
+    /// A step fails.
+    pub(super) async fn ensure_port(&self, vm_id: VmId, nic: &NicLease) -> Result<(), NetworkError> {
+        let network = self.network(&nic.network)?;
+        let shape = PortShape {
+            alias: &self.known.alias(vm_id),
+            bridge: &network.bridge,
+            group: names::group(self.known.installation),
+            isolated: network.def.isolate,
+        };
+        self.links.ensure_port(&nic.tap, shape).await?;
         Ok(())
     }
 
@@ -230,7 +266,7 @@ impl NetOps {
     /// # Errors
     /// A TAP cannot be removed; the others were.
     pub async fn unplug(&self, vm_id: VmId, nics: &[NicLease]) -> Result<(), NetworkError> {
-        let alias = names::tap_alias(self.config.installation, vm_id);
+        let alias = self.known.alias(vm_id);
         let mut result = Ok(());
         for nic in nics {
             let removed = match self.links.delete(&nic.tap, &alias).await {
@@ -249,15 +285,25 @@ impl NetOps {
         result
     }
 
-    /// Adds and removes the elements of many VMs in one transaction.
+    /// Adds and removes the elements of many VMs in one transaction. Where the tables themselves are missing, all of
+    /// the rules are laid anew with them.
     ///
     /// # Errors
     /// The firewall refuses; nothing was changed.
     pub async fn change(&self, add: &[&NicLease], remove: &[&NicLease]) -> Result<(), NetworkError> {
-        let ports = |nics: &[&NicLease]| nics.iter().map(|nic| port(nic)).collect::<Vec<_>>();
-        let (add, remove) = (ports(add), ports(remove));
-        self.nft.change(&add.iter().collect::<Vec<_>>(), &remove.iter().collect::<Vec<_>>()).await?;
-        Ok(())
+        let (add, remove) = (members(add), members(remove));
+        let Err(refused) = self.nft.change(&add, &remove).await else { return Ok(()) };
+        if self.nft.read().await?.is_some() {
+            return Err(refused.into());
+        }
+        let mut all = self.known_members();
+        all.extend(add);
+        Ok(self.nft.lay(&self.base(), &all, &[]).await?)
+    }
+
+    pub(super) fn known_members(&self) -> Vec<Member> {
+        let vms = self.known.vms();
+        members(&vms.iter().flat_map(|vm| &vm.nics).collect::<Vec<_>>())
     }
 
     /// What carries our marks and belongs to none of `known`. Removes nothing.
@@ -270,19 +316,20 @@ impl NetOps {
         for link in &links {
             match link.alias.as_deref().and_then(names::read_alias) {
                 Some(Mark::Tap(owner, vm_id))
-                    if owner == self.config.installation && !known.contains(&vm_id) =>
+                    if owner == self.known.installation && !known.contains(&vm_id) =>
                 {
                     report.leftovers.push(Leftover { tap: link.name.clone(), vm_id });
                 }
-                Some(Mark::Tap(owner, _)) if owner == self.config.installation => {}
-                Some(Mark::Bridge(owner, _)) if owner == self.config.installation => {}
+                Some(Mark::Tap(owner, _)) if owner == self.known.installation => {}
+                Some(Mark::Bridge(owner, _)) if owner == self.known.installation => {}
                 Some(_) => report.foreign += 1,
                 None => {}
             }
         }
         let present: HashSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
-        report.stale_elements = self.nft.taps().await?;
-        report.stale_elements.retain(|tap| !present.contains(tap.as_str()));
+        let elements = self.nft.read().await?.unwrap_or_default();
+        let stale = elements.taps().filter(|tap| !present.contains(tap) && self.known.owner(tap).is_none());
+        report.stale_elements = stale.map(ToOwned::to_owned).collect();
         Ok(report)
     }
 
@@ -295,7 +342,7 @@ impl NetOps {
         for link in self.links.list().await? {
             let Some(alias) = link.alias.as_deref() else { continue };
             if let Some(Mark::Bridge(owner, _)) = names::read_alias(alias)
-                && owner == self.config.installation
+                && owner == self.known.installation
             {
                 let removed = self.links.delete(&link.name, alias).await;
                 result = result.and(removed.map_err(NetworkError::from));
@@ -311,13 +358,16 @@ pub fn statuses(nics: &[NicLease]) -> Vec<NicStatus> {
     nics.iter().map(NicLease::status).collect()
 }
 
-fn port(nic: &NicLease) -> Port {
-    Port { tap: nic.tap.clone(), mac: nic.mac.clone(), ipv4: nic.ipv4 }
+/// The firewall elements of interfaces.
+pub(super) fn members(nics: &[&NicLease]) -> Vec<Member> {
+    nics.iter().flat_map(|nic| port(nic).elements()).collect()
 }
 
-fn switch_on(path: &str) -> io::Result<()> {
-    if fs::read_to_string(path)?.trim() != "1" {
+/// Whether it was off.
+fn switch_on(path: &str) -> io::Result<bool> {
+    let off = fs::read_to_string(path)?.trim() != "1";
+    if off {
         fs::write(path, "1")?;
     }
-    Ok(())
+    Ok(off)
 }

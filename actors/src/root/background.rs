@@ -10,6 +10,7 @@
 //! | `gauges` | reads the metrics that nobody counts |
 //! | `hints` | wakes a VM whose holder has something to tell |
 //! | `alarms` | makes events of what the egress found |
+//! | `net_watch` | mends what others do to the network of VMs |
 //! | `watch` | looks at the stream of events and the bus server's clock |
 //! | `reaper` | forgets requests, leases and uids whose time is over |
 
@@ -33,6 +34,8 @@ use crate::host_log::HostNote;
 use crate::hypervisor::notify::NotifySocket;
 use crate::journal;
 use crate::manager::ManagerMsg;
+use crate::mended::Mended;
+use crate::network::watch::watch;
 use crate::router::{HostPhase, QuotaGauges, Router};
 use crate::service::{ServiceMsg, supervise};
 use crate::services::{Shared, now_ms};
@@ -77,6 +80,7 @@ pub(super) async fn supervise_all(
         supervise(root, metrics, "gauges", with(|p| Box::pin(gauges(p)))).await?,
         supervise(root, metrics, "hints", with(|p| Box::pin(forward_hints(p)))).await?,
         supervise(root, metrics, "alarms", with(|p| Box::pin(raise_alarms(p)))).await?,
+        supervise(root, metrics, "net_watch", with(|p| Box::pin(watch_network(p)))).await?,
         supervise(root, metrics, "watch", with(|p| Box::pin(watch_stream(p)))).await?,
         supervise(root, metrics, "reaper", with(|p| Box::pin(reap(p)))).await?,
     ])
@@ -125,6 +129,14 @@ async fn watch_hosts(parts: Arc<Parts>) {
 async fn keep_fence(parts: Arc<Parts>) {
     let Parts { services, directory, manager, bus, .. } = &*parts;
     fence::keep(services.clone(), Arc::clone(directory), manager.clone(), bus.clone()).await;
+}
+
+async fn watch_network(parts: Arc<Parts>) {
+    let services = &parts.services;
+    let mut mended = Mended::default();
+    if let Err(failure) = watch(&services.network, |outcome| mended.tell(services, outcome)).await {
+        warn!(error = %chain(&failure), "the network is not watched; the watch begins again");
+    }
 }
 
 async fn watch_stream(parts: Arc<Parts>) {

@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use drover_schemas::InstallationId;
 use drover_schemas::body::host::Orphan;
+use drover_schemas::state::VmState;
 use ractor::ActorRef;
 use tracing::warn;
 
 use crate::directory::Directory;
 use crate::host_log::HostNote;
 use crate::hypervisor::run_dir::RunRoot;
-use crate::journal::Snapshot;
+use crate::journal::{Snapshot, VmRow};
 use crate::manager::ManagerMsg;
+use crate::network::Before;
 use crate::orphans::{self, NotImported};
 use crate::services::Shared;
+use crate::vm::tasks::vm_net;
 
 /// Pause before the bus is asked again about an orphan.
 const IMPORT_RETRY: Duration = Duration::from_secs(2);
@@ -64,4 +67,24 @@ pub(super) async fn find(
         (orphans, snapshot)
     });
     found.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+/// Every VM whose interfaces may be there: those of the journal, and orphans.
+pub(super) fn nets(
+    run_root: &RunRoot,
+    orphans: &[Orphan],
+    snapshot: &Snapshot,
+    rebooted: bool,
+) -> Vec<Before> {
+    let of_row = |row: &VmRow| Before {
+        net: vm_net(row),
+        ran: !rebooted && matches!(row.state, VmState::Running | VmState::Paused),
+    };
+    let of_orphan = |net| Before { net, ran: false };
+    snapshot
+        .vms
+        .iter()
+        .map(of_row)
+        .chain(orphans::nets(run_root, orphans).into_iter().map(of_orphan))
+        .collect()
 }

@@ -218,7 +218,9 @@ async fn call_failed(
     }
 }
 
-fn vm_net(row: &VmRow) -> VmNet {
+/// The interfaces of a VM.
+#[must_use]
+pub fn vm_net(row: &VmRow) -> VmNet {
     VmNet { vm_id: row.vm_id, uid: row.uid, nics: row.nics.clone() }
 }
 

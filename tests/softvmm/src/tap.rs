@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 
 use serde_json::{Value, json};
 
@@ -22,7 +23,7 @@ nix::ioctl_readwrite_bad!(
 #[derive(Debug)]
 pub struct Tap {
     name: String,
-    _file: File,
+    file: File,
 }
 
 impl Tap {
@@ -41,11 +42,16 @@ impl Tap {
             let limit = format!("Interface name too long (max length is {NAME_LIMIT}): {name}");
             return Err(failed(&limit));
         }
-        let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
-        let file = file.map_err(|e| failed(&"Couldn't open /dev/net/tun").because(e))?;
+        let file = open().map_err(|e| failed(&"Couldn't open /dev/net/tun").because(e))?;
         let name = attach(&file, &name, config.queue_pairs() > 1)
             .map_err(|e| failed(&"Unable to configure tap interface").because(e))?;
-        Ok(Self { name, _file: file })
+        Ok(Self { name, file })
+    }
+
+    /// Its end.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// Frames and bytes, seen from the guest: what the host sends to the device the guest receives.
@@ -66,12 +72,25 @@ pub fn counters(name: &str) -> Value {
     })
 }
 
-fn attach(file: &File, name: &str, multi_queue: bool) -> io::Result<String> {
+/// Opens the device that TAPs are made with.
+pub(crate) fn open() -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open("/dev/net/tun")
+}
+
+/// A request about the interface of that name.
+pub(crate) fn request(name: &str) -> libc::ifreq {
     // SAFETY: `ifreq` is plain data for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
+    request
+}
+
+/// Attaches a descriptor of the device to a TAP, which is made if it is not there; gives its name.
+pub(crate) fn attach(file: &File, name: &str, multi_queue: bool) -> io::Result<String> {
+    let mut request = request(name);
     let multi = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi) as i16;
     // SAFETY: the descriptor is open, and the argument is the address of an `ifreq` that lives

@@ -13,7 +13,7 @@
 //!
 //! The parent speaks through the control socket, a byte per command: [`PAUSE`] and [`RESUME`] are
 //! answered with the same byte, [`POWER_BUTTON`] is not answered. [`READY`] comes unasked, once, when
-//! the root is made. The socket's end is the end of the guest.
+//! the root is made, and the other ends of the guest's interfaces with it. The socket's end is the end of the guest.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -31,7 +31,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, sethostname};
 use serde::{Deserialize, Serialize};
 
-use super::{namespaces, root};
+use super::{namespaces, nic, root};
 
 /// Exit status after a power-off.
 pub const EXIT_POWER_OFF: i32 = 100;
@@ -70,6 +70,8 @@ pub struct Description {
     pub boot_unix_ms: u64,
     /// The kernel command line, for the boot lines only.
     pub cmdline: String,
+    /// The MACs of its interfaces, in order.
+    pub nics: Vec<String>,
     /// The guest's memory, where its files are too.
     pub memory_bytes: u64,
 }
@@ -95,7 +97,7 @@ enum End {
 fn run(description: &str) -> Result<i32, Box<dyn std::error::Error>> {
     let guest: Description = serde_json::from_str(description)?;
     nix::sys::prctl::set_name(c"softvmm-init")?;
-    let mut control = namespaces::inherited_control();
+    let control = namespaces::inherited_control();
     // Blocked, not handled: a blocked signal reaches pid 1 even from inside its namespace.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD].into_iter().collect();
     signals.thread_block()?;
@@ -104,9 +106,14 @@ fn run(description: &str) -> Result<i32, Box<dyn std::error::Error>> {
     println!("Command line: {}", guest.cmdline);
     sethostname(&guest.hostname)?;
     let _ = loopback_up();
+    let nics = guest.nics.iter().enumerate();
+    // Before the root: the device that makes them is the host's.
+    let ends: Vec<_> =
+        nics.map(|(index, mac)| nic::make(index, mac, &guest.cmdline)).collect::<Result<_, _>>()?;
     root::enter(&guest.agent, &guest.hostname, guest.memory_bytes)?;
     println!("softvmm: root is ready, starting {}", root::AGENT);
-    control.write_all(&[READY])?;
+    nic::say(&control, READY, &ends)?;
+    drop(ends);
     Init { guest, control, signalfd, agent: None, start_agent_at: Some(Instant::now()) }.work()
 }
 

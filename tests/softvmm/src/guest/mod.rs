@@ -6,6 +6,7 @@
 
 pub mod init;
 pub mod namespaces;
+mod nic;
 pub mod process;
 pub mod qemu;
 pub mod qmp;

@@ -2,7 +2,7 @@
 //!
 //! It costs a few MiB and some milliseconds instead of a booted kernel, so hundreds fit on one small
 //! machine. What only a kernel of its own could do (clock, sysctl) the agent answers `unsupported`.
-//! The TAP of the configuration is attached and its carrier is up, but nobody answers on it.
+//! Its interfaces are real ones, in a network namespace of its own ([`super::nic`]).
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::init::{self, Description};
-use super::{Death, Lost, Notifier, Plan, StartError, What, check_payload, namespaces, root};
+use super::{Death, Lost, Notifier, Plan, StartError, What, check_payload, namespaces, nic, root};
 use crate::config::VmConfig;
 use crate::refusal::Cause;
 use crate::serial;
@@ -34,6 +34,7 @@ pub struct ProcessGuest {
     pid: Pid,
     control: UnixStream,
     taps: Vec<(String, Tap)>,
+    carried: Vec<JoinHandle<()>>,
     paused: watch::Sender<bool>,
     vsock: Option<Hybrid>,
     watcher: JoinHandle<()>,
@@ -61,7 +62,7 @@ impl ProcessGuest {
             }),
             Err(error) => Err(error),
         };
-        let (spawned, control, pidfd, stream) = match started {
+        let (spawned, control, pidfd, stream, ends) = match started {
             Ok(started) => started,
             Err(error) => {
                 if let Some(listener) = listener {
@@ -76,11 +77,14 @@ impl ProcessGuest {
         if let Err(error) = plan.serial.start(input) {
             plan.serial.output(format!("softvmm: no serial socket: {error}\r\n").as_bytes());
         }
+        let carried = taps.iter().zip(ends).map(|((_, tap), end)| nic::carry(tap.file(), end, &watch));
+        let carried = carried.filter_map(Result::ok).collect();
         let pump = tokio::spawn(serial::pump(plan.serial.clone(), stream, typed));
         Ok(Self {
             pid: spawned,
             control,
             taps,
+            carried,
             paused,
             vsock: listener.map(|l| l.serve(Behind::Ports(guest_root), watch)),
             watcher: tokio::spawn(watch_end(spawned, pidfd, plan.notifier, config.devices())),
@@ -139,6 +143,11 @@ impl ProcessGuest {
         drop(self.vsock);
         let _ = kill(self.pid, Signal::SIGKILL);
         let _ = self.watcher.await;
+        for carried in self.carried {
+            carried.abort();
+            // It has let go of the TAP then.
+            let _ = carried.await;
+        }
         // Its output has an end now: what was written last is read before the port closes.
         let _ = timeout(Duration::from_secs(1), self.pump).await;
     }
@@ -152,7 +161,7 @@ fn attach_taps(config: &VmConfig) -> Result<Vec<(String, Tap)>, StartError> {
     ids.zip(nets).map(attach).collect()
 }
 
-type Started = (Pid, UnixStream, std::os::fd::OwnedFd, UnixStream);
+type Started = (Pid, UnixStream, std::os::fd::OwnedFd, UnixStream, Vec<std::os::fd::OwnedFd>);
 
 async fn spawn(plan: &Plan<'_>) -> Result<Started, Box<dyn std::error::Error>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
@@ -163,6 +172,7 @@ async fn spawn(plan: &Plan<'_>) -> Result<Started, Box<dyn std::error::Error>> {
         boot_id: uuid(),
         boot_unix_ms: now.as_millis() as u64,
         cmdline: payload.cmdline.unwrap_or_default(),
+        nics: plan.config.net.iter().flatten().map(|net| net.mac.clone()).collect(),
         memory_bytes: plan.config.memory.size,
     };
     let spawned = namespaces::spawn(&serde_json::to_string(&description)?)?;
@@ -170,10 +180,10 @@ async fn spawn(plan: &Plan<'_>) -> Result<Started, Box<dyn std::error::Error>> {
         s.set_nonblocking(true)?;
         UnixStream::from_std(s)
     };
-    let mut control = stream(spawned.control)?;
+    let control = stream(spawned.control)?;
     let mut serial = stream(spawned.serial)?;
-    match timeout(COMMAND_LIMIT, control.read_u8()).await {
-        Ok(Ok(init::READY)) => Ok((spawned.pid, control, spawned.pidfd, serial)),
+    match timeout(COMMAND_LIMIT, nic::hear(&control)).await {
+        Ok(Ok((init::READY, ends))) => Ok((spawned.pid, control, spawned.pidfd, serial, ends)),
         _ => {
             let _ = kill(spawned.pid, Signal::SIGKILL);
             let _ = waitid(Id::Pid(spawned.pid), WaitPidFlag::WEXITED);

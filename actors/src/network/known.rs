@@ -1,0 +1,176 @@
+//! What the network of a host should be: its networks, and the interfaces of the VMs that have any.
+//!
+//! The network actor keeps it; the watch reads it to tell what others did from what was to be.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use drover_schemas::id::{InstallationId, VmId};
+use drover_schemas::token::Token;
+use ipnet::Ipv4Net;
+
+use super::lease::{NicLease, gateway};
+use super::link::LinkInfo;
+use super::names;
+use super::ops::{NetworkDef, VmNet};
+
+/// A network as the kernel is to show it.
+#[derive(Debug, Clone)]
+pub struct Bridged {
+    /// What the configuration says.
+    pub def: NetworkDef,
+    /// Name of the bridge.
+    pub bridge: String,
+    /// Its alias.
+    pub alias: String,
+    /// Its MAC.
+    pub mac: [u8; 6],
+}
+
+impl Bridged {
+    /// The bridge's own address.
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        gateway(self.def.subnet.trunc())
+    }
+
+    /// The same with the length of the prefix.
+    #[must_use]
+    pub fn gateway_net(&self) -> Ipv4Net {
+        Ipv4Net::new_assert(self.gateway(), self.def.subnet.prefix_len())
+    }
+}
+
+/// What should be.
+#[derive(Debug)]
+pub struct Known {
+    /// Whose it is.
+    pub installation: InstallationId,
+    /// The networks.
+    pub networks: Vec<Bridged>,
+    state: RwLock<State>,
+}
+
+/// Whose a TAP is and how it is plugged.
+#[derive(Debug)]
+struct Place {
+    vm_id: VmId,
+    bridge: String,
+    isolated: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    vms: HashMap<VmId, VmNet>,
+    /// Where each TAP is.
+    taps: HashMap<String, Place>,
+    /// Numbers of bridges as last seen, by name.
+    bridges: HashMap<String, u32>,
+}
+
+impl Known {
+    /// Networks without VMs.
+    #[must_use]
+    pub fn new(installation: InstallationId, networks: &[NetworkDef]) -> Self {
+        let bridged = |def: &NetworkDef| Bridged {
+            bridge: names::bridge(installation, &def.name),
+            alias: names::bridge_alias(installation, &def.name),
+            mac: names::bridge_mac(installation, &def.name),
+            def: def.clone(),
+        };
+        Self { installation, networks: networks.iter().map(bridged).collect(), state: RwLock::default() }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The network of that name.
+    #[must_use]
+    pub fn network(&self, name: &Token) -> Option<&Bridged> {
+        self.networks.iter().find(|network| network.def.name == *name)
+    }
+
+    /// Takes a VM whose interfaces are as they should be, in place of what was known of it.
+    pub fn insert(&self, vm: VmNet) {
+        let mut state = self.write();
+        state.forget(vm.vm_id);
+        for nic in &vm.nics {
+            let Some(network) = self.network(&nic.network) else { continue };
+            let (bridge, isolated) = (network.bridge.clone(), network.def.isolate);
+            state.taps.insert(nic.tap.clone(), Place { vm_id: vm.vm_id, bridge, isolated });
+        }
+        state.vms.insert(vm.vm_id, vm);
+    }
+
+    /// Forgets a VM: its interfaces are to go.
+    pub fn remove(&self, vm_id: VmId) {
+        self.write().forget(vm_id);
+    }
+
+    /// Notes the number of a bridge.
+    pub fn note_bridge(&self, bridge: &str, index: u32) {
+        self.write().bridges.insert(bridge.to_owned(), index);
+    }
+
+    /// A VM's interfaces.
+    #[must_use]
+    pub fn vm(&self, vm_id: VmId) -> Option<VmNet> {
+        self.read().vms.get(&vm_id).cloned()
+    }
+
+    /// Every VM that has interfaces.
+    #[must_use]
+    pub fn vms(&self) -> Vec<VmNet> {
+        self.read().vms.values().cloned().collect()
+    }
+
+    /// Whose the TAP is.
+    #[must_use]
+    pub fn owner(&self, tap: &str) -> Option<VmId> {
+        self.read().taps.get(tap).map(|place| place.vm_id)
+    }
+
+    /// Whether an interface of ours is not as it should be; `found` is `None` if it is gone. Others are always right.
+    #[must_use]
+    pub fn is_wrong(&self, name: &str, found: Option<&LinkInfo>) -> bool {
+        let state = self.read();
+        let place = state.taps.get(name);
+        if place.is_none() && self.networks.iter().all(|network| network.bridge != name) {
+            return false;
+        }
+        let Some(found) = found.filter(|link| link.up) else { return true };
+        match place {
+            Some(place) => {
+                found.controller != state.bridges.get(&place.bridge).copied()
+                    || found.isolated != place.isolated
+            }
+            None => state.bridges.get(name) != Some(&found.index),
+        }
+    }
+
+    /// Whether the address is the gateway of a network.
+    #[must_use]
+    pub fn is_gateway(&self, address: Ipv4Addr) -> bool {
+        self.networks.iter().any(|network| network.gateway() == address)
+    }
+
+    /// The alias of a VM's TAPs.
+    #[must_use]
+    pub fn alias(&self, vm_id: VmId) -> String {
+        names::tap_alias(self.installation, vm_id)
+    }
+}
+
+impl State {
+    fn forget(&mut self, vm_id: VmId) {
+        for NicLease { tap, .. } in self.vms.remove(&vm_id).into_iter().flat_map(|vm| vm.nics) {
+            self.taps.remove(&tap);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What `nft` lists of the installation's tables: pure.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::Member;
+
+/// What is in the tables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Present {
+    /// Chains, rules and sets without their elements, in a form that is the same for the same rules.
+    pub fixed: String,
+    /// The elements.
+    pub members: BTreeSet<Member>,
+}
+
+impl Present {
+    /// Takes in the listing of a table.
+    ///
+    /// # Errors
+    /// It is no JSON.
+    pub fn take(&mut self, listing: &str) -> Result<(), serde_json::Error> {
+        let listing: Value = serde_json::from_str(listing)?;
+        for object in listing["nftables"].as_array().into_iter().flatten() {
+            let Some((kind, body)) = object.as_object().and_then(|object| object.iter().next()) else {
+                continue;
+            };
+            if kind == "metainfo" {
+                continue;
+            }
+            let mut body = body.clone();
+            if let Some(body) = body.as_object_mut() {
+                // Given anew at each making.
+                body.remove("handle");
+                let name = body.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+                if let Some(Value::Array(members)) = body.remove("elem") {
+                    let member = |parts| Member { set: name.clone(), parts };
+                    self.members.extend(members.iter().map(parts).map(member));
+                }
+            }
+            self.fixed.push_str(&format!("{kind} {body}\n"));
+        }
+        Ok(())
+    }
+
+    /// The TAPs that have elements.
+    pub fn taps(&self) -> impl Iterator<Item = &str> {
+        let taps: BTreeSet<&str> =
+            self.members.iter().filter_map(|m| m.parts.first()).map(String::as_str).collect();
+        taps.into_iter()
+    }
+}
+
+/// The parts of an element as texts.
+fn parts(element: &Value) -> Vec<String> {
+    let part = |value: &Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+    match element.get("concat").and_then(Value::as_array) {
+        Some(many) => many.iter().map(part).collect(),
+        None => vec![part(element)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LISTING: &str = r#"{"nftables": [{"metainfo": {"version": "1.0.6"}},
+        {"table": {"family": "bridge", "name": "t", "handle": 7}},
+        {"set": {"family": "bridge", "name": "vm_mac", "table": "t", "type": ["ifname", "ether_addr"], "handle": 2,
+                 "elem": [{"concat": ["dr1", "52:54:00:00:00:01"]}]}},
+        {"set": {"family": "bridge", "name": "vm_if", "table": "t", "type": "ifname", "handle": 3, "elem": ["dr1"]}}]}"#;
+
+    #[test]
+    fn elements_are_told_from_what_is_fixed() {
+        let (mut present, mut again) = (Present::default(), Present::default());
+        present.take(LISTING).unwrap();
+        again
+            .take(&LISTING.replace("\"handle\": 7", "\"handle\": 8").replace(r#", "elem": ["dr1"]"#, ""))
+            .unwrap();
+        assert_eq!(present.fixed, again.fixed);
+        assert!(!present.fixed.contains("dr1") && present.fixed.contains("vm_mac"), "{}", present.fixed);
+        assert_eq!(present.members.len(), 2);
+        assert_eq!(present.taps().collect::<Vec<_>>(), ["dr1"]);
+        let gone: Vec<_> = present.members.difference(&again.members).collect();
+        assert_eq!(gone, [&Member { set: "vm_if".into(), parts: vec!["dr1".into()] }]);
+    }
+}

@@ -1,0 +1,275 @@
+//! The documents that `nft` is given: pure.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use ipnet::Ipv4Net;
+use nftables::batch::Batch;
+use nftables::expr::{
+    CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem,
+};
+use nftables::schema::{
+    Chain, Element, FlushObject, NfCmd, NfListObject, Nftables, Rule, Set, SetType, SetTypeValue, Table,
+};
+use nftables::stmt::{Counter, JumpTarget, Match, Operator, Statement};
+use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+
+use super::{Base, BaseNet, Member};
+
+/// TAPs of guests.
+pub(super) const SET_IF: &str = "vm_if";
+/// TAP and MAC.
+pub(super) const SET_MAC: &str = "vm_mac";
+/// TAP, MAC and address.
+pub(super) const SET_SRC: &str = "vm_src";
+
+type Expr = Expression<'static>;
+type Stmt = Statement<'static>;
+
+fn text(text: &str) -> Expr {
+    Expression::String(Cow::Owned(text.to_owned()))
+}
+
+fn meta(key: MetaKey) -> Expr {
+    Expression::Named(NamedExpression::Meta(Meta { key }))
+}
+
+fn field(protocol: &'static str, field: &'static str) -> Expr {
+    let field = PayloadField { protocol: protocol.into(), field: field.into() };
+    Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
+}
+
+fn ct(key: &'static str) -> Expr {
+    Expression::Named(NamedExpression::CT(CT { key: key.into(), family: None, dir: None }))
+}
+
+fn concat(parts: Vec<Expr>) -> Expr {
+    Expression::Named(NamedExpression::Concat(parts))
+}
+
+fn any_of(items: Vec<Expr>) -> Expr {
+    Expression::Named(NamedExpression::Set(items.into_iter().map(SetItem::Element).collect()))
+}
+
+fn prefix(net: Ipv4Net) -> Expr {
+    let addr = Box::new(text(&net.network().to_string()));
+    Expression::Named(NamedExpression::Prefix(Prefix { addr, len: u32::from(net.prefix_len()) }))
+}
+
+fn when(left: Expr, op: Operator, right: Expr) -> Stmt {
+    Statement::Match(Match { left, right, op })
+}
+
+fn eq(left: Expr, right: Expr) -> Stmt {
+    when(left, Operator::EQ, right)
+}
+
+fn from(bridge: &str) -> Stmt {
+    eq(meta(MetaKey::Iifname), text(bridge))
+}
+
+fn to(bridge: &str) -> Stmt {
+    eq(meta(MetaKey::Oifname), text(bridge))
+}
+
+fn established() -> Stmt {
+    when(ct("state"), Operator::IN, Expression::List(vec![text("established"), text("related")]))
+}
+
+const ACCEPT: Stmt = Statement::Accept(None);
+const DROP: Stmt = Statement::Drop(None);
+
+fn counted_drop() -> [Stmt; 2] {
+    [Statement::Counter(Counter::Anonymous(None)), DROP]
+}
+
+/// A base chain: its name, type, hook and priority.
+type BaseChain = (&'static str, NfChainType, NfHook, i32);
+
+/// A document under construction for one table.
+struct Doc<'a> {
+    batch: Batch<'static>,
+    family: NfFamily,
+    table: &'a str,
+}
+
+impl Doc<'_> {
+    fn name(&self) -> Cow<'static, str> {
+        Cow::Owned(self.table.to_owned())
+    }
+
+    fn add_table(&mut self) {
+        let table = Table { family: self.family, name: self.name(), handle: None };
+        self.batch.add(NfListObject::Table(table));
+    }
+
+    fn chain(&self, name: &'static str) -> Chain<'static> {
+        Chain { family: self.family, table: self.name(), name: name.into(), ..Chain::default() }
+    }
+
+    /// Adds a chain, or empties the one that is there.
+    fn add_chain(&mut self, name: &'static str, base: Option<BaseChain>) {
+        let mut chain = self.chain(name);
+        if let Some((_, kind, hook, prio)) = base {
+            chain._type = Some(kind);
+            chain.hook = Some(hook);
+            chain.prio = Some(prio);
+            chain.policy = Some(NfChainPolicy::Accept);
+        }
+        self.batch.add(NfListObject::Chain(chain));
+        self.batch.add_cmd(NfCmd::Flush(FlushObject::Chain(self.chain(name))));
+    }
+
+    fn add_rule(&mut self, chain: &'static str, statements: Vec<Stmt>) {
+        let rule = Rule {
+            family: self.family,
+            table: self.name(),
+            chain: chain.into(),
+            expr: Cow::Owned(statements),
+            ..Rule::default()
+        };
+        self.batch.add(NfListObject::Rule(rule));
+    }
+
+    fn add_set(&mut self, name: &'static str, types: &[SetType]) {
+        let set_type = match types {
+            [single] => SetTypeValue::Single(*single),
+            many => SetTypeValue::Concatenated(Cow::Owned(many.to_vec())),
+        };
+        let set =
+            Set { family: self.family, table: self.name(), name: name.into(), set_type, ..Set::default() };
+        self.batch.add(NfListObject::Set(Box::new(set)));
+    }
+}
+
+/// One transaction that lays the static part anew, and makes `add` present and `remove` absent; other elements stay.
+pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -> Nftables<'static> {
+    let mut doc = Doc { batch: Batch::new(), family: NfFamily::Bridge, table };
+    doc.add_table();
+    doc.add_set(SET_IF, &[SetType::Ifname]);
+    doc.add_set(SET_MAC, &[SetType::Ifname, SetType::EtherAddr]);
+    doc.add_set(SET_SRC, &[SetType::Ifname, SetType::EtherAddr, SetType::Ipv4Addr]);
+    doc.add_chain("from_vm", None);
+    doc.add_chain("pre", Some(("pre", NfChainType::Filter, NfHook::Prerouting, -300)));
+    let jump = Statement::Jump(JumpTarget { target: "from_vm".into() });
+    doc.add_rule("pre", vec![eq(meta(MetaKey::Iifname), text(&format!("@{SET_IF}"))), jump]);
+    // Closed until its elements are there: what is missing never lets a guest speak freely.
+    let ours = eq(meta(MetaKey::Iifgroup), Expression::Number(base.group));
+    let [count, drop] = counted_drop();
+    doc.add_rule("pre", vec![ours, count, drop]);
+    anti_spoof(&mut doc);
+
+    doc.family = NfFamily::INet;
+    doc.add_table();
+    doc.add_chain("postrouting", Some(("postrouting", NfChainType::NAT, NfHook::Postrouting, 100)));
+    doc.add_chain("forward", Some(("forward", NfChainType::Filter, NfHook::Forward, 0)));
+    doc.add_chain("input", Some(("input", NfChainType::Filter, NfHook::Input, 0)));
+    for network in &base.networks {
+        routed(&mut doc, network);
+    }
+    alter(&mut doc.batch, table, add, remove);
+    doc.batch.to_nftables()
+}
+
+/// A guest speaks with its own MAC and address only, and IPv4 only.
+fn anti_spoof(doc: &mut Doc<'_>) {
+    const CHAIN: &str = "from_vm";
+    let iifname = || meta(MetaKey::Iifname);
+    let set = |name: &str| text(&format!("@{name}"));
+    let ether_type = |name: &str| eq(field("ether", "type"), text(name));
+    let [count, drop] = counted_drop();
+    let mac = concat(vec![iifname(), field("ether", "saddr")]);
+    doc.add_rule(CHAIN, vec![when(mac, Operator::NEQ, set(SET_MAC)), count.clone(), drop.clone()]);
+    let sender = concat(vec![iifname(), field("arp", "saddr ether"), field("arp", "saddr ip")]);
+    let operation = eq(field("arp", "operation"), any_of(vec![text("request"), text("reply")]));
+    doc.add_rule(CHAIN, vec![ether_type("arp"), operation, eq(sender, set(SET_SRC)), ACCEPT]);
+    // Addresses are the host's to give.
+    let udp = eq(field("ip", "protocol"), text("udp"));
+    let server = eq(field("udp", "sport"), Expression::Number(67));
+    doc.add_rule(CHAIN, vec![ether_type("ip"), udp, server, count.clone(), drop.clone()]);
+    let source = concat(vec![iifname(), field("ether", "saddr"), field("ip", "saddr")]);
+    doc.add_rule(CHAIN, vec![ether_type("ip"), eq(source, set(SET_SRC)), ACCEPT]);
+    doc.add_rule(CHAIN, vec![count, drop]);
+}
+
+/// Guests go out masqueraded; nothing comes in but answers and forwarded ports; the host answers a ping.
+fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
+    let bridge = network.bridge.as_str();
+    let outside = when(meta(MetaKey::Oifname), Operator::NEQ, text(bridge));
+    let ours = eq(field("ip", "saddr"), prefix(network.subnet));
+    doc.add_rule("postrouting", vec![ours, outside, Statement::Masquerade(None)]);
+
+    let [count, drop] = counted_drop();
+    if network.isolate {
+        doc.add_rule("forward", vec![from(bridge), to(bridge), count.clone(), drop.clone()]);
+    } else {
+        doc.add_rule("forward", vec![from(bridge), to(bridge), ACCEPT]);
+    }
+    for net in &network.egress_deny {
+        let there = eq(field("ip", "daddr"), prefix(*net));
+        doc.add_rule("forward", vec![from(bridge), there, count.clone(), drop.clone()]);
+    }
+    doc.add_rule("forward", vec![to(bridge), established(), ACCEPT]);
+    doc.add_rule("forward", vec![to(bridge), when(ct("status"), Operator::IN, text("dnat")), ACCEPT]);
+    doc.add_rule("forward", vec![to(bridge), count.clone(), drop.clone()]);
+
+    doc.add_rule("input", vec![from(bridge), established(), ACCEPT]);
+    let ping = eq(field("icmp", "type"), text("echo-request"));
+    doc.add_rule("input", vec![from(bridge), ping, ACCEPT]);
+    doc.add_rule("input", vec![from(bridge), count, drop]);
+}
+
+/// Elements, by set.
+fn elements(table: &str, members: &[Member]) -> Vec<NfListObject<'static>> {
+    let mut sets: BTreeMap<&str, Vec<Expr>> = BTreeMap::new();
+    for Member { set, parts } in members {
+        let expression = match parts.as_slice() {
+            [single] => text(single),
+            many => concat(many.iter().map(|part| text(part)).collect()),
+        };
+        sets.entry(set).or_default().push(expression);
+    }
+    let element = |(set, members): (&str, Vec<Expr>)| {
+        NfListObject::Element(Element {
+            family: NfFamily::Bridge,
+            table: Cow::Owned(table.to_owned()),
+            name: set.to_owned().into(),
+            elem: members.into(),
+        })
+    };
+    sets.into_iter().map(element).collect()
+}
+
+/// Makes exactly `add` present and `remove` absent, whatever was there.
+fn alter(batch: &mut Batch<'static>, table: &str, add: &[Member], remove: &[Member]) {
+    // Deleting what is not there would fail the transaction; adding what is there does not.
+    let gone = elements(table, remove);
+    for element in gone.iter().cloned() {
+        batch.add(element);
+    }
+    for element in gone {
+        batch.delete(element);
+    }
+    for element in elements(table, add) {
+        batch.add(element);
+    }
+}
+
+/// One transaction that makes `add` present and `remove` absent.
+pub(super) fn change(table: &str, add: &[Member], remove: &[Member]) -> Nftables<'static> {
+    let mut batch = Batch::new();
+    alter(&mut batch, table, add, remove);
+    batch.to_nftables()
+}
+
+/// One transaction that removes both tables, there or not.
+pub(super) fn teardown(table: &str) -> Nftables<'static> {
+    let mut batch = Batch::new();
+    for family in [NfFamily::Bridge, NfFamily::INet] {
+        let table = Table { family, name: Cow::Owned(table.to_owned()), handle: None };
+        // Added first: deleting what is not there would fail the transaction.
+        batch.add(NfListObject::Table(table.clone()));
+        batch.delete(NfListObject::Table(table));
+    }
+    batch.to_nftables()
+}
