@@ -94,6 +94,8 @@ impl Facts {
             verb::LS,
             verb::RM,
             verb::MKDIR,
+            verb::PACK,
+            verb::UNPACK,
             verb::INFO,
             verb::HEALTH,
             verb::SHUTDOWN,

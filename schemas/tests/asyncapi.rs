@@ -11,7 +11,7 @@ use drover_schemas::contract::ContractReply;
 use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent, ce};
 use drover_schemas::guest::{
     AttachRequest, AttachResult, FileStat, HealthResult, InfoResult, KillRequest, LsReply, LsRequest,
-    MkdirRequest, RmRequest, RunsRequest, RunsResult, StatRequest,
+    MkdirRequest, PackRequest, RmRequest, RunsRequest, RunsResult, StatRequest, TreeResult, UnpackRequest,
 };
 use drover_schemas::stream::{StreamFrame, StreamOpened};
 use drover_schemas::verbs::{Class, Plane, VERBS, VerbRow, stream};
@@ -74,6 +74,10 @@ fn schemas() -> Map<String, Value> {
         LsReply,
         RmRequest,
         MkdirRequest,
+        PackRequest,
+        guest::PackReply,
+        UnpackRequest,
+        TreeResult,
         InfoResult,
         HealthResult,
         StreamOpened,

@@ -227,10 +227,16 @@ impl World {
     /// # Panics
     /// It does not end.
     pub async fn drover(&self, args: &[&str]) -> Output {
+        let output = tokio::time::timeout(Duration::from_secs(120), self.command(args).output()).await;
+        output.expect("the command ends").expect("run")
+    }
+
+    /// The command line, to be run; it ends with its handle.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(self.bin("drover"));
         command.args(args).env("DROVER_NATS_URL", URL).stdin(Stdio::null()).kill_on_drop(true);
-        let output = tokio::time::timeout(Duration::from_secs(120), command.output()).await;
-        output.expect("the command ends").expect("run")
+        command
     }
 
     /// Waits until every host that was started answers everything.

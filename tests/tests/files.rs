@@ -1,15 +1,19 @@
-//! Files of a guest by the command line: names, holes, what is refused at once, and a copy that is killed and goes on.
+//! Files of a guest by the command line: names, holes, what is refused at once, a copy that is killed and goes on, and
+//! folders.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
 
 use drover_schemas::ErrorCode;
 use drover_schemas::body::guest::ExecReply;
-use drover_schemas::guest::{FileKind, FileStat, LsReply};
+use drover_schemas::guest::{FileKind, FileStat, LsReply, TreeResult};
 use drover_tests::client::Bus;
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 async fn says(world: &World, args: &[&str]) -> String {
@@ -145,5 +149,83 @@ fn a_copy_that_is_killed_goes_on_and_leaves_nothing() {
         says(world, &["vm", "cp", "web:/tmp/data", &here]).await;
         assert_eq!(partial(), 0);
         assert!(fs::read(&back).unwrap() == bytes, "the same bytes");
+    });
+}
+
+/// What lies below a folder here: a line each, with what is in it.
+fn listed(root: &Path) -> Vec<String> {
+    let list = "find . -printf '%y %m %P %l\\n' | sort; find . -type f -exec sha256sum {} + | sort -k2";
+    let done = std::process::Command::new("sh").args(["-c", list]).current_dir(root).output().unwrap();
+    String::from_utf8(done.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_folder_travels_both_ways_whole_or_not_at_all() {
+    run("a_folder_travels_both_ways_whole_or_not_at_all", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        bus.up("web").await;
+        let site = world.path("site");
+        fs::create_dir_all(site.join("a/b/empty")).unwrap();
+        let bytes: Vec<u8> = (0..24_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        for n in 0..4 {
+            fs::write(site.join(format!("a/data{n}")), &bytes).unwrap();
+        }
+        fs::write(site.join("a/b/run"), "#!/bin/sh\n").unwrap();
+        fs::set_permissions(site.join("a/b/run"), fs::Permissions::from_mode(0o4711)).unwrap();
+        symlink("b/run", site.join("a/link")).unwrap();
+        let file = File::create_new(site.join("sparse")).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(b"end", (64 << 20) - 3).unwrap();
+        let from = site.display().to_string();
+
+        // A file's copy is asked for what is a folder, and the other way round.
+        let refused = world.drover(&["vm", "cp", &from, "web:/srv/site"]).await;
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("--recursive"), "{refused:?}");
+        // Ended in the middle by Ctrl-C, it leaves nothing.
+        let copy = ["vm", "cp", "-r", "--parents", &from, "web:/srv/www/"];
+        let mut child = world.command(&copy).spawn().unwrap();
+        until("some of the folder is in the guest", async || {
+            let page: LsReply = bus.ask("vm.web.guest.ls", &json!({"path": "/srv/www"})).get().await.ok()?;
+            (!page.entries.is_empty()).then_some(())
+        })
+        .await;
+        kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGINT).unwrap();
+        assert_eq!(child.wait().await.unwrap().code(), Some(130));
+        until("nothing of it is left", async || {
+            let page: LsReply = bus.ask("vm.web.guest.ls", &json!({"path": "/srv/www"})).get().await.unwrap();
+            assert!(page.entries.iter().all(|entry| entry.name != "site"), "whole or not at all");
+            page.entries.is_empty().then_some(())
+        })
+        .await;
+        let text = says(world, &[&copy[..], &["-o", "json"]].concat()).await;
+        let copied: TreeResult = serde_json::from_str(&text).unwrap();
+        assert_eq!((copied.entries, copied.skipped), (10, 0));
+        assert_eq!(copied.size_bytes, 4 * (24 << 20) + 10 + (64 << 20));
+        assert!(stat(&bus, "/srv/www/site/sparse").await.allocated_bytes < 1 << 20, "it has its hole still");
+        let (run, root) = (stat(&bus, "/srv/www/site/a/b/run").await, stat(&bus, "/srv/www/site").await);
+        assert_eq!((run.mode, run.uid, root.kind), (0o711, 0, FileKind::Directory), "no set-id bit travels");
+
+        // Nothing is replaced unasked, and then at once.
+        let again = ["vm", "cp", "-r", &from, "web:/srv/www/site"];
+        let refused = world.drover(&[&again[..], &["-o", "json"]].concat()).await;
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("already_exists"), "{refused:?}");
+        in_guest(&bus, "echo old > /srv/www/site/old").await;
+        says(world, &[&again[..], &["--replace"]].concat()).await;
+        bus.ask("vm.web.guest.stat", &json!({"path": "/srv/www/site/old"}))
+            .refused(ErrorCode::NotFound)
+            .await;
+        assert_eq!(in_guest(&bus, "ls -A /srv/www").await, "site");
+
+        // And back, but for what is no file, and links that would lead elsewhere here.
+        in_guest(&bus, "cd /srv/www/site; mkfifo pipe; ln -s /etc/passwd out; ln -s ../../x a/up").await;
+        let back = world.path("back");
+        let there = back.display().to_string();
+        let text = says(world, &["vm", "cp", "-r", "web:/srv/www/site", &there, "-o", "json"]).await;
+        let copied: TreeResult = serde_json::from_str(&text).unwrap();
+        assert_eq!((copied.entries, copied.skipped), (10, 3));
+        fs::set_permissions(site.join("a/b/run"), fs::Permissions::from_mode(0o711)).unwrap();
+        assert_eq!(listed(&back), listed(&site));
+        let here = fs::read_dir(back.parent().unwrap()).unwrap().flatten();
+        assert!(here.into_iter().all(|e| !e.file_name().to_string_lossy().ends_with(".part")));
     });
 }

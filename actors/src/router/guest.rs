@@ -1,6 +1,6 @@
 //! Verbs of the guest: over the link to its agent, never through the VM's mailbox.
 
-use drover_schemas::body::guest::{AttachReply, ExecResult};
+use drover_schemas::body::guest::{AttachReply, ExecResult, PackReply};
 use drover_schemas::guest::{
     self as proto, AttachRequest, FileStat, LsReply, LsRequest, MkdirRequest, RmRequest, StatRequest,
 };
@@ -78,6 +78,8 @@ impl Router {
                 body_of(request, &drover_schemas::body::guest::Empty {})
             }
             "put" => self.put(ns, name, request).await,
+            "pack" => self.pack(ns, name, request, left).await,
+            "unpack" => self.unpack(ns, name, request).await,
             _ => self.get(ns, name, request).await,
         }
     }
@@ -170,7 +172,7 @@ impl Router {
         let open = run_calls::attach_open(&body, WINDOW)?;
         let far = async {
             let guest = link.open(open)?;
-            let head = run_calls::attach_head(&guest, left).await?;
+            let head = run_calls::head(&guest, left).await?;
             Ok((Far::Guest(guest), head))
         };
         let finish: Finish =
@@ -200,6 +202,36 @@ impl Router {
         let far = async { Ok((Far::Guest(link.open(open)?), ())) };
         let finish: Finish = Box::new(|bytes| encoded(&guest_calls::get_result(bytes)?));
         let shape = Shape { down: &[Channel::Data], up: None, ctl: false };
+        self.stream(ns, request, shape, far, finish, |opened, ()| codec::encode_as(request.format, &opened))
+            .await
+    }
+
+    async fn pack(&self, ns: &Token, name: &Token, request: &Request, left: Duration) -> Answer {
+        let body: proto::PackRequest = request.decode()?;
+        let link = self.link(ns, name).await?;
+        let open = guest_calls::open(proto::verb::PACK, None, WINDOW, &body)?;
+        let far = async {
+            let guest = link.open(open)?;
+            let head: proto::PackHead = run_calls::head(&guest, left).await?;
+            Ok((Far::Guest(guest), head))
+        };
+        let finish: Finish =
+            Box::new(|bytes| encoded(&guest_calls::decode_guest::<proto::TreeResult>(bytes)?));
+        let shape = Shape { down: &[Channel::Data], up: None, ctl: false };
+        self.stream(ns, request, shape, far, finish, |stream, folder| {
+            codec::encode_as(request.format, &PackReply { folder, stream })
+        })
+        .await
+    }
+
+    async fn unpack(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
+        let body: proto::UnpackRequest = request.decode()?;
+        let link = self.link_for(ns, name, request).await?;
+        let open = guest_calls::open(proto::verb::UNPACK, request.request_id, 0, &body)?;
+        let far = async { Ok((Far::Guest(link.open(open)?), ())) };
+        let finish: Finish =
+            Box::new(|bytes| encoded(&guest_calls::decode_guest::<proto::TreeResult>(bytes)?));
+        let shape = Shape { down: &[], up: Some(Channel::Data), ctl: false };
         self.stream(ns, request, shape, far, finish, |opened, ()| codec::encode_as(request.format, &opened))
             .await
     }

@@ -232,6 +232,19 @@ pub async fn alike<Q: Serialize + Sync, A: DeserializeOwned>(
     call(link, verb, request_id, left, body).await
 }
 
+/// A stream of a verb whose request the agent and the client see alike.
+///
+/// # Errors
+/// A request that cannot be encoded.
+pub fn open<Q: Serialize>(
+    verb: &str,
+    request_id: Option<RequestId>,
+    credit: u64,
+    body: &Q,
+) -> Result<Open, ErrorBody> {
+    Ok(Open { verb: verb.into(), request_id, credit, body: encode(body)?, ..Open::default() })
+}
+
 /// The agent's request for a put.
 pub fn put_open(request: &PutRequest, request_id: Option<RequestId>) -> Result<Open, ErrorBody> {
     let body = proto::PutRequest {

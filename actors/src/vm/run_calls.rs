@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use drover_schemas::body::guest::ExecRequest;
-use drover_schemas::guest::{AttachHead, AttachRequest, KillRequest, RunInfo, RunsRequest, RunsResult, verb};
+use drover_schemas::guest::{AttachRequest, KillRequest, RunInfo, RunsRequest, RunsResult, verb};
 use drover_schemas::{ErrorBody, ErrorCode, RequestId};
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::guest_calls::{CALL, call, call_error, decode_guest, encode, exec_open};
@@ -103,11 +104,11 @@ pub fn attach_open(request: &AttachRequest, credit: u64) -> Result<Open, ErrorBo
     Ok(Open { verb: verb::ATTACH.into(), credit, body: encode(request)?, ..Open::default() })
 }
 
-/// Waits for what an attach will bring.
+/// Waits for what a stream will bring.
 ///
 /// # Errors
 /// The agent's refusal, or `deadline_exceeded` for one that does not say.
-pub async fn attach_head(stream: &GuestStream, left: Duration) -> Result<AttachHead, ErrorBody> {
+pub async fn head<T: DeserializeOwned>(stream: &GuestStream, left: Duration) -> Result<T, ErrorBody> {
     let early = || ErrorBody::new(ErrorCode::GuestError, "the agent sent output before it said of what");
     match timeout(left.min(CALL), stream.recv()).await {
         Ok(Some(StreamEvent::Head(head))) => decode_guest(&head),

@@ -1,6 +1,8 @@
 //! What the verbs of files share: paths, and the system's refusals in the contract's words.
 
+use std::fs::{DirBuilder, File};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use drover_schemas::{ErrorBody, ErrorCode};
@@ -23,8 +25,20 @@ pub(super) fn path(text: &str) -> Result<PathBuf, ErrorBody> {
 
 /// What the system said about `path`, while the agent wanted to `act` on it.
 pub(super) fn refused(act: &str, path: &Path, error: &io::Error) -> ErrorBody {
+    let code = code(error);
+    let advice = match code {
+        ErrorCode::NotFound => "; check the path, or set create_dirs",
+        ErrorCode::ResourceExhausted => "; free space in the guest",
+        _ => "",
+    };
+    ErrorBody::new(code, format!("cannot {act} {}: {error}{advice}", path.display()))
+        .with("path", path.display())
+}
+
+/// What the system said, in the contract's words.
+pub(super) fn code(error: &io::Error) -> ErrorCode {
     use io::ErrorKind as K;
-    let code = match error.kind() {
+    match error.kind() {
         K::NotFound => ErrorCode::NotFound,
         K::PermissionDenied | K::ReadOnlyFilesystem => ErrorCode::PermissionDenied,
         K::AlreadyExists => ErrorCode::AlreadyExists,
@@ -33,14 +47,35 @@ pub(super) fn refused(act: &str, path: &Path, error: &io::Error) -> ErrorBody {
             ErrorCode::InvalidArgument
         }
         _ => ErrorCode::GuestError,
-    };
-    let advice = match code {
-        ErrorCode::NotFound => "; check the path, or set create_dirs",
-        ErrorCode::ResourceExhausted => "; free space in the guest",
-        _ => "",
-    };
-    ErrorBody::new(code, format!("cannot {act} {}: {error}{advice}", path.display()))
-        .with("path", path.display())
+    }
+}
+
+/// Makes the folders above `path`, mode 0o755.
+pub(super) fn above(path: &Path) -> Result<(), ErrorBody> {
+    let Some(dir) = path.parent() else { return Ok(()) };
+    let made = DirBuilder::new().recursive(true).mode(0o755).create(dir);
+    made.map_err(|e| refused("make the directory", dir, &e))
+}
+
+/// A full disk shows now, with numbers, and not at the last byte. The result is what the disk has for others than root.
+pub(super) fn room(on: &File, path: &Path, needed: u64) -> Result<u64, ErrorBody> {
+    let stat = rustix::fs::fstatvfs(on).map_err(|e| refused("measure room for", path, &e.into()))?;
+    let available = stat.f_bavail.saturating_mul(stat.f_frsize);
+    // Some file systems have no notion of blocks.
+    if stat.f_blocks > 0 && needed > available {
+        return Err(full(path, needed, available));
+    }
+    Ok(available)
+}
+
+pub(super) fn full(path: &Path, needed: u64, available: u64) -> ErrorBody {
+    let text = format!(
+        "{} needs {needed} bytes, and its file system has {available}; free space in the guest",
+        path.display()
+    );
+    ErrorBody::new(ErrorCode::ResourceExhausted, text)
+        .with("needed_bytes", needed)
+        .with("available_bytes", available)
 }
 
 /// Permission bits, and nothing else.

@@ -11,6 +11,7 @@ mod names;
 mod partial;
 mod put;
 mod shutdown;
+mod tree;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -48,7 +49,7 @@ impl Effect {
 pub fn takes(verb: &str) -> Option<Channel> {
     match verb {
         verb::EXEC | verb::ATTACH => Some(Channel::Stdin),
-        verb::PUT => Some(Channel::Data),
+        verb::PUT | verb::UNPACK => Some(Channel::Data),
         _ => None,
     }
 }
@@ -57,7 +58,7 @@ pub fn takes(verb: &str) -> Option<Channel> {
 pub async fn run(agent: &Agent, stream: &Stream, request: &Request) -> Outcome {
     let mutating = matches!(
         request.verb.as_str(),
-        verb::EXEC | verb::KILL | verb::PUT | verb::RM | verb::MKDIR | verb::SHUTDOWN
+        verb::EXEC | verb::KILL | verb::PUT | verb::UNPACK | verb::RM | verb::MKDIR | verb::SHUTDOWN
     );
     let effect = Effect::default();
     match request.request_id.filter(|_| mutating) {
@@ -140,6 +141,8 @@ async fn work(agent: &Agent, stream: &Stream, request: &Request, effect: &Effect
         }
         verb::PUT => or_ending(stream, put::run(agent, stream, decode(body)?, effect)).await,
         verb::GET => or_ending(stream, get::run(agent, stream, decode(body)?)).await,
+        verb::PACK => or_ending(stream, tree::pack(agent, stream, decode(body)?)).await,
+        verb::UNPACK => or_ending(stream, tree::unpack(agent, stream, decode(body)?, effect)).await,
         verb::STAT => or_ending(stream, names::stat(decode(body)?)).await,
         verb::LS => or_ending(stream, names::ls(decode(body)?)).await,
         verb::RM => names::rm(decode(body)?, effect).await,

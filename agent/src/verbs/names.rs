@@ -1,8 +1,8 @@
 //! `stat`, `ls`, `rm`, `mkdir`: names, and not what is in files.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, Permissions, remove_dir_all};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::fs::{Permissions, remove_dir_all};
+use std::os::unix::fs::PermissionsExt as _;
 
 use drover_schemas::body::guest::Empty;
 use drover_schemas::guest::{
@@ -173,11 +173,8 @@ pub(super) async fn mkdir(request: MkdirRequest, effect: &Effect) -> Outcome {
     let mode = file::mode(request.mode.unwrap_or(0o755))?;
     effect.begins();
     file::blocking(move || {
-        if request.parents
-            && let Some(above) = path.parent()
-        {
-            let made = DirBuilder::new().recursive(true).mode(0o755).create(above);
-            made.map_err(|e| file::refused("make the directory", above, &e))?;
+        if request.parents {
+            file::above(&path)?;
         }
         let name = Name::find(path)?;
         match fs::mkdirat(&name.dir, &name.name, Mode::from_raw_mode(0o700)) {

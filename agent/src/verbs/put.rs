@@ -1,9 +1,9 @@
 //! `put`: a file, whole or not at all.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, fchown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -129,9 +129,8 @@ async fn next(stream: &Stream, stopped: &CancellationToken) -> Result<Option<Byt
 
 /// The name to write, if a file may have it.
 fn find(path: PathBuf, create_dirs: bool) -> Result<Name, ErrorBody> {
-    if create_dirs && let Some(dir) = path.parent() {
-        let made = DirBuilder::new().recursive(true).mode(0o755).create(dir);
-        made.map_err(|e| file::refused("make the directory", dir, &e))?;
+    if create_dirs {
+        file::above(&path)?;
     }
     let name = Name::find(path)?;
     match name.stat()?.map(|stat| held::kind(&stat)) {
@@ -172,30 +171,18 @@ impl Draft {
         Ok(draft)
     }
 
-    /// A full disk shows now, with numbers, and not at the last byte.
     fn make_room(&mut self) -> Result<(), ErrorBody> {
         let needed = self.walk.travelling();
-        let full = |available: u64| {
-            let text = format!(
-                "{} needs {needed} bytes, and its file system has {available}; free space in the guest",
-                self.target.path.display()
-            );
-            ErrorBody::new(ErrorCode::ResourceExhausted, text)
-                .with("needed_bytes", needed)
-                .with("available_bytes", available)
+        let available = match file::room(&self.file, &self.target.path, needed) {
+            Ok(available) => available,
+            Err(error) => {
+                self.is_kept &= self.file.metadata().is_ok_and(|meta| meta.len() > 0);
+                return Err(error);
+            }
         };
-        let available = |s: &rustix::fs::StatVfs| s.f_bavail.saturating_mul(s.f_frsize);
-        let stat =
-            rustix::fs::fstatvfs(&self.file).map_err(|e| self.target.refused("measure room for", e))?;
-        // Some file systems have no notion of blocks.
-        if stat.f_blocks > 0 && needed > available(&stat) {
-            let error = full(available(&stat));
-            self.is_kept &= self.file.metadata().is_ok_and(|meta| meta.len() > 0);
-            return Err(error);
-        }
         for range in self.walk.ranges() {
             match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, range.off, range.len) {
-                Err(Errno::NOSPC) => return Err(full(available(&stat))),
+                Err(Errno::NOSPC) => return Err(file::full(&self.target.path, needed, available)),
                 Err(errno @ Errno::FBIG) => return Err(self.target.refused("find room for", errno)),
                 // Not every file system can set room aside.
                 _ => {}

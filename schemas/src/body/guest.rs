@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::blob::Blob;
-use crate::guest::{AttachedAt, FileRange, ResourceLimit, RunInfo, TermSize};
+use crate::guest::{AttachedAt, FileRange, PackHead, ResourceLimit, RunInfo, TermSize};
 use crate::secret::Secret;
 use crate::stream::StreamOpened;
 
@@ -217,6 +217,15 @@ pub struct FileResult {
     /// Group of a file that was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
+}
+
+/// Reply of `guest.pack`; the folder comes on channel `data` of the stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PackReply {
+    /// What is coming.
+    pub folder: PackHead,
+    /// The stream. Its result is a [`TreeResult`](crate::guest::TreeResult).
+    pub stream: StreamOpened,
 }
 
 /// How `guest.shutdown` ends the guest.

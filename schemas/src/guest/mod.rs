@@ -63,6 +63,7 @@ mod frame;
 pub mod ranges;
 mod run;
 mod state;
+mod tree;
 pub mod verb;
 pub mod wire;
 
@@ -84,6 +85,7 @@ pub use state::{
     DiskInfo, DiskUse, HealthResult, HealthStatus, InfoResult, InterfaceInfo, PingResult, ShutdownMode,
     ShutdownRequest, ShutdownResult,
 };
+pub use tree::{MAX_TREE, PackHead, PackRequest, TreeResult, UnpackRequest};
 
 /// The vsock port of the agent: the last privileged one, so a guest's user cannot bind it.
 pub const PORT: u32 = 1023;

@@ -14,6 +14,8 @@
 //! | `ls` | [`LsRequest`](super::LsRequest) | | | [`LsReply`](super::LsReply) | yes |
 //! | `rm` | [`RmRequest`](super::RmRequest) | | | empty | by id |
 //! | `mkdir` | [`MkdirRequest`](super::MkdirRequest) | | | empty | by id |
+//! | `pack` | [`PackRequest`](super::PackRequest) | [`PackHead`](super::PackHead) | agent: `data` | [`TreeResult`](super::TreeResult) | yes |
+//! | `unpack` | [`UnpackRequest`](super::UnpackRequest) | | host: `data` | [`TreeResult`](super::TreeResult) | by id |
 //! | `info` | – | | | [`InfoResult`](super::InfoResult) | yes |
 //! | `health` | – | | | [`HealthResult`](super::HealthResult) | yes |
 //! | `shutdown` | [`ShutdownRequest`](super::ShutdownRequest) | | | [`ShutdownResult`](super::ShutdownResult) | by id |
@@ -47,6 +49,10 @@ pub const LS: &str = "ls";
 pub const RM: &str = "rm";
 /// Makes a folder.
 pub const MKDIR: &str = "mkdir";
+/// Reads a folder.
+pub const PACK: &str = "pack";
+/// Writes a folder.
+pub const UNPACK: &str = "unpack";
 /// What the guest is.
 pub const INFO: &str = "info";
 /// How the guest is.

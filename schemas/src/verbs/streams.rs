@@ -62,6 +62,20 @@ pub const STREAMS: &[StreamRow] = &[
         host: &[Channel::Data],
         result: "FileResult",
     },
+    StreamRow {
+        plane: Plane::VmGuest,
+        verb: "pack",
+        client: &[],
+        host: &[Channel::Data],
+        result: "TreeResult",
+    },
+    StreamRow {
+        plane: Plane::VmGuest,
+        verb: "unpack",
+        client: &[Channel::Data],
+        host: &[],
+        result: "TreeResult",
+    },
 ];
 
 /// The stream of a verb, if it opens one.

@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 
 use drover_schemas::audit::{AuditAction, AuditEvent, AuditKind, Caller};
 use drover_schemas::blob::Blob;
-use drover_schemas::body::guest::{AttachReply, ExecControl, ExecReply, ExecRequest, ExecResult, PutRequest};
+use drover_schemas::body::guest::{
+    AttachReply, ExecControl, ExecReply, ExecRequest, ExecResult, PackReply, PutRequest,
+};
 use drover_schemas::body::spec::{AgentSpec, NicSpec, RestartSpec, VmSpec};
 use drover_schemas::body::status::{AgentState, AgentStatus, Cause, CauseKind, NicStatus, VmStatus};
 use drover_schemas::body::vm::{ChangeReply, ChangeRequest, CreateRequest, LookupReply, StopRequest, Wait};
 use drover_schemas::codec::decode;
 use drover_schemas::event::{HostEvent, HostEventKind, RejectedEvent, VmEvent, VmEventKind};
-use drover_schemas::guest::{AttachedAt, Extent, Resource, ResourceLimit, RunInfo, RunState, TermSize};
+use drover_schemas::guest::{
+    AttachedAt, Extent, PackHead, Resource, ResourceLimit, RunInfo, RunState, TermSize,
+};
 use drover_schemas::secret::Secret;
 use drover_schemas::size::ByteSize;
 use drover_schemas::state::{Desired, VmState};
@@ -172,6 +176,9 @@ fn replies_are_pinned() {
     let stream = StreamOpened { io_subject: "drover.v1.io.acme.ab".into(), window: 524_288 };
     let (stdout, stderr) = (AttachedAt { off: 5, lost_before: Some(5) }, AttachedAt::default());
     check("bus", "attach-reply", &AttachReply { run, stdout, stderr, stream }, decode);
+    let stream = StreamOpened { io_subject: "drover.v1.io.acme.ab".into(), window: 524_288 };
+    let folder = PackHead { entries: 3, size_bytes: 15 };
+    check("bus", "pack-reply", &PackReply { folder, stream }, decode);
     let error = ErrorBody::new(ErrorCode::InvalidState, "a VM that is stopped cannot do pause")
         .with("state", "stopped");
     check("bus", "error", &error, decode);

@@ -201,6 +201,16 @@ fn bodies() {
     body("ls-result", &LsReply { entries, more: true, unreadable: 0 });
     body("rm", &RmRequest { path: "/a".into(), recursive: true });
     body("mkdir", &MkdirRequest { path: "/a".into(), mode: Some(0o700), parents: true });
+    body("pack", &PackRequest { path: "/a".into(), max_size_bytes: Some(1) });
+    body("pack-head", &PackHead { entries: 3, size_bytes: 15 });
+    let owner = Some("www:www".into());
+    body(
+        "unpack",
+        &UnpackRequest { path: "/a".into(), size_bytes: 15, owner, create_dirs: true, replace: true },
+    );
+    let tree =
+        TreeResult { entries: 3, size_bytes: 15, skipped: 1, stream_bytes: 4096, sha256: sha256.clone() };
+    body("tree-result", &tree);
     body("get-head", &GetHead { size: 15, mode: 0o644, uid: 0, gid: 0, mtime_ms: 1_700_000_000_000 });
     body(
         "get-result",

@@ -22,6 +22,7 @@ Exit codes:
   5  busy, unavailable, out of capacity or out of time: the same command may succeed later
   6  the guest failed or does not answer
   7  not allowed
+  130  ended by Ctrl-C or SIGTERM
 `vm exec` ends with the exit code of the program, 128 + the signal that ended it, or 124 when its
 time was over; where drover itself failed, stderr has a line that begins with `error:`.";
 
@@ -44,6 +45,17 @@ pub enum CliError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// A folder of this machine that travels.
+    #[error("{action} {}", path.display())]
+    Folder {
+        /// What was done to it.
+        action: &'static str,
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: drover_tree::TreeError,
     },
     /// The output could not be written as asked.
     #[error("write the output as {format}")]
@@ -113,13 +125,21 @@ impl CliError {
         false
     }
 
+    /// Whoever ran the command has ended it, and needs not be told.
+    pub const fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Client(ClientError::Cancelled))
+    }
+
     /// The error as a coded body.
     pub fn body(&self) -> ErrorBody {
         let code = match self {
             Self::Client(error) => return error.body(),
+            Self::Folder { source: drover_tree::TreeError::Taken { .. }, .. } => ErrorCode::AlreadyExists,
+            Self::Folder { source: drover_tree::TreeError::Shrunk { .. }, .. } => ErrorCode::Conflict,
             Self::BusLog(FollowError::Log { .. })
             | Self::Usage(_)
             | Self::File { .. }
+            | Self::Folder { .. }
             | Self::BusFile(_)
             | Self::Password(_) => ErrorCode::InvalidArgument,
             Self::Assets(UpgradeError::Loses { .. }) => ErrorCode::Conflict,
@@ -147,6 +167,9 @@ impl CliError {
 
 /// As a shell for a program whose reader went away.
 pub const BROKEN_PIPE: u8 = 141;
+
+/// As a shell for a program that Ctrl-C ended.
+pub const INTERRUPTED: u8 = 130;
 
 /// The exit code for an error code.
 pub const fn exit_code(code: ErrorCode) -> u8 {

@@ -162,6 +162,9 @@ pub fn report(error: &CliError, cli: &Cli) -> u8 {
     if error.is_broken_pipe() {
         return exit::BROKEN_PIPE;
     }
+    if error.is_cancelled() {
+        return exit::INTERRUPTED;
+    }
     let body = error.body();
     let vm = match &cli.command {
         Command::Vm(command) => command.name(),

@@ -2,10 +2,13 @@
 
 import asyncio
 import hashlib
+import io
 import json
 import os
 import ssl
 import sys
+import tarfile
+import tempfile
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -119,6 +122,34 @@ class TheMainJob(OnAHost):
         with self.assertRaises(DroverError):
             await drover.fetch("s", "/nothing/here")
         await drover.delete("s")
+
+    async def test_a_folder_is_an_archive_that_tar_reads_and_writes(self):
+        drover = self.drover
+        await drover.create("f", wait="agent")
+        # A name and a link that no plain header holds, and a second name of a file.
+        long, bytes_ = "n" * 180, os.urandom(300_000)
+        out = io.BytesIO()
+        with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=out, mode="w") as archive:
+            with open(f"{folder}/data", "wb") as file:
+                file.write(bytes_)
+            os.makedirs(f"{folder}/{long}/in")
+            os.link(f"{folder}/data", f"{folder}/{long}/again")
+            os.symlink("x" * 180, f"{folder}/{long}/in/link")
+            archive.add(folder, arcname=".")
+        put = await drover.unpack("f", "/tmp/folder", out.getvalue(), len(bytes_))
+        self.assertEqual((put["entries"], put["size_bytes"], put["skipped"]), (5, len(bytes_), 0))
+        self.assertEqual(put["sha256"], hashlib.sha256(out.getvalue()).hexdigest())
+        back, got = await drover.pack("f", "/tmp/folder")
+        self.assertEqual(got["sha256"], hashlib.sha256(back).hexdigest())
+        with tarfile.open(fileobj=io.BytesIO(back)) as archive:
+            names = {member.name.removeprefix("./"): member for member in archive.getmembers()}
+            self.assertEqual(set(names), {".", "data", long, f"{long}/in", f"{long}/again", f"{long}/in/link"})
+            self.assertEqual(archive.extractfile(names["data"]).read(), bytes_)
+            self.assertEqual(names[f"{long}/in/link"].linkname, "x" * 180)
+        with self.assertRaises(DroverError) as refused:
+            await drover.unpack("f", "/tmp/other", b"no archive" * 100, 1)
+        self.assertEqual(refused.exception.code, "invalid_argument")
+        await drover.delete("f")
 
     async def test_a_program_has_a_terminal_and_gets_signals(self):
         drover = self.drover

@@ -1,10 +1,9 @@
-//! `drover vm cp`: one file, either way, with both ends' digests compared.
+//! `drover vm cp`: a file or a folder, either way, with both ends' digests compared.
 //!
 //! Holes do not travel. A copy that broke is gone on with by the same command, as long as the file has not changed:
 //! what came is kept beside the target under a hidden name, and checked with the rest of the file.
 
 use std::fs::File;
-use std::io::IsTerminal as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use drover_schemas::guest::ranges::{self, Walk};
 use drover_schemas::guest::{FileKind, FileStat, StatRequest};
 use drover_schemas::stream::{Channel, StreamOpened};
 use drover_schemas::{ErrorCode, Token};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::io::AsyncWrite;
 use tokio::task::JoinHandle;
@@ -23,6 +22,7 @@ use super::super::Global;
 use super::super::exit::CliError;
 use super::super::tally::{Tallied, Tally};
 use super::exec::cancel_on_signal;
+use super::folder;
 use super::transfer::{self, Partial};
 use crate::client::{CallOptions, Client, ClientError, Input, Output};
 
@@ -31,7 +31,7 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(30);
 /// Arguments of `cp`.
 #[derive(Debug, clap::Args)]
 pub struct CpArgs {
-    /// The file to copy: a path, or NAME:/path in a guest.
+    /// The file or folder to copy: a path, or NAME:/path in a guest.
     src: String,
     /// Where to: a path, `-` for stdout, or NAME:/path in a guest.
     dst: String,
@@ -40,10 +40,16 @@ pub struct CpArgs {
     mode: Option<u32>,
     /// Who owns the copy in the guest, as `name`, `uid`, `name:group` or `uid:gid`; root if left out.
     #[arg(long, value_name = "OWNER")]
-    owner: Option<String>,
+    pub(super) owner: Option<String>,
     /// Make missing directories in the guest.
     #[arg(long, short)]
-    parents: bool,
+    pub(super) parents: bool,
+    /// Copy a folder with all that is in it.
+    #[arg(long, short, conflicts_with = "mode")]
+    recursive: bool,
+    /// Take the place of a folder or file that has the name now, at once and as a whole.
+    #[arg(long, requires = "recursive")]
+    pub(super) replace: bool,
 }
 
 pub(super) fn octal(text: &str) -> Result<u32, String> {
@@ -91,6 +97,25 @@ pub(super) async fn run(args: &CpArgs, client: &Client, global: &Global) -> Resu
     let started = Instant::now();
     let deadline = global.deadline(OPEN_DEADLINE);
     let bulk = client.for_bulk().await?;
+    if args.recursive {
+        let copied = match (Place::parse(&args.src), Place::parse(&args.dst)) {
+            (Place::Local(from), Place::Guest(name, to)) => {
+                folder::put(args, &bulk, &from, &name, to, deadline).await?
+            }
+            (Place::Guest(name, from), Place::Local(to)) => {
+                folder::get(args, &bulk, &name, &from, &to, deadline).await?
+            }
+            _ => return Err(one_side()),
+        };
+        return global.output.print(&copied, |c| {
+            let left_out = match c.skipped {
+                0 => String::new(),
+                n => format!("; {n} left out: sockets, pipes, devices, mounts, links out of the folder"),
+            };
+            let (entries, bytes) = (c.entries, c.size_bytes);
+            format!("{entries} entries, {bytes} bytes in {:.2} s{left_out}", started.elapsed().as_secs_f64())
+        });
+    }
     let (size_bytes, sha256) = match (Place::parse(&args.src), Place::parse(&args.dst)) {
         (Place::Local(from), Place::Guest(name, to)) => put(args, &bulk, &from, &name, to, deadline).await?,
         (Place::Guest(name, from), Place::Local(to)) if to.as_os_str() == "-" => {
@@ -101,11 +126,7 @@ pub(super) async fn run(args: &CpArgs, client: &Client, global: &Global) -> Resu
             return Ok(());
         }
         (Place::Guest(name, from), Place::Local(to)) => get(&bulk, &name, &from, &to, deadline).await?,
-        _ => {
-            let text =
-                "exactly one side of a copy is in a guest: drover vm cp FILE NAME:/path, or the reverse";
-            return Err(CliError::Usage(text.into()));
-        }
+        _ => return Err(one_side()),
     };
     let copied = Copied { size_bytes, sha256, seconds: started.elapsed().as_secs_f64() };
     global.output.print(&copied, |c| {
@@ -118,6 +139,16 @@ pub(super) async fn run(args: &CpArgs, client: &Client, global: &Global) -> Resu
             c.sha256
         )
     })
+}
+
+fn not_a_file(what: impl std::fmt::Display, is_folder: bool) -> String {
+    let advice = if is_folder { "a folder; copy it with --recursive" } else { "not a regular file" };
+    format!("{what} is {advice}")
+}
+
+fn one_side() -> CliError {
+    let text = "exactly one side of a copy is in a guest: drover vm cp FILE NAME:/path, or the reverse";
+    CliError::Usage(text.into())
 }
 
 fn strip_mode((size, sha256, _): (u64, String, u32)) -> (u64, String) {
@@ -139,7 +170,7 @@ async fn put(
     let file: File = file.map_err(|e| failed("open")(e.into()))?.into();
     let metadata = file.metadata().map_err(failed("look at"))?;
     if !metadata.is_file() {
-        return Err(CliError::Usage(format!("{} is not a file; copy files one by one", from.display())));
+        return Err(CliError::Usage(not_a_file(from.display(), metadata.is_dir())));
     }
     let path = match from.file_name() {
         Some(file_name) if to.ends_with('/') => format!("{to}{}", file_name.to_string_lossy()),
@@ -171,7 +202,8 @@ async fn put(
     let subject = client.guest_subject(name, "put")?;
     let opening = client.open(&subject, &request, CallOptions::change(deadline)).await?;
     let opened: StreamOpened = opening.reply()?;
-    let (reader, fed) = transfer::feed(file, walk.clone(), bar(Some(&walk))).map_err(failed("read"))?;
+    let (reader, fed) =
+        transfer::feed(file, walk.clone(), transfer::bar(Some(walk.travelling()))).map_err(failed("read"))?;
     let input = Input { channel: Channel::Data, reader: Box::new(reader) };
     let session = opening.session(&opened)?;
     let ended = session.run(Some(input), Vec::new(), cancel_on_signal()).await;
@@ -237,7 +269,7 @@ async fn get(
     let subject = client.guest_subject(name, "stat")?;
     let stat: FileStat = client.call(&subject, &request, CallOptions::read(deadline)).await?;
     if stat.kind != FileKind::File {
-        return Err(CliError::Usage(format!("{from} is not a regular file; copy files one by one")));
+        return Err(CliError::Usage(not_a_file(from, stat.kind == FileKind::Directory)));
     }
     let token = transfer::token(&[name, &from, &stat.size_bytes, &stat.mtime_ms]);
     let mut partial = Partial::beside(&target, &token)?;
@@ -250,7 +282,7 @@ async fn get(
         let file = partial.file.try_clone().map_err(failed("open"))?;
         file.set_len(0).map_err(failed("empty"))?;
         let writer = Box::new(tokio::fs::File::from_std(file));
-        let (size, sha256, mode) = receive(client, name, from, writer, bar(None), deadline).await?;
+        let (size, sha256, mode) = receive(client, name, from, writer, transfer::bar(None), deadline).await?;
         partial.keep(&target, mode, None)?;
         return Ok((size, sha256));
     }
@@ -270,7 +302,8 @@ async fn get(
     let opening = client.open(&subject, &request, CallOptions::change(deadline)).await?;
     let opened: StreamOpened = opening.reply()?;
     let file = partial.file.try_clone().map_err(failed("open"))?;
-    let (writer, stored) = transfer::store(file, walk.clone(), bar(Some(&walk))).map_err(failed("write"))?;
+    let (writer, stored) = transfer::store(file, walk.clone(), transfer::bar(Some(walk.travelling())))
+        .map_err(failed("write"))?;
     let output = Output { channel: Channel::Data, writer: Box::new(writer) };
     let session = opening.session(&opened)?;
     // From here on what comes is worth keeping, until both ends disagree about it.
@@ -311,22 +344,6 @@ fn same(what: &str, (bytes, sha256): (u64, String), result: &FileResult) -> Resu
     let here = format!("{sha256} ({bytes} bytes)");
     let there = format!("{} ({} bytes)", result.sha256, result.size_bytes);
     Err(CliError::Digest { what: what.to_owned(), here, there })
-}
-
-fn bar(walk: Option<&Walk>) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let (bar, template) = match walk {
-        Some(walk) => {
-            (ProgressBar::new(walk.travelling()), "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
-        }
-        None => (ProgressBar::new_spinner(), "{spinner} {bytes} {bytes_per_sec} {elapsed}"),
-    };
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }
 
 #[cfg(test)]

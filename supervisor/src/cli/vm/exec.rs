@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 use super::super::Global;
-use super::super::exit::{BROKEN_PIPE, CliError};
+use super::super::exit::{BROKEN_PIPE, CliError, INTERRUPTED};
 use super::change;
 use super::terminal::{self, Raw, Sizes};
 use crate::client::{Client, ClientError, Input, Output};
@@ -22,8 +22,6 @@ use crate::client::{Client, ClientError, Input, Output};
 const OPEN_DEADLINE: Duration = Duration::from_secs(30);
 /// As `timeout(1)`.
 const TIMED_OUT: u8 = 124;
-/// As a shell for a program that Ctrl-C ended.
-const INTERRUPTED: u8 = 130;
 
 /// Arguments of `exec`.
 #[derive(Debug, clap::Args)]

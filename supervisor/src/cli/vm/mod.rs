@@ -5,6 +5,7 @@ mod console;
 mod copy;
 mod create;
 mod exec;
+mod folder;
 mod names;
 mod runs;
 mod set;

@@ -3,8 +3,8 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::{self, IsTerminal as _, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use drover_actors::images::hex;
 use drover_schemas::guest::FileRange;
 use drover_schemas::guest::ranges::{self, Walk};
 use drover_schemas::{ErrorBody, ErrorCode};
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use rustix::fs::{FlockOperation, OFlags, SeekFrom};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
@@ -189,17 +189,7 @@ impl Partial {
 
     /// Refuses a disk that has no room for `needed` bytes.
     pub(super) fn room(&self, needed: u64) -> Result<(), CliError> {
-        // A file system that cannot tell is written to until it is full.
-        let Ok(stat) = rustix::fs::fstatvfs(&self.file) else { return Ok(()) };
-        let available = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if stat.f_blocks == 0 || needed <= available {
-            return Ok(());
-        }
-        let dir = self.path.parent().unwrap_or(Path::new("/"));
-        let text =
-            format!("the copy needs {needed} bytes, and the disk of {} has {available}", dir.display());
-        let error = ErrorBody::new(ErrorCode::ResourceExhausted, text);
-        Err(refused(error.with("needed_bytes", needed).with("available_bytes", available)))
+        room(&self.file, &self.path, needed)
     }
 
     /// Gives it its permissions, its time and its name.
@@ -227,6 +217,35 @@ impl Drop for Partial {
             // Nobody is left to tell.
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Refuses a disk that has no room for `needed` bytes at `path`.
+pub(super) fn room(on: &impl AsFd, path: &Path, needed: u64) -> Result<(), CliError> {
+    // A file system that cannot tell is written to until it is full.
+    let Ok(stat) = rustix::fs::fstatvfs(on) else { return Ok(()) };
+    let available = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if stat.f_blocks == 0 || needed <= available {
+        return Ok(());
+    }
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let text = format!("the copy needs {needed} bytes, and the disk of {} has {available}", dir.display());
+    let error = ErrorBody::new(ErrorCode::ResourceExhausted, text);
+    Err(refused(error.with("needed_bytes", needed).with("available_bytes", available)))
+}
+
+/// How far a copy of so many bytes is, where somebody looks.
+pub(super) fn bar(bytes: Option<u64>) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let (bar, template) = match bytes {
+        Some(bytes) => (ProgressBar::new(bytes), "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}"),
+        None => (ProgressBar::new_spinner(), "{spinner} {bytes} {bytes_per_sec} {elapsed}"),
+    };
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
     }
 }
 

@@ -32,12 +32,14 @@ VERBS: dict[str, Verb] = {
     "guest.kill": Verb("cmd.{ns}.vm.{name}.guest.kill", True, None),
     "guest.ls": Verb("cmd.{ns}.vm.{name}.guest.ls", False, None),
     "guest.mkdir": Verb("cmd.{ns}.vm.{name}.guest.mkdir", True, None),
+    "guest.pack": Verb("cmd.{ns}.vm.{name}.guest.pack", True, Stream((), ("data",))),
     "guest.ping": Verb("cmd.{ns}.vm.{name}.guest.ping", False, None),
     "guest.put": Verb("cmd.{ns}.vm.{name}.guest.put", True, Stream(("data",), ())),
     "guest.rm": Verb("cmd.{ns}.vm.{name}.guest.rm", True, None),
     "guest.runs": Verb("cmd.{ns}.vm.{name}.guest.runs", False, None),
     "guest.shutdown": Verb("cmd.{ns}.vm.{name}.guest.shutdown", True, None),
     "guest.stat": Verb("cmd.{ns}.vm.{name}.guest.stat", False, None),
+    "guest.unpack": Verb("cmd.{ns}.vm.{name}.guest.unpack", True, Stream(("data",), ())),
     "host.backup": Verb("host.{host}.backup", False, None),
     "host.create": Verb("host.{host}.create", True, None),
     "host.drain": Verb("host.{host}.drain", False, None),
@@ -1197,6 +1199,30 @@ class OrphansReply(TypedDict):
     orphans: list[Orphan]
 
 
+class PackHead(TypedDict):
+    """What is coming, as the folder was when it was counted."""
+    # Folders, files and links in it.
+    entries: int
+    # What is in its files.
+    size_bytes: int
+
+
+class PackReply(TypedDict):
+    """Reply of `guest.pack`; the folder comes on channel `data` of the stream."""
+    # What is coming.
+    folder: PackHead
+    # The stream. Its result is a [`TreeResult`](crate::guest::TreeResult).
+    stream: StreamOpened
+
+
+class PackRequest(TypedDict):
+    """Reads a folder."""
+    # Refuses a folder whose files have more bytes.
+    max_size_bytes: NotRequired[int | None]
+    # Absolute path of a folder in the guest.
+    path: str
+
+
 class PingReply(TypedDict):
     """Reply of `guest.ping`."""
     # Version of the agent.
@@ -1525,6 +1551,34 @@ class TermSize(TypedDict):
     cols: int
     # Lines.
     rows: int
+
+
+class TreeResult(TypedDict):
+    """The folder has travelled. Compare the digest with your own of the stream."""
+    # Folders, files and links, without the folder itself.
+    entries: int
+    # SHA-256 of the stream, lower-case hex.
+    sha256: str
+    # What is in the files.
+    size_bytes: int
+    # What was there and does not travel.
+    skipped: int
+    # The length of the stream.
+    stream_bytes: int
+
+
+class UnpackRequest(TypedDict):
+    """Writes a folder: beside its path, checked, then renamed, so that a reader sees the whole folder or nothing of it."""
+    # Makes missing parent directories, mode 0o755.
+    create_dirs: NotRequired[bool]
+    # `name`, `uid`, `name:group` or `uid:gid` that everything will belong to; else the agent's user.
+    owner: NotRequired[str | None]
+    # Absolute path in the guest.
+    path: str
+    # Takes the place of what has the path now, which is removed afterwards; else that is refused.
+    replace: NotRequired[bool]
+    # What the folder's files have in all; more is refused, and so is a disk without room for it.
+    size_bytes: int
 
 
 class ValidateReply(TypedDict):

@@ -31,6 +31,7 @@ from ._contract import (
     RunInfo,
     StoredEvent,
     StreamOpened,
+    TreeResult,
     ValidateReply,
     VmSpec,
     VmStatus,
@@ -293,6 +294,20 @@ class Client:
         async with self.open("guest.get", {"path": path}, name=name) as (_, stream):
             data = b"".join([chunk async for chunk in stream.read("data")])
             return data, cast(FileResult, await stream.result())
+
+    async def unpack(self, name: str, path: str, folder: bytes, size: int, **body: Any) -> TreeResult:
+        """Writes a folder in the guest, from a tar archive whose files have `size` bytes in all."""
+        body = {"path": path, "size_bytes": size, **body}
+        async with self.open("guest.unpack", body, name=name) as (_, stream):
+            await stream.write("data", folder)
+            stream.close("data")
+            return cast(TreeResult, await stream.result())
+
+    async def pack(self, name: str, path: str) -> tuple[bytes, TreeResult]:
+        """Reads a folder of the guest, as a tar archive."""
+        async with self.open("guest.pack", {"path": path}, name=name) as (_, stream):
+            folder = b"".join([chunk async for chunk in stream.read("data")])
+            return folder, cast(TreeResult, await stream.result())
 
     @asynccontextmanager
     async def console(self, name: str, **body: Any) -> AsyncIterator[Stream[Any]]:
