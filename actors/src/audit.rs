@@ -93,6 +93,15 @@ impl Audit {
         }
     }
 
+    /// Notes that a frame of a stream wants the answers at `reply`, which is no inbox; they go on to the one before.
+    pub fn refused_frame(&self, subject: &str, headers: Option<&HeaderMap>, reply: &str) {
+        let parsed = self.0.subjects.parse(subject);
+        let subject = parsed.as_ref().ok_or(subject);
+        let none = HeaderMap::new();
+        let asked = Asked { subject, headers: headers.unwrap_or(&none), reply: Some(reply) };
+        self.note(&asked, Err(ErrorCode::PermissionDenied));
+    }
+
     /// Waits until everything that was noted is in the journal.
     pub async fn settled(&self) {
         let (done, settled) = oneshot::channel();
@@ -115,6 +124,7 @@ impl Inner {
             Ok(Subject::Host { verb, .. }) if verb == "create" => {
                 Token::new(header(asked.headers, headers::NAMESPACE)?).ok()
             }
+            Ok(Subject::Io { ns, .. }) => Some(ns.clone()),
             Ok(subject) => namespace_of(subject).cloned(),
             Err(text) => {
                 let mut rest = text.strip_prefix(self.subjects.root().as_str())?.split('.').skip(2);
@@ -132,6 +142,8 @@ impl Inner {
     ) -> AuditEvent {
         let request_id = header(asked.headers, headers::REQUEST_ID);
         let (subject, vm) = match asked.subject {
+            // Who knows the token of a stream may write to it.
+            Ok(Subject::Io { ns, .. }) => (self.subjects.frames(Some(ns)), None),
             Ok(subject) => (self.subjects.build(subject), vm_of(subject).cloned()),
             Err(text) => (text.to_owned(), None),
         };

@@ -103,6 +103,11 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         self.known.entry(key.clone()).or_insert_with(|| Bucket::new(self.rate, now))
     }
 
+    /// The rate of those who are not told apart.
+    pub const fn crowd(&mut self) -> &mut Bucket {
+        &mut self.crowd
+    }
+
     /// Takes the counts of what was suppressed, as far as there is room to tell of it. `None` is the crowd.
     pub fn take_suppressed(&mut self, now: Instant) -> Vec<(Option<K>, u64)> {
         let known = self.known.iter_mut().map(|(key, bucket)| (Some(key), bucket));

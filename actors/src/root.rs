@@ -240,11 +240,12 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         subjects,
         alarms: Alarms::new(log.clone(), metrics.clone()),
         log,
-        audit,
+        audit: audit.clone(),
         client: bus.client.clone(),
         streams: Streams {
             bulk,
             policy: policy.clone(),
+            audit,
             budget: Budget::new(setup.streams.max_memory_bytes),
             peer_lost: setup.streams.peer_lost,
         },

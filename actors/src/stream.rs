@@ -18,6 +18,7 @@ use drover_schemas::subject::Subject;
 use drover_schemas::{ErrorBody, ErrorCode, Token};
 use tracing::debug;
 
+use crate::audit::Audit;
 use crate::bus::connect::Bus;
 use crate::console::Console;
 use crate::guest::{GuestStream, StreamEvent};
@@ -53,6 +54,8 @@ pub struct Streams {
     pub bulk: Bus,
     /// Where frames may go.
     pub policy: ReplyPolicy,
+    /// Who wanted them to go elsewhere.
+    pub audit: Audit,
     /// The memory of all.
     pub budget: Budget,
     /// How long a silent client is waited for.

@@ -21,6 +21,8 @@ pub const ERROR: &str = "Nats-Service-Error";
 /// How far the log of a bus server was read for an event of its audit: a digest of the file's first line, a dot, and
 /// bytes.
 pub const LOG_POSITION: &str = "Drover-Log-Position";
+/// How many denials up to there were neither told nor counted by an event yet.
+pub const LOG_UNTOLD: &str = "Drover-Log-Untold";
 /// The server's note of who asked, across accounts.
 pub const REQUEST_INFO: &str = "Nats-Request-Info";
 

@@ -7,7 +7,7 @@ use drover_schemas::body::vm::LookupReply;
 use drover_schemas::state::VmState;
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
-use drover_tests::{events, leak};
+use drover_tests::{audit, events, leak};
 use serde_json::json;
 
 async fn orphans(world: &World) -> Vec<Orphan> {
@@ -92,6 +92,11 @@ fn a_journal_that_is_older_than_its_vms_is_brought_to_where_they_are() {
         }
         let log = events::log(&bus).await;
         assert!(log.values().all(|events| events.last().unwrap().last));
+        audit::told(&bus, "what was done since", |event| {
+            event.verb.as_deref() == Some("delete")
+                && event.vm.as_ref().is_some_and(|vm| vm.as_str() == "went")
+        })
+        .await;
         assert_ne!(bus.up("gone").await.vm_id, gone.vm_id);
     });
 }

@@ -13,6 +13,7 @@ use drover_schemas::body::vm::ChangeReply;
 use drover_schemas::codec::{self, Format};
 use drover_schemas::stream::{Channel, MAX_CHUNK, MAX_WINDOW, StreamEnd, StreamFrame};
 use drover_tests::admin::{ADMIN, metric};
+use drover_tests::audit;
 use drover_tests::client::{Bus, refused};
 use drover_tests::contract::{self, Side};
 use drover_tests::relay::{Publication, Relay};
@@ -309,6 +310,12 @@ fn frames_follow_the_client_and_go_nowhere_else() {
         stream.send(&StreamFrame { done: true, ..StreamFrame::default() }).await;
         let events: Value = world.bus.ask("events.read", &json!({})).get().await.unwrap();
         assert!(!events["events"].as_array().unwrap().is_empty(), "the stream of events was not deleted");
+        until("the audit tells of both", async || {
+            let all = audit::read(&world.bus).await;
+            let told = all.iter().filter(|event| event.subject == "drover.v1.io.default.*");
+            (told.filter(|event| event.error == Some(ErrorCode::PermissionDenied)).count() == 2).then_some(())
+        })
+        .await;
     });
 }
 

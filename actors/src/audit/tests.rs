@@ -143,3 +143,19 @@ async fn what_the_journal_does_not_take_is_counted_as_suppressed() {
     let untold = audit.0.rates().suppressed(Instant::now());
     assert_eq!(untold, [(Whose::Namespace(token("acme")), Sort::Change, 1)]);
 }
+
+#[tokio::test]
+async fn a_frame_that_wants_its_answers_elsewhere_is_told_without_the_token_of_its_stream() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal_of(folder.path()).await;
+    let audit = Audit::start(journal.clone(), subjects(), token("h1"));
+    audit.refused_frame("drover.v1.io.acme.0123456789abcdef", None, "$JS.API.STREAM.DELETE.X");
+    audit.settled().await;
+    let told = told_by(&journal);
+    let [event] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(event.subject, "drover.v1.io.acme.*");
+    assert_eq!(
+        (event.namespace.as_ref(), event.error),
+        (Some(&token("acme")), Some(ErrorCode::PermissionDenied))
+    );
+}

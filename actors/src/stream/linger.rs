@@ -21,7 +21,7 @@ pub(super) async fn tell(mut outlet: Outlet, mut frames: async_nats::Subscriber,
         tokio::select! {
             message = frames.next() => {
                 let Some(message) = message else { return };
-                outlet.follow(message.reply);
+                outlet.follow(&message);
                 match drover_schemas::codec::decode::<StreamFrame>(&message.payload) {
                     Ok(frame) if frame.done || frame.cancel => return,
                     _ => {

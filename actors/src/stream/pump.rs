@@ -66,10 +66,13 @@ impl Outlet {
     }
 
     /// The newest inbox counts: the client may have connected anew.
-    pub(super) fn follow(&mut self, reply: Option<async_nats::Subject>) {
+    pub(super) fn follow(&mut self, frame: &Message) {
         self.heard_once = true;
-        if let Some(reply) = reply.filter(|reply| self.streams.policy.allows(reply)) {
-            self.inbox = reply;
+        let Some(reply) = &frame.reply else { return };
+        if self.streams.policy.allows(reply) {
+            self.inbox = reply.clone();
+        } else {
+            self.streams.audit.refused_frame(&frame.subject, frame.headers.as_ref(), reply);
         }
     }
 
@@ -345,7 +348,7 @@ impl Pump<'_> {
 
     fn on_message(&mut self, message: Message) -> Result<(), ErrorBody> {
         self.heard = Instant::now();
-        self.outlet.follow(message.reply);
+        self.outlet.follow(&message);
         let frame: StreamFrame = codec::decode(&message.payload).map_err(|e| {
             ErrorBody::new(ErrorCode::InvalidArgument, format!("a frame cannot be read: {e}"))
         })?;

@@ -4,10 +4,10 @@
 //! of connections, of logins that failed, and of no subject that was refused. It stands in the server's log, so that
 //! is followed, line by line, and each denial becomes an event of the audit.
 //!
-//! How far the log was read stands with the last event in the stream, and each event says which one it expects to
-//! follow. So whatever ends, is begun again or runs twice, each denial is told once and in order, and nothing is kept
-//! beside the log and the stream. Of what was suppressed, a few counts may be lost or told twice then; and where the
-//! stream keeps nothing of a server any more, a follower that begins tells all that the server's logs still hold.
+//! How far the log was read, and what of it was only counted so far, stands with the last event in the stream, and
+//! each event says which one it expects to follow. So whatever ends, is begun again or runs twice, each denial is told
+//! or counted once and in order, and nothing is kept beside the log and the stream. Where the stream keeps nothing of
+//! a server any more, a follower that begins tells all that the server's logs still hold.
 
 mod file;
 mod line;
@@ -80,7 +80,8 @@ pub async fn follow(path: &Path, stream: &AuditStream, once: bool) -> Result<u64
 async fn session(path: &Path, stream: &AuditStream, once: bool, told: &mut u64) -> Result<(), FollowError> {
     let mut last = stream.last().await.map_err(FollowError::Tell)?;
     let mut log = Log::new(path, last.position.clone());
-    let mut rates = Rates::new(Instant::now());
+    let mut rates = Rates::new(last.untold, Instant::now());
+    rates.behind.clone_from(&last.position);
     let mut sums = Instant::now();
     loop {
         let (read, back) = spawn_blocking(move || (log.read(), log)).await.map_err(|panic| {
@@ -98,7 +99,10 @@ async fn session(path: &Path, stream: &AuditStream, once: bool, told: &mut u64) 
             let Some(denial) = parse(&text) else { continue };
             rates.behind = Some(end.clone());
             if rates.admit(&denial.caller) {
-                stream.tell(&mut last, event_of(denial), &end).await.map_err(FollowError::Tell)?;
+                stream
+                    .tell(&mut last, event_of(denial), &end, rates.untold)
+                    .await
+                    .map_err(FollowError::Tell)?;
                 *told += 1;
             }
         }
@@ -106,7 +110,9 @@ async fn session(path: &Path, stream: &AuditStream, once: bool, told: &mut u64) 
             sums = Instant::now();
             for (caller, count) in rates.suppressed(once) {
                 let Some(behind) = &rates.behind else { break };
-                stream.tell(&mut last, sum(caller, count), behind).await.map_err(FollowError::Tell)?;
+                let left = rates.untold.saturating_sub(count);
+                stream.tell(&mut last, sum(caller, count), behind, left).await.map_err(FollowError::Tell)?;
+                rates.untold = left;
             }
         }
         if end && once {
@@ -122,13 +128,18 @@ async fn session(path: &Path, stream: &AuditStream, once: bool, told: &mut u64) 
 struct Rates {
     shares: Shares<(Option<String>, Option<String>)>,
     all: Bucket,
+    /// What was counted and not told yet.
+    untold: u64,
     /// The place behind the last denial that was looked at.
     behind: Option<Position>,
 }
 
 impl Rates {
-    fn new(now: Instant) -> Self {
-        Self { shares: Shares::new(OF_ONE, now), all: Bucket::new(OF_ALL, now), behind: None }
+    /// `untold` were counted before; by whom they were is not known any more.
+    fn new(untold: u64, now: Instant) -> Self {
+        let mut shares = Shares::new(OF_ONE, now);
+        shares.crowd().suppress(untold);
+        Self { shares, all: Bucket::new(OF_ALL, now), untold, behind: None }
     }
 
     /// Whether a denial may be told; if not, it was counted.
@@ -140,6 +151,7 @@ impl Rates {
         let admitted = own.admit(now) && self.all.admit(now);
         if !admitted {
             own.suppress(1);
+            self.untold += 1;
         }
         admitted
     }

@@ -42,6 +42,8 @@ pub struct Last {
     stream_seq: u64,
     /// How far the log was read for it.
     pub(super) position: Option<Position>,
+    /// What was counted up to there and not told.
+    pub(super) untold: u64,
 }
 
 /// An event did not get into the stream, as far as is known.
@@ -90,11 +92,12 @@ impl AuditStream {
             match stream.direct_get_last_for_subject(self.subject(kind)).await {
                 Ok(message) if message.sequence > last.stream_seq => {
                     let event: AuditEvent = codec::decode(&message.payload).map_err(TellError::Strange)?;
-                    let position = message.headers.get(headers::LOG_POSITION);
+                    let header = |name| message.headers.get(name).map(|value| value.as_str());
                     last = Last {
                         seq: event.seq,
                         stream_seq: message.sequence,
-                        position: position.and_then(|position| position.as_str().parse().ok()),
+                        position: header(headers::LOG_POSITION).and_then(|text| text.parse().ok()),
+                        untold: header(headers::LOG_UNTOLD).and_then(|text| text.parse().ok()).unwrap_or(0),
                     };
                 }
                 Ok(_) => {}
@@ -105,11 +108,17 @@ impl AuditStream {
         Ok(last)
     }
 
-    /// Stores an event behind `last`, which it then is.
+    /// Stores an event behind `last`, which it then is. Of what stands `behind` it, `untold` denials were only counted.
     ///
     /// # Errors
     /// [`TellError`]: whether it is stored, [`AuditStream::last`] tells.
-    pub async fn tell(&self, last: &mut Last, told: Told, behind: &Position) -> Result<(), TellError> {
+    pub async fn tell(
+        &self,
+        last: &mut Last,
+        told: Told,
+        behind: &Position,
+        untold: u64,
+    ) -> Result<(), TellError> {
         let seq = last.seq + 1;
         let subject = self.subject(told.kind);
         let event = self.event(told, seq);
@@ -124,6 +133,7 @@ impl AuditStream {
             (ce::DATACONTENTTYPE, codec::MSGPACK.to_owned()),
             (headers::CONTENT_TYPE, codec::MSGPACK.to_owned()),
             (headers::LOG_POSITION, behind.to_string()),
+            (headers::LOG_UNTOLD, untold.to_string()),
             (EXPECTED_SUBJECT, self.subjects.bus_audit(&self.server)),
         ] {
             headers.insert(name, value.as_str());
@@ -140,7 +150,7 @@ impl AuditStream {
             PublishErrorKind::WrongLastSequence => TellError::Overtaken,
             _ => TellError::Publish(failure),
         })?;
-        *last = Last { seq, stream_seq: stored.sequence, position: Some(behind.clone()) };
+        *last = Last { seq, stream_seq: stored.sequence, position: Some(behind.clone()), untold };
         Ok(())
     }
 

@@ -134,8 +134,12 @@ fn line(event: &AuditEvent) -> String {
     let at = time::rfc3339(event.time_unix_ms);
     let head = format!("{at}  {} #{:<4} {:<10}", event.reporter, event.seq, event.kind.as_str());
     if event.kind == AuditKind::Suppressed {
-        let of = event.namespace.as_ref().map_or("the host", Token::as_str);
-        return format!("{head} {} more of {of} were not told", event.count);
+        let of = match (&event.namespace, &event.caller.user) {
+            (Some(ns), _) => format!(" of {ns}"),
+            (None, Some(_)) => format!(" by {}", who(event)),
+            (None, None) => String::new(),
+        };
+        return format!("{head} {} more{of} were not told", event.count);
     }
     let mut line = format!("{head} {}", who(event));
     let mut add = |text: &str| {
