@@ -21,7 +21,15 @@ pub async fn page(path: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
-/// The value of a metric without labels, such as `drover_streams`.
+/// Whether the metrics say that an alarm lasts.
+///
+/// # Panics
+/// They do not know the alarm.
+pub async fn alarm_lasts(alarm: &str) -> bool {
+    metric(&format!("drover_alarm{{alarm=\"{alarm}\"}}")).await == 1
+}
+
+/// The value of a metric, such as `drover_streams`, with its labels if it has some.
 ///
 /// # Panics
 /// The page has no such metric.

@@ -7,6 +7,7 @@ use async_nats::jetstream::{self, stream::DiscardPolicy};
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::{ChangeReply, LookupReply};
 use drover_schemas::{ErrorBody, ErrorCode, RequestId};
+use drover_tests::admin::{ADMIN, alarm_lasts, metric};
 use drover_tests::client::{Bus, Failure, refused};
 use drover_tests::events::{alarm, log};
 use drover_tests::flood::{self, Flood};
@@ -236,7 +237,13 @@ fn a_flood_of_one_tenant_leaves_others_unharmed_and_memory_bounded() {
 
 #[test]
 fn requests_that_are_lost_are_an_alarm_that_ends() {
-    run("requests_that_are_lost_are_an_alarm_that_ends", Options::default(), async |world| {
+    run("requests_that_are_lost_are_an_alarm_that_ends", Options::down(), async |world| {
+        let mut config = world.config();
+        config["admin"] = json!({"listen": ADMIN});
+        world.configure(&config);
+        world.start_nats().await;
+        world.start();
+        world.ready().await;
         let bus = world.bus.clone();
         bus.up("web").await;
         let daemon = Pid::from_raw(i32::try_from(world.daemon_id().unwrap()).unwrap());
@@ -259,6 +266,7 @@ fn requests_that_are_lost_are_an_alarm_that_ends() {
         })
         .await;
         assert!(lost.message.contains("repeat"), "{lost:?}");
+        assert!(alarm_lasts("slow_consumer").await && metric("drover_bus_slow_consumers").await > 0);
         alarm(&bus, "slow_consumer", |event| event.details["phase"] == "begin").await;
         bus.status("web").await.unwrap();
         let over = async || {
@@ -266,6 +274,7 @@ fn requests_that_are_lost_are_an_alarm_that_ends() {
             host.alarms.iter().all(|alarm| alarm.alarm != "slow_consumer").then_some(())
         };
         until_within(Duration::from_secs(90), "the alarm is over", over).await;
+        assert!(!alarm_lasts("slow_consumer").await);
         alarm(&bus, "slow_consumer", |event| event.details["phase"] == "end").await;
     });
 }
@@ -286,6 +295,7 @@ fn an_outbox_that_fills_refuses_changes_but_no_ends_and_tells() {
     run(test, Options::down(), async |world| {
         let mut config = world.config();
         config["events"] = json!({"outbox": "48KiB"});
+        config["admin"] = json!({"listen": ADMIN});
         world.configure(&config);
         world.start_nats().await;
         world.start();
@@ -313,6 +323,7 @@ fn an_outbox_that_fills_refuses_changes_but_no_ends_and_tells() {
         })
         .await;
         assert!(host.outbox_percent > 80 && host.outbox > 0, "{host:?}");
+        assert!(alarm_lasts("outbox_filling").await && metric("drover_outbox_fill_percent").await > 80);
         // What is asked for still, and what comes to an end.
         assert_eq!(bus.status("web").await.unwrap().vm_id, vm.vm_id);
         bus.change_with("web", "stop", json!({"force": true})).await.unwrap();
@@ -322,6 +333,7 @@ fn an_outbox_that_fills_refuses_changes_but_no_ends_and_tells() {
             bus.host().await.ok().filter(|host| host.outbox == 0 && host.alarms.is_empty())
         });
         logs.await;
+        assert!(!alarm_lasts("outbox_filling").await);
         assert!(log(&bus).await[&vm.vm_id].len() > 20);
         alarm(&bus, "outbox_filling", |event| event.details["phase"] == "end").await;
         bus.change("web", "start").await.unwrap();

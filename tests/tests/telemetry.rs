@@ -1,13 +1,21 @@
 //! What an operator sees of a host from outside: traces from a request to its effect, metrics, health, logs.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use drover_schemas::RequestId;
 use drover_schemas::body::guest::ExecReply;
 use drover_schemas::body::vm::ChangeReply;
-use drover_tests::admin::{ADMIN, page};
+use drover_tests::admin::{ADMIN, alarm_lasts, page};
+use drover_tests::client::Bus;
 use drover_tests::collector::{Collector, Span};
+use drover_tests::events::alarm;
+use drover_tests::relay::Relay;
 use drover_tests::wait::until;
-use drover_tests::world::{Options, World, run};
+use drover_tests::world::{Options, URL, World, run};
+use futures_util::StreamExt as _;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 const COLLECTOR: &str = "127.0.0.1:4318";
@@ -128,5 +136,74 @@ fn logs_are_lines_of_json_in_a_file_that_is_rotated() {
         assert!(state["timestamp"].is_string() && state["level"] == "INFO", "{state}");
         let span = state["spans"].as_array().unwrap().iter().find(|s| s["name"] == "vm").unwrap();
         assert_eq!((span["vm_id"].as_str(), span["vm"].as_str()), (Some(&*vm.vm_id.to_string()), Some("a")));
+    });
+}
+
+/// What hosts ask of the stream of events, and where it goes instead.
+const INFO: &str = "$JS.API.STREAM.INFO.DROVER_EVENTS";
+const ELSEWHERE: &str = "test.stream.info";
+
+/// Answers for a server whose clock is so many milliseconds ahead of the real one's.
+async fn other_clock(bus: &Bus) -> Arc<AtomicI64> {
+    let ahead_ms = Arc::new(AtomicI64::new(0));
+    let (nats, ahead) = (bus.nats.clone(), Arc::clone(&ahead_ms));
+    let mut asked = nats.subscribe(ELSEWHERE).await.unwrap();
+    nats.flush().await.unwrap();
+    tokio::spawn(async move {
+        while let Some(message) = asked.next().await {
+            let Ok(answer) = nats.request(INFO, message.payload).await else { continue };
+            let mut answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+            if let Some(at) = answer["ts"].as_str() {
+                let at: Timestamp = at.parse().unwrap();
+                answer["ts"] =
+                    (at + SignedDuration::from_millis(ahead.load(Ordering::Relaxed))).to_string().into();
+            }
+            nats.publish(message.reply.unwrap(), answer.to_string().into()).await.unwrap();
+        }
+    });
+    ahead_ms
+}
+
+#[test]
+fn a_clock_that_is_off_is_an_alarm_that_ends() {
+    run("a_clock_that_is_off_is_an_alarm_that_ends", Options::down(), async |world| {
+        world.start_nats().await;
+        let ahead_ms = other_clock(&world.bus).await;
+        let way = Relay::start("127.0.0.1:4302", URL).await;
+        way.rule(|mut publication| {
+            if publication.subject == INFO {
+                ELSEWHERE.clone_into(&mut publication.subject);
+            }
+            vec![publication]
+        });
+        let mut config = world.config();
+        config["bus"]["urls"] = json!([way.url]);
+        config["admin"] = json!({"listen": ADMIN});
+        world.configure(&config);
+        world.start();
+        world.ready().await;
+        let bus = world.bus.clone();
+        let info = async |is: &dyn Fn(i64, bool) -> bool| {
+            let host = bus.host().await.ok()?;
+            let lasts = host.alarms.iter().any(|alarm| alarm.alarm == "clock_offset");
+            host.clock_offset_ms.filter(|offset| is(*offset, lasts))
+        };
+        until("the clocks agree", async || info(&|_, lasts| !lasts).await).await;
+        assert!(!alarm_lasts("clock_offset").await);
+
+        ahead_ms.store(-5_000, Ordering::Relaxed);
+        let offset = until("the alarm lasts", async || info(&|_, lasts| lasts).await).await;
+        assert!(offset > 1_000, "{offset} ms");
+        assert!(alarm_lasts("clock_offset").await);
+        let metrics = page("/metrics").await.1;
+        let seconds = metrics.lines().find_map(|line| line.strip_prefix("drover_clock_offset_seconds "));
+        assert!(seconds.is_some_and(|seconds| seconds.parse::<f64>().unwrap() > 1.0), "{seconds:?}");
+        let begun = alarm(&bus, "clock_offset", |event| event.details["phase"] == "begin").await;
+        assert!(begun.details["value"].parse::<i64>().unwrap() > 1_000, "{begun:?}");
+
+        ahead_ms.store(0, Ordering::Relaxed);
+        until("the alarm is over", async || info(&|_, lasts| !lasts).await).await;
+        assert!(!alarm_lasts("clock_offset").await);
+        alarm(&bus, "clock_offset", |event| event.details["phase"] == "end").await;
     });
 }

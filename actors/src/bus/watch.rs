@@ -219,12 +219,6 @@ pub async fn run(services: Shared) {
 fn note(services: &Shared, look: &StreamLook, readers: &BTreeMap<String, Reader>) {
     let behind = readers.values().filter(|reader| reader.unread > 0).count() as u64;
     services.metrics.readers_behind.set(behind);
-    if let Some(offset) = look.clock_offset_ms {
-        services.metrics.clock_offset.set(offset as f64 / 1e3);
-        // What the way there and back may have added does not count.
-        services.alarms.note(&CLOCK, offset.unsigned_abs().saturating_sub(look.round_trip_ms.div_ceil(2)));
-    }
-    services.alarms.note(&COMPRESSED, look.compressed.into());
     let log = EventLog {
         stream: services.events_stream.clone(),
         max_age_ms: look.max_age_ms,
@@ -237,7 +231,14 @@ fn note(services: &Shared, look: &StreamLook, readers: &BTreeMap<String, Reader>
         readers_behind: behind,
         seen_unix_ms: now_ms(),
     };
+    // Whoever is told of an alarm finds the value that it is about.
     services.seen.note(log, look.clock_offset_ms);
+    if let Some(offset) = look.clock_offset_ms {
+        services.metrics.clock_offset.set(offset as f64 / 1e3);
+        // What the way there and back may have added does not count.
+        services.alarms.note(&CLOCK, offset.unsigned_abs().saturating_sub(look.round_trip_ms.div_ceil(2)));
+    }
+    services.alarms.note(&COMPRESSED, look.compressed.into());
 }
 
 fn raise(services: &Shared, finding: &Finding) {

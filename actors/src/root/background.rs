@@ -151,12 +151,12 @@ async fn gauges(parts: Arc<Parts>) {
         metrics.bus_connected.set(i64::from(bus.state.borrow().connected));
         metrics.stream_windows.set(services.streams.budget.used_bytes());
         let slow = services.lanes.slow_consumers().await;
+        metrics.slow_consumers.set(i64::try_from(slow).unwrap_or(i64::MAX));
         alarms.note(&SLOW_CONSUMER, lost.lately(slow, Instant::now()));
         let fill = services.journal.outbox_percent().into();
         metrics.outbox_fill.set(fill);
         alarms.note(&OUTBOX, fill);
         quotas.set(metrics, &router.namespace_uses());
-        metrics.slow_consumers.set(i64::try_from(slow).unwrap_or(i64::MAX));
         metrics.outbox_events.set(i64::try_from(services.journal.outbox_used().0).unwrap_or(i64::MAX));
         let published = services.egress.counters().published.load(std::sync::atomic::Ordering::Relaxed);
         metrics.events_published.set(published);
