@@ -22,6 +22,8 @@ use servers::Servers;
 
 /// How many hosts and how many servers.
 pub const SIZE: usize = 3;
+/// The labels that each host has.
+pub const LABELS: [&[&str]; SIZE] = [&["left"], &["left", "right"], &["right"]];
 /// How long the parts may take to find each other: servers elect leaders for each stream.
 const ASSEMBLY: Duration = Duration::from_secs(120);
 
@@ -85,6 +87,8 @@ impl Cluster {
             host.urls.clone_from(&urls);
             let mut config = host.config();
             config["events"] = json!({"replicas": SIZE});
+            config["labels"] =
+                LABELS[number].iter().map(|label| ((*label).to_owned(), json!("yes"))).collect();
             // VMMs that start while everything else does not fail for want of a processor.
             config["vmm"]["ready_timeout_ms"] = json!(60_000);
             host.configure(&config);

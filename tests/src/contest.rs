@@ -8,6 +8,7 @@ mod client;
 mod end;
 mod faults;
 pub mod history;
+mod places;
 mod watch;
 
 use std::cell::{Cell, RefCell};
@@ -108,6 +109,7 @@ pub async fn check(cluster: &mut Cluster, records: &[Record], looks: &[Look], ta
     let told = events::read(&cluster.bus).await;
     let mut problems = history::judge(records, &told);
     problems.extend(watch::judge(looks, &told));
+    problems.extend(places::judge(records));
     let tally = Tally {
         requests: records.len(),
         repetitions: records.iter().map(|record| record.outcomes().count() - 1).sum(),

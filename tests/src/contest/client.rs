@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::history::{Outcome, Record};
+use super::places;
 use crate::client::{Bus, Failure};
 use crate::soak::{Model, Op};
 use crate::wait::{pass, patience_factor};
@@ -173,7 +174,10 @@ async fn is_paused(bus: &Bus, name: &str) -> bool {
 async fn attempt(bus: &Bus, asked: &Asked) -> Result<Outcome, Failure> {
     let Asked { id, name, op } = asked;
     let (tail, body) = match op {
-        Op::Create => ("vm.create".to_owned(), json!({"name": name, "wait": "agent"})),
+        Op::Create => {
+            let spec = json!({"placement": {"labels": places::asked(name)}});
+            ("vm.create".to_owned(), json!({"name": name, "wait": "agent", "spec": spec}))
+        }
         Op::Start => (format!("vm.{name}.start"), json!({"wait": "agent"})),
         Op::Stop => (format!("vm.{name}.stop"), json!({"force": true})),
         Op::Exec => (format!("vm.{name}.guest.exec"), command(*id)),

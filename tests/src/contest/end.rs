@@ -14,6 +14,7 @@ use tokio::process::Command;
 
 use super::client::lines;
 use super::history::{Outcome, Record};
+use super::places;
 use crate::client::Bus;
 use crate::cluster::Cluster;
 use crate::events::Logs;
@@ -134,6 +135,9 @@ async fn journal(
     for row in &rows {
         if living.get(&row.name) != Some(&(row.vm_id, row.state)) {
             problems.push(format!("{name} has {row:?}, the log {:?}", living.get(&row.name)));
+        }
+        if !places::may_be_on(&row.name, name) {
+            problems.push(format!("{name} has {row:?} without the label"));
         }
         let claim = claims.remove(&row.name);
         let agrees = claim.as_ref().is_some_and(|claim| {
