@@ -384,12 +384,14 @@ fn readers_that_stop_cost_their_windows_and_no_more() {
         Stream::open(&bus, "vm.a.guest.exec", &body).await.unwrap().cancel().await;
         // The agent of a guest of processes has this kernel's word for its memory.
         let agent = async || {
-            let script = r#"for pid in $(ls /proc | grep '^[0-9]' | sort -n); do
+            let script = r"for pid in $(ls /proc | grep '^[0-9]' | sort -n); do
                 tr '\0' '\n' < /proc/$pid/cmdline | head -n 1 | grep -q 'drover-agent$' || continue
-                exec awk '$1 == "VmRSS:" { print $2 }' /proc/$pid/status
-            done"#;
-            let kib = exec(&bus, &["sh", "-c", script]).await.stdout.unwrap();
-            String::from_utf8_lossy(kib.as_slice()).trim().parse::<u64>().unwrap()
+                exec grep VmRSS /proc/$pid/status
+            done";
+            let line = exec(&bus, &["sh", "-c", script]).await.stdout.unwrap();
+            let line = String::from_utf8_lossy(line.as_slice()).into_owned();
+            let kib = line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
+            kib.unwrap_or_else(|| panic!("no memory of the agent in {line:?}"))
         };
         let (before, agent_before) = (resident(), agent().await);
         let mut streams = Vec::new();
