@@ -3,6 +3,9 @@
 #
 #   tests/run.sh [SUITE…] [--budget SECONDS] [--seed NUMBER] [--size MIB]
 #
+# Every message that a host says or hears in the suites e2e to soak is held against the published contract
+# (schemas/asyncapi.json); at the end stands how many of which kind there were, and which kinds none has shown.
+#
 # Suites (default: unit wire e2e faults death bus agent images network):
 #   unit         formatting, lints, licences, and the tests beside the code
 #   wire         the contract in another language: golden bytes read by Python
@@ -57,6 +60,9 @@ export RUST_BACKTRACE=0
 unset RUST_LOG
 LOGS=$CACHE/logs
 rm -rf "$LOGS" && mkdir -p "$LOGS"
+# What the observers of hosts have counted.
+export DROVER_SEEN=$LOGS/seen
+mkdir "$DROVER_SEEN"
 # What the tests make lies here and nowhere else.
 export TMPDIR=${TMPDIR:-/tmp}
 
@@ -304,6 +310,11 @@ if wants bench; then
     # Numbers are for reading, not for passing: the step fails only if one could not be measured.
     step bench "drover beside its limits" deploy/bench.sh
     cat "$LOGS/bench-drover-beside-its-limits.log"
+fi
+
+if [ -n "$(ls -A "$DROVER_SEEN")" ]; then
+    printf '\nmessages seen, and held against the published contract:\n'
+    tests/seen.py "$DROVER_SEEN"
 fi
 
 printf '\n%-12s %-34s %-8s %7s  %s\n' suite what result time ''

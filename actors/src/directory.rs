@@ -15,10 +15,12 @@ use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, VmId};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::bus::claims::NameKey;
+use crate::bus::connect::caught_up;
 use crate::chain;
 use crate::guest::GuestIds;
 use crate::journal::VmRow;
@@ -30,7 +32,7 @@ use crate::vm::message::VmMsg;
 /// How long a subscription that ends waits for each message that is on its way.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// How long a create waits until its VM can be asked.
+/// How long a create waits until its VM can be asked, and a delete until nobody asks any more.
 const HEARD: Duration = Duration::from_secs(2);
 
 /// Where a VM is found.
@@ -56,6 +58,8 @@ pub struct Slot {
     gone: CancellationToken,
     /// There is a subscription.
     served: AtomicBool,
+    /// There is none any more, and the server knows.
+    unheard: CancellationToken,
 }
 
 impl Slot {
@@ -79,6 +83,15 @@ impl Slot {
             guest_ids: Mutex::default(),
             gone: CancellationToken::new(),
             served: AtomicBool::new(false),
+            unheard: CancellationToken::new(),
+        }
+    }
+
+    /// Waits until nothing that is asked of a deleted VM reaches this host any more. Who asks after that hears from the
+    /// server that nobody is there; before, a request could be on its way to a subscription that has ended.
+    pub async fn unheard(&self) {
+        if self.served.load(Ordering::Relaxed) && timeout(HEARD, self.unheard.cancelled()).await.is_err() {
+            warn!(vm_id = %self.vm_id, "the bus does not know yet that a VM is gone");
         }
     }
 
@@ -198,7 +211,7 @@ impl Directory {
         let bus = services.lanes.of(&row.namespace).await;
         // The first VM of a namespace may have a connection that is only being made.
         let heard = async { (bus.connected().await, bus.client.flush().await) };
-        if tokio::time::timeout(HEARD, heard).await.is_err() {
+        if timeout(HEARD, heard).await.is_err() {
             warn!(vm_id = %row.vm_id, "the bus does not hear yet what is asked of a VM");
         }
     }
@@ -286,8 +299,10 @@ async fn read(
     }
     // What is on its way already is answered too: an unsubscription alone would lose it.
     if subscriber.drain().await.is_ok() {
-        while let Ok(Some(message)) = tokio::time::timeout(DRAIN, subscriber.next()).await {
+        while let Ok(Some(message)) = timeout(DRAIN, subscriber.next()).await {
             router.accept(&client, message).await;
         }
     }
+    let _ = timeout(HEARD, caught_up(&client)).await;
+    slot.unheard.cancel();
 }

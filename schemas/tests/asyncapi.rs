@@ -20,7 +20,7 @@ use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-/// How the documentation of a reader's catch-all ends; it is never sent.
+/// How the documentation of a reader's catch-all ends. A host says it when it passes on what a newer one said.
 const CATCH_ALL: &str = "that this reader does not know.";
 
 /// The schema of each body, by the name that the verb table uses, and of whatever they hold.
@@ -123,11 +123,11 @@ fn schemas() -> Map<String, Value> {
 /// An enumeration that has a catch-all for its readers gets new values without a new version.
 fn open_enumerations(schema: &mut Value) {
     let Some(values) = schema.get_mut("oneOf").and_then(Value::as_array_mut) else { return };
-    let before = values.len();
-    values.retain(|value| !value["description"].as_str().unwrap_or_default().ends_with(CATCH_ALL));
-    if values.len() < before {
-        schema["x-drover-open"] = true.into();
-    }
+    let is_catch_all =
+        |value: &&mut Value| value["description"].as_str().unwrap_or_default().ends_with(CATCH_ALL);
+    let Some(catch_all) = values.iter_mut().find(is_catch_all) else { return };
+    catch_all["description"] = "A newer value, passed on by a host that is too old to know it.".into();
+    schema["x-drover-open"] = true.into();
 }
 
 /// What is only ever sent to a host has no fields but those that it knows.
@@ -356,8 +356,25 @@ fn header_schemas() -> [(&'static str, Value); 4] {
                     (ce::TIME, json!({"type": "string", "format": "date-time"})),
                     (ce::SUBJECT, text("`<namespace>/<name>`, the namespace, the host, or the server.")),
                     (ce::DATACONTENTTYPE, json!({"const": codec::MSGPACK})),
+                    (headers::CONTENT_TYPE, json!({"const": codec::MSGPACK})),
+                    (
+                        headers::LOG_POSITION,
+                        text("Of `audit.bus` alone: how far the server's log was read for it."),
+                    ),
+                    (
+                        headers::LOG_UNTOLD,
+                        text("Of `audit.bus` alone: denials up to there that no event tells of."),
+                    ),
                 ],
-                &[ce::SPECVERSION, ce::ID, ce::SOURCE, ce::TYPE, ce::TIME],
+                &[
+                    ce::SPECVERSION,
+                    ce::ID,
+                    ce::SOURCE,
+                    ce::TYPE,
+                    ce::TIME,
+                    ce::DATACONTENTTYPE,
+                    headers::CONTENT_TYPE,
+                ],
             ),
         ),
     ]

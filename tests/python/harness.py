@@ -82,6 +82,14 @@ class Host:
         self.nats = None
         self.daemon = None
         self.logs = []
+        # Holds all that the host says and hears against the published contract.
+        self.observer = subprocess.Popen(
+            [f"{self.bins}/observe", f"nats://127.0.0.1:{port}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         self.misbehave = os.path.join(self.folder, "misbehave")
         with open(self.misbehave, "w", encoding="utf-8"):
             pass
@@ -90,7 +98,7 @@ class Host:
             "state_dir": f"{self.folder}/state",
             "run_dir": f"{self.folder}/run",
             "images_dir": os.environ["DROVER_IMAGES"],
-            "bus": {"urls": [f"nats://127.0.0.1:{port}"]},
+            "bus": {"urls": [self.observer.stdout.readline().strip()]},
             "networks": [{"name": "default", "subnet": "10.78.0.0/20"}],
             "vmm": {"path": f"{self.bins}/softvmm", "overhead": "64MiB"},
             "capacity": {"cpu_ratio": 100.0},
@@ -194,6 +202,7 @@ class Host:
         return not left
 
     def end(self):
+        """Takes everything away; fails if a message was not as the contract says."""
         for process in (self.daemon, self.nats):
             if process and process.poll() is None:
                 process.kill()
@@ -212,6 +221,8 @@ class Host:
         for file in self.logs:
             file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        _, deviations = self.observer.communicate()
+        assert self.observer.returncode == 0, deviations
 
 
 class Bus:

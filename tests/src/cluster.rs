@@ -14,9 +14,10 @@ use tempfile::TempDir;
 use crate::client::Bus;
 use crate::netns::apart;
 use crate::node::Node;
+use crate::observer::Observer;
 use crate::programs::Programs;
 use crate::wait::until_within;
-use crate::world::{Options, within};
+use crate::world::{Options, fails, seen, within};
 use net::{Net, Place};
 use servers::Servers;
 
@@ -40,6 +41,7 @@ pub struct Cluster {
     pub buses: Vec<Bus>,
     /// A client of whichever server can be reached.
     pub bus: Bus,
+    observer: Observer,
     _folder: TempDir,
 }
 
@@ -66,10 +68,12 @@ where
             cluster.servers.print_evidence();
             cluster.hosts.iter().for_each(Node::print_evidence);
         }
+        let hosts = seen(&cluster.hosts);
         for host in cluster.hosts {
             host.end().await;
         }
-        result
+        let held = if options.observed { cluster.observer.end(&hosts) } else { Ok(()) };
+        result.and_then(|()| held.map_err(fails))
     });
 }
 
@@ -79,10 +83,10 @@ impl Cluster {
         let folder = tempfile::Builder::new().prefix("dv").tempdir().expect("a folder");
         let net = Net::make((0..SIZE).flat_map(|number| [Place::Server(number), Place::Host(number)]));
         let urls: Vec<String> = (0..SIZE).map(Servers::url).collect();
-        let (mut hosts, mut buses) = (Vec::new(), Vec::new());
+        let (mut hosts, mut buses, observer) = (Vec::new(), Vec::new(), Observer::default());
         for (number, url) in urls.iter().enumerate() {
             let nth = u32::try_from(number).expect("few hosts");
-            let mut host = Node::new(nth, folder.path(), options.clone(), programs.clone());
+            let mut host = Node::new(nth, folder.path(), options.clone(), programs.clone(), observer.clone());
             host.netns = Some(net.namespace(Place::Host(number)).to_owned());
             host.urls.clone_from(&urls);
             let mut config = host.config();
@@ -96,7 +100,7 @@ impl Cluster {
             buses.push(Bus::connect(url).await);
         }
         let servers = Servers::make(&net, SIZE);
-        Self { net, servers, hosts, buses, bus: Bus::connect_to(&urls).await, _folder: folder }
+        Self { net, servers, hosts, buses, bus: Bus::connect_to(&urls).await, observer, _folder: folder }
     }
 
     async fn start(&mut self) {

@@ -12,18 +12,20 @@
 //! | [`cluster`] | three hosts and three servers behind links that can be cut |
 //! | [`collector`] | a receiver of traces |
 //! | [`contest`] | clients that want the same names, while anything fails, and what they were told |
-//! | [`contract`] | messages held against the published contract |
+//! | [`contract`] | the published contract, and what is wrong with a message |
 //! | [`events`] | the log of events, checked as a log |
 //! | [`flood`] | a tenant that asks for far too much |
 //! | [`leak`] | what of a VM is still there |
 //! | [`logins`] | the ways in which a server can ask who connects |
 //! | [`next`] | a host of the next version |
+//! | [`observer`] | all that hosts say and hear, held against the published contract |
 //! | [`printed`] | a bus as `drover bus config` writes it, and its users |
 //! | [`relay`] | a way to the bus that cuts, loses and rewrites |
 //! | [`soak`] | random work, kills, and a model |
 //! | [`stream`] | a client's end of a stream, frame by frame |
 //! | [`traffic`] | what guests send, where to, and what arrives of it |
 //! | [`wait`] | waiting for a level with a deadline |
+//! | [`wire`] | messages cut from the protocol of NATS |
 //!
 //! A test names what it proves, runs its body with [`world::run`], and ends only what it started. Paths
 //! come from `DROVER_BIN_DIR`, `DROVER_AGENT` and `DROVER_IMAGES`, which `tests/run.sh` sets; a test that
@@ -50,6 +52,7 @@ pub mod logins;
 pub mod netns;
 pub mod next;
 pub mod node;
+pub mod observer;
 pub mod printed;
 mod programs;
 pub mod relay;
@@ -58,4 +61,5 @@ pub mod stream;
 pub mod tmux;
 pub mod traffic;
 pub mod wait;
+pub mod wire;
 pub mod world;

@@ -37,8 +37,7 @@ impl NetNs {
     #[must_use]
     pub fn enter() -> Self {
         let this = Self::make();
-        let file = File::open(format!("/run/netns/{}", this.name)).expect("the namespace was just made");
-        setns(&file, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+        go(&this.name);
         CURRENT.set(Some(this.name.clone()));
         this
     }
@@ -67,6 +66,15 @@ impl Drop for NetNs {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
+}
+
+/// Takes this thread into a namespace.
+///
+/// # Panics
+/// It is not there.
+pub(crate) fn go(name: &str) {
+    let file = File::open(format!("/run/netns/{name}")).expect("the namespace is there");
+    setns(&file, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
 }
 
 /// The words before a command that runs in the namespace `name`; the process keeps its id.

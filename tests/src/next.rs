@@ -7,7 +7,7 @@
 use drover_schemas::event::VmEventKind;
 use rmpv::Value;
 
-use crate::relay::Publication;
+use crate::wire::Publication;
 
 /// The version that the host claims to have.
 pub const VERSION: &str = "0.99.0";

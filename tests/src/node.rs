@@ -15,6 +15,7 @@ use tokio::process::{Child, Command};
 
 use crate::client::Bus;
 use crate::leak;
+use crate::observer::Observer;
 use crate::programs::Programs;
 use crate::wait::{patience_factor, until};
 use crate::world::{Options, URL};
@@ -24,7 +25,7 @@ use crate::world::{Options, URL};
 pub struct Node {
     /// Its name on the bus.
     pub name: String,
-    /// Where it finds the bus.
+    /// The servers of its bus; it reaches them over ways of the observer.
     pub urls: Vec<String>,
     /// The network namespace that its daemon is started in, by name; that of the test if left out.
     pub netns: Option<String>,
@@ -32,6 +33,7 @@ pub struct Node {
     pub launcher: Vec<String>,
     options: Options,
     programs: Programs,
+    observer: Observer,
     folder: PathBuf,
     /// What its files and folders end with; empty for the first host.
     suffix: String,
@@ -49,7 +51,13 @@ impl Node {
     /// # Panics
     /// Its files cannot be written.
     #[must_use]
-    pub(crate) fn new(number: u32, folder: &Path, options: Options, programs: Programs) -> Self {
+    pub(crate) fn new(
+        number: u32,
+        folder: &Path,
+        options: Options,
+        programs: Programs,
+        observer: Observer,
+    ) -> Self {
         let suffix = if number == 0 { String::new() } else { (number + 1).to_string() };
         let node = Self {
             name: format!("h{}", number + 1),
@@ -58,6 +66,7 @@ impl Node {
             launcher: Vec::new(),
             options,
             programs,
+            observer,
             folder: folder.to_owned(),
             run: folder.join(format!("r{suffix}")),
             state: folder.join(format!("s{suffix}")),
@@ -88,7 +97,7 @@ impl Node {
             "state_dir": self.state,
             "run_dir": self.run,
             "images_dir": self.programs.images,
-            "bus": {"urls": self.urls},
+            "bus": {"urls": self.ways()},
             "networks": [{"name": "default", "subnet": format!("10.{}.0.0/20", 78 + 2 * self.number)}],
             "vmm": {
                 "path": self.vmm(),
@@ -104,6 +113,12 @@ impl Node {
             config["events"] = json!({"duplicate_window_ms": ms});
         }
         config
+    }
+
+    /// Where the host connects.
+    fn ways(&self) -> Vec<String> {
+        let way = |url: &String| self.observer.way(&self.name, self.netns.as_deref(), url);
+        if self.options.observed { self.urls.iter().map(way).collect() } else { self.urls.clone() }
     }
 
     /// The templates as they are shipped, for guests that take their time to boot.
@@ -256,6 +271,9 @@ impl Node {
     pub async fn kill(&mut self) {
         let mut daemon = self.daemon.take().expect("the daemon runs");
         daemon.kill().await.expect("kill");
+        // As the kernel closes them: nothing is delivered to it any more.
+        until("its connections end", async || (self.observer.connections(&self.name) == 0).then_some(()))
+            .await;
     }
 
     /// Stops the daemon in order.

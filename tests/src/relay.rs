@@ -3,59 +3,17 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::{Buf as _, Bytes, BytesMut};
-use drover_schemas::codec;
-use drover_schemas::stream::StreamFrame;
+use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// As long as a line of the protocol may be; the server takes no longer ones.
-const MAX_LINE: usize = 64 * 1024;
+use crate::wire::{Item, Publication, next};
+
 /// As much as one read takes.
 const READ: usize = 256 * 1024;
-
-/// One message on its way to the server.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Publication {
-    /// Where to.
-    pub subject: String,
-    /// Where answers go.
-    pub reply: Option<String>,
-    /// The block of headers as it is on the wire, with its empty line; none if empty.
-    pub headers: Bytes,
-    /// The body.
-    pub payload: Bytes,
-}
-
-impl Publication {
-    /// The frame of a stream that this is, either way; its reply is none.
-    #[must_use]
-    pub fn frame(&self) -> Option<StreamFrame> {
-        let of_client = self.subject.starts_with("drover.v1.io.");
-        let replies = ["_INBOX", "_R_."].iter().any(|prefix| self.subject.starts_with(prefix));
-        let of_host = replies && self.headers.is_empty();
-        if !of_client && !of_host {
-            return None;
-        }
-        let frame: StreamFrame = codec::decode(&self.payload).ok()?;
-        (frame != StreamFrame::default()).then_some(frame)
-    }
-
-    fn write(&self, out: &mut BytesMut) {
-        let reply = self.reply.as_ref().map(|reply| format!("{reply} ")).unwrap_or_default();
-        let (subject, len) = (&self.subject, self.headers.len() + self.payload.len());
-        let line = match self.headers.len() {
-            0 => format!("PUB {subject} {reply}{len}\r\n"),
-            headers => format!("HPUB {subject} {reply}{headers} {len}\r\n"),
-        };
-        for part in [line.as_bytes(), &self.headers, &self.payload, b"\r\n"] {
-            out.extend_from_slice(part);
-        }
-    }
-}
 
 /// What becomes of a message: what is sent in its place.
 pub type Rule = Box<dyn FnMut(Publication) -> Vec<Publication> + Send>;
@@ -151,7 +109,7 @@ async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Share
         while let Some(item) = next(&mut input) {
             match item {
                 Item::Line(line) => output.extend_from_slice(&line),
-                Item::Publication(publication) => {
+                Item::Message(publication, _) => {
                     let sent = shared.rule.lock().unwrap_or_else(PoisonError::into_inner)(publication);
                     sent.iter().for_each(|publication| publication.write(&mut output));
                 }
@@ -165,63 +123,5 @@ async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Share
         if !matches!(from.read_buf(&mut input).await, Ok(1..)) {
             return;
         }
-    }
-}
-
-enum Item {
-    /// Anything but a message, with its end.
-    Line(Bytes),
-    Publication(Publication),
-}
-
-/// The next whole item, if it is there.
-fn next(input: &mut BytesMut) -> Option<Item> {
-    let end = input.iter().take(MAX_LINE).position(|byte| *byte == b'\n')? + 1;
-    let line = std::str::from_utf8(&input[..end]).expect("the protocol's lines are text");
-    let words: Vec<&str> = line.split_ascii_whitespace().collect();
-    let number = |text: &str| text.parse::<usize>().expect("a length");
-    let (subject, reply, headers, len) = match words[..] {
-        ["PUB", subject, len] => (subject, None, 0, number(len)),
-        ["PUB", subject, reply, len] => (subject, Some(reply), 0, number(len)),
-        ["HPUB", subject, headers, len] => (subject, None, number(headers), number(len)),
-        ["HPUB", subject, reply, headers, len] => (subject, Some(reply), number(headers), number(len)),
-        _ => return Some(Item::Line(input.split_to(end).freeze())),
-    };
-    let (subject, reply) = (subject.to_owned(), reply.map(str::to_owned));
-    if input.len() < end + len + 2 {
-        return None;
-    }
-    input.advance(end);
-    let mut payload = input.split_to(len).freeze();
-    input.advance(2);
-    let headers = payload.split_to(headers);
-    Some(Item::Publication(Publication { subject, reply, headers, payload }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_are_cut_from_the_protocol_and_written_as_they_were() {
-        let text = b"CONNECT {\"a\":1}\r\nSUB a.b 1\r\nPUB a 2\r\nhi\r\nHPUB a r 12 15\r\nNATS/1.0\r\n\r\nabc\r\nPUB b 3\r\nab";
-        let mut input = BytesMut::from(&text[..]);
-        let mut output = BytesMut::new();
-        let mut seen = Vec::new();
-        while let Some(item) = next(&mut input) {
-            match item {
-                Item::Line(line) => output.extend_from_slice(&line),
-                Item::Publication(publication) => {
-                    publication.write(&mut output);
-                    seen.push(publication);
-                }
-            }
-        }
-        assert_eq!(&input[..], b"PUB b 3\r\nab", "what is not whole waits");
-        assert_eq!(output, text[..text.len() - input.len()]);
-        assert_eq!(
-            (&*seen[1].subject, seen[1].reply.as_deref(), &seen[1].payload[..]),
-            ("a", Some("r"), &b"abc"[..])
-        );
     }
 }

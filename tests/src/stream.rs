@@ -2,7 +2,7 @@
 
 use async_nats::{Client, HeaderMap, Message, Subscriber};
 use drover_schemas::blob::Blob;
-use drover_schemas::codec::{self, Format};
+use drover_schemas::codec;
 use drover_schemas::stream::{Channel, StreamFrame, StreamOpened};
 use drover_schemas::{ErrorBody, RequestId, headers};
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -11,7 +11,6 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::client::{Bus, Failure};
-use crate::contract::{self, Side};
 use crate::wait::{PATIENCE, patience_factor};
 
 /// An open stream.
@@ -57,7 +56,6 @@ impl Stream {
             let error: ErrorBody = codec::decode(&reply.payload).expect("an error");
             return Err(Failure::Coded(error));
         }
-        contract::check(&subject, Side::Reply, Format::MsgPack, &reply.payload);
         // Alone, or beside more that the verb says.
         let opened = match codec::decode::<Told>(&reply.payload) {
             Ok(told) => told.stream,
@@ -129,7 +127,6 @@ impl Stream {
     /// None comes, or one that is not as the contract says.
     pub async fn next(&mut self) -> StreamFrame {
         let message = message(&mut self.frames).await;
-        contract::check(&self.opened.io_subject, Side::Message, Format::MsgPack, &message.payload);
         codec::decode(&message.payload).expect("a frame")
     }
 

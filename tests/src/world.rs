@@ -15,6 +15,7 @@ use tokio::process::{Child, Command};
 use crate::client::Bus;
 use crate::netns::apart;
 use crate::node::{Node, signal, spawn};
+use crate::observer::{Observer, goes_without};
 use crate::programs::Programs;
 use crate::wait::{patience_factor, until};
 
@@ -36,6 +37,9 @@ pub struct Options {
     pub misbehaves: bool,
     /// How many hosts there are: `h1`, `h2` and so on.
     pub hosts: u32,
+    /// All that the hosts say and hear is held against the published contract. A test goes without if what it measures
+    /// would be the observer, or if nothing is said.
+    pub observed: bool,
 }
 
 impl Default for Options {
@@ -47,6 +51,7 @@ impl Default for Options {
             started: true,
             misbehaves: false,
             hosts: 1,
+            observed: true,
         }
     }
 }
@@ -80,6 +85,8 @@ pub struct World {
     pub nats_rules: String,
     /// The hosts, `h1` first.
     pub hosts: Vec<Node>,
+    /// Sees all that they say and hear.
+    pub observer: Observer,
     options: Options,
     programs: Programs,
     nats: Option<Child>,
@@ -112,6 +119,9 @@ where
         Ok(programs) => programs,
         Err(reason) => return println!("SKIP {test}: {reason}"),
     };
+    if !options.observed {
+        goes_without(test);
+    }
     apart(async move || live(options, programs, body).await);
 }
 
@@ -135,8 +145,14 @@ where
         println!("the VMs:\n{}", String::from_utf8_lossy(&listed.stdout));
         world.hosts.iter().for_each(Node::print_evidence);
     }
-    world.end().await;
-    result
+    let held = world.end().await;
+    result.and_then(|()| held.map_err(fails))
+}
+
+/// A test fails for this.
+pub(crate) fn fails(reason: String) -> Box<dyn std::any::Any + Send> {
+    println!("{reason}");
+    Box::new(reason)
 }
 
 /// Carries out a test's body, which may take so long; catches its panic.
@@ -153,11 +169,14 @@ impl World {
     async fn new(options: Options, programs: Programs) -> Self {
         // Short: the path of a socket has 108 bytes at most.
         let folder = tempfile::Builder::new().prefix("dv").tempdir().expect("a folder");
-        let node = |number| Node::new(number, folder.path(), options.clone(), programs.clone());
+        let observer = Observer::default();
+        let node =
+            |number| Node::new(number, folder.path(), options.clone(), programs.clone(), observer.clone());
         Self {
             bus: Bus::connect(URL).await,
             nats_rules: String::new(),
             hosts: (0..options.hosts.max(1)).map(node).collect(),
+            observer,
             options,
             programs,
             nats: None,
@@ -168,7 +187,9 @@ impl World {
     /// Adds a host, which is not started yet.
     pub fn add_host(&mut self) -> &mut Node {
         let number = u32::try_from(self.hosts.len()).expect("few hosts");
-        self.hosts.push(Node::new(number, self.folder.path(), self.options.clone(), self.programs.clone()));
+        let (options, programs, observer) =
+            (self.options.clone(), self.programs.clone(), self.observer.clone());
+        self.hosts.push(Node::new(number, self.folder.path(), options, programs, observer));
         &mut self.hosts[number as usize]
     }
 
@@ -249,13 +270,21 @@ impl World {
         }
     }
 
-    /// Ends what was started, by id, and takes the folder's and the kernel's things away.
-    async fn end(mut self) {
+    /// Ends what was started, by id, and takes the folder's and the kernel's things away; says what the observer had
+    /// against what it saw.
+    async fn end(mut self) -> Result<(), String> {
+        let hosts = seen(&self.hosts);
         for host in self.hosts.drain(..) {
             host.end().await;
         }
         if let Some(nats) = self.nats.as_mut() {
             let _ = nats.kill().await;
         }
+        if self.options.observed { self.observer.end(&hosts) } else { Ok(()) }
     }
+}
+
+/// The names of those that an observer has seen, unless they went around it.
+pub(crate) fn seen(hosts: &[Node]) -> Vec<String> {
+    hosts.iter().filter(|host| host.installation().is_some()).map(|host| host.name.clone()).collect()
 }

@@ -189,6 +189,7 @@ fn without_nulls(mut value: Value) -> Value {
 fn a_rejection_is_found_by_the_id_of_its_request() {
     run("a_rejection_is_found_by_the_id_of_its_request", Options::default(), async |world| {
         let (bus, id) = (world.bus.clone(), RequestId::generate());
+        world.observer.expect_malformed("drover.v1.cmd.default.vm.create");
         let mut about = async_nats::HeaderMap::new();
         about.insert(headers::REQUEST_ID, id.to_string().as_str());
         let body = r#"{"name": "web", "spec": {"memroy": 1}}"#;

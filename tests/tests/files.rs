@@ -22,6 +22,16 @@ async fn says(world: &World, args: &[&str]) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
+/// Runs the command line until `then`, and kills it; it has ended, and what it held is free.
+async fn killed(world: &World, args: &[&str], then: impl Future<Output = ()>) {
+    let mut child = world.command(args).spawn().unwrap();
+    tokio::select! {
+        done = child.wait() => panic!("not killed: {done:?}"),
+        () = then => {}
+    }
+    child.kill().await.unwrap();
+}
+
 async fn in_guest(bus: &Bus, script: &str) -> String {
     let body = json!({"argv": ["sh", "-c", script]});
     let reply: ExecReply = bus.ask("vm.web.guest.exec", &body).get().await.unwrap();
@@ -123,11 +133,7 @@ fn a_copy_that_is_killed_goes_on_and_leaves_nothing() {
             })
             .await;
         };
-        let copy = ["vm", "cp", &there, "web:/tmp/data"];
-        tokio::select! {
-            done = world.drover(&copy) => panic!("not killed: {done:?}"),
-            () = some => {}
-        }
+        killed(world, &["vm", "cp", &there, "web:/tmp/data"], some).await;
         assert!(
             !in_guest(&bus, "ls -A /tmp").await.lines().any(|name| name == "data"),
             "whole or not at all"
@@ -140,11 +146,7 @@ fn a_copy_that_is_killed_goes_on_and_leaves_nothing() {
             entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(".part")).count()
         };
         let some = until("some of the file is here", async || (partial() > 0).then_some(()));
-        let copy = ["vm", "cp", "web:/tmp/data", &here];
-        tokio::select! {
-            done = world.drover(&copy) => panic!("not killed: {done:?}"),
-            () = some => {}
-        }
+        killed(world, &["vm", "cp", "web:/tmp/data", &here], some).await;
         assert!(!back.exists());
         says(world, &["vm", "cp", "web:/tmp/data", &here]).await;
         assert_eq!(partial(), 0);

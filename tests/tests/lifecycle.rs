@@ -8,6 +8,7 @@ use drover_schemas::body::guest::{ExecReply, ExecResult};
 use drover_schemas::body::status::AgentState;
 use drover_schemas::body::vm::{ExplainReply, ListReply, LogsReply, LookupReply, ValidateReply};
 use drover_schemas::contract::{ASYNCAPI, ContractReply};
+use drover_schemas::guest::{HealthResult, InfoResult};
 use drover_schemas::state::VmState;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::{Bus, Failure, refused};
@@ -59,6 +60,21 @@ fn a_vm_lives_through_every_verb_and_leaves_nothing() {
         assert!(bus.status("web").await.unwrap_err().may_repeat());
         let found: LookupReply = bus.ask("vm.lookup", &json!({"name": "web"})).get().await.unwrap();
         assert!(matches!(found, LookupReply::Gone { vm_id, .. } if vm_id == vm.vm_id), "{found:?}");
+    });
+}
+
+#[test]
+fn whoever_heard_that_a_vm_is_deleted_hears_that_nobody_is_there() {
+    let test = "whoever_heard_that_a_vm_is_deleted_hears_that_nobody_is_there";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        for number in 0..20 {
+            let name = format!("v{number}");
+            bus.create(&name, json!({})).await.unwrap();
+            bus.change(&name, "delete").await.unwrap();
+            let nobody = bus.status(&name).await;
+            assert!(matches!(nobody, Err(Failure::Nobody)), "{name}: {nobody:?}");
+        }
     });
 }
 
@@ -115,7 +131,7 @@ fn what_is_asked_by_hand_in_json_is_answered_in_json() {
 #[test]
 fn every_bad_request_is_answered_with_a_code_and_has_no_effect() {
     run("every_bad_request_is_answered_with_a_code_and_has_no_effect", Options::default(), async |world| {
-        use ErrorCode::{InvalidArgument, NotFound, Unsupported};
+        use ErrorCode::{GuestError, InvalidArgument, NotFound, Unsupported};
         let bus = &world.bus;
         bus.up("x").await;
         let error = bus.ask("vm.x.paus", &json!({})).refused(Unsupported).await;
@@ -129,6 +145,8 @@ fn every_bad_request_is_answered_with_a_code_and_has_no_effect() {
         let nested = json!({"name": "a", "spec": {"memry": 1}});
         let error = bus.ask("vm.create", &nested).refused(InvalidArgument).await;
         assert!(error.message.contains("memry"), "{error}");
+        exec(bus, "x", &["ln", "-s", "loop", "/root/loop"]).await;
+        bus.ask("vm.x.guest.exec", &json!({"argv": ["/root/loop"]})).refused(GuestError).await;
         // Another version is another subject, where nobody listens.
         let other = bus.ask("drover.v2.cmd.default.vm.list", &json!({})).get::<Value>().await;
         assert!(matches!(other, Err(Failure::Nobody)), "{other:?}");
@@ -179,6 +197,11 @@ fn what_reads_only_tells_how_things_are() {
             !why.findings.is_empty() && !why.history.is_empty() && !why.vmm_command.is_empty(),
             "{why:?}"
         );
+        let guest: InfoResult = bus.ask("vm.a.guest.info", &json!({})).get().await.unwrap();
+        let booted = bus.status("a").await.unwrap().agent.boot_id;
+        assert_eq!((&*guest.os, Some(&guest.boot_id)), ("linux", booted.as_ref()));
+        let health: HealthResult = bus.ask("vm.a.guest.health", &json!({})).get().await.unwrap();
+        assert!(health.cpu_total_ms >= health.cpu_busy_ms && health.cpu_busy_ms > 0, "{health:?}");
         let _: LogsReply = bus.ask("vm.a.logs", &json!({})).get().await.unwrap();
         let _: LogsReply = bus.ask("vm.a.logs", &json!({"source": "vmm"})).get().await.unwrap();
         // The contract is answered and printed as it is published.

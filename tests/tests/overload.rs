@@ -196,7 +196,8 @@ async fn gets(bus: &Bus, mut enough: impl FnMut(usize) -> bool) -> Vec<Duration>
 #[test]
 fn a_flood_of_one_tenant_leaves_others_unharmed_and_memory_bounded() {
     let requests = std::env::var("DROVER_FLOOD").ok().and_then(|text| text.parse().ok()).unwrap_or(40_000);
-    let options = Options { budget: Duration::from_secs(1_200), ..Options::default() };
+    // The requests of all tenants would pass the observer in one queue, and its time is what would be measured.
+    let options = Options { budget: Duration::from_secs(1_200), observed: false, ..Options::default() };
     let test = "a_flood_of_one_tenant_leaves_others_unharmed_and_memory_bounded";
     run(test, options, async move |world| {
         let bus = world.bus.clone();

@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use drover_schemas::ErrorCode;
 use drover_schemas::body::guest::{ExecReply, ExecResult};
 use drover_schemas::body::vm::ChangeReply;
-use drover_schemas::codec::{self, Format};
+use drover_schemas::codec;
 use drover_schemas::stream::{Channel, MAX_CHUNK, MAX_WINDOW, StreamEnd, StreamFrame};
 use drover_tests::admin::{ADMIN, metric};
 use drover_tests::audit;
 use drover_tests::client::{Bus, refused};
-use drover_tests::contract::{self, Side};
-use drover_tests::relay::{Publication, Relay};
+use drover_tests::relay::Relay;
 use drover_tests::stream::Stream;
 use drover_tests::wait::{until, until_within};
+use drover_tests::wire::Publication;
 use drover_tests::world::{Options, URL, World, run};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -43,8 +43,8 @@ async fn start(world: &mut World, change: impl FnOnce(&mut Value)) -> Ways {
         client: Relay::start("127.0.0.1:4301", URL).await,
         host: Relay::start("127.0.0.1:4302", URL).await,
     };
+    world.urls = vec![ways.host.url.clone()];
     let mut config = world.config();
-    config["bus"]["urls"] = json!([ways.host.url]);
     config["admin"] = json!({"listen": ADMIN});
     change(&mut config);
     world.configure(&config);
@@ -183,14 +183,13 @@ fn a_transfer_outlives_the_loss_of_each_connection_and_of_the_server() {
     });
 }
 
-/// Loses, doubles and swaps frames at random, and loses each stream's last frame once; holds all against the contract.
+/// Loses, doubles and swaps frames at random, and loses each stream's last frame once.
 fn lossy(seed: u64, ends: Arc<AtomicU64>) -> impl FnMut(Publication) -> Vec<Publication> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut held: Option<Publication> = None;
     let mut ended = std::collections::HashSet::new();
     move |publication| {
         let Some(frame) = publication.frame() else { return vec![publication] };
-        contract::check("drover.v1.io.default.any", Side::Message, Format::MsgPack, &publication.payload);
         if frame.end.is_some() && ended.insert(publication.subject.clone()) {
             ends.fetch_add(1, Ordering::Relaxed);
             return Vec::new();
@@ -457,9 +456,8 @@ fn percentiles(times: &mut [Duration]) -> (f64, f64) {
 
 #[test]
 fn a_command_answers_while_files_move() {
-    let options = Options { budget: LONG, ..Options::down() };
+    let options = Options { budget: LONG, ..Options::default() };
     run("a_command_answers_while_files_move", options, async |world| {
-        start(world, |config| config["bus"]["urls"] = json!([URL])).await;
         up_with(&world.bus, "a", 1024 * MIB).await;
         let bus = world.bus.clone();
         let mut echo = Echo::open(&bus).await;

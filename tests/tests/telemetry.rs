@@ -176,8 +176,8 @@ fn a_clock_that_is_off_is_an_alarm_that_ends() {
             }
             vec![publication]
         });
+        world.urls = vec![way.url.clone()];
         let mut config = world.config();
-        config["bus"]["urls"] = json!([way.url]);
         config["admin"] = json!({"listen": ADMIN});
         world.configure(&config);
         world.start();

@@ -95,7 +95,9 @@ async fn start(world: &mut World, mode: &str) {
 fn follow(world: &World) -> Child {
     let mut command = Command::new(world.bin("drover"));
     command.args(["bus", "audit"]).arg(world.path("server.log")).args(world.login("watch"));
-    command.env("DROVER_NATS_URL", URL).stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap()
+    // Its events are of the contract too.
+    let url = world.observer.way("watch", None, URL);
+    command.env("DROVER_NATS_URL", url).stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap()
 }
 
 /// Who may look does no more, and who operates VMs is not in their guests.
@@ -242,6 +244,7 @@ async fn roles_hold(world: &mut World, mode: &'static str) {
     let stranger = world.enter("stranger", URL).await;
     subjects_are_tried(&stranger, &mut tried).await;
     let refused = replies_are_tried(world, mode, &stranger, &mut tried).await;
+    world.observer.expect_malformed("drover.v1.cmd.other.vm.create");
     let ids = names_are_tried(&stranger).await;
     let unknown = KeyPair::new_user();
     let intruder = ConnectOptions::with_nkey(unknown.seed().unwrap()).connect(URL).await;

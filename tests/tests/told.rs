@@ -52,6 +52,7 @@ fn a_host_keeps_a_log_of_its_own_over_its_deaths() {
 fn a_refusal_that_nobody_waits_for_is_an_event() {
     run("a_refusal_that_nobody_waits_for_is_an_event", Options::default(), async |world| {
         let bus = world.bus.clone();
+        world.observer.expect_malformed("drover.v1.cmd.default.vm.create");
         let id = RequestId::generate();
         let mut about = async_nats::HeaderMap::new();
         about.insert(headers::REQUEST_ID, id.to_string().as_str());

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use drover_schemas::error::{ErrorBody, ErrorCode};
 use drover_schemas::secret::Secret;
+use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
@@ -218,6 +219,16 @@ impl Bus {
         let mut state = self.state.clone();
         // The sender lives as long as the client; when both are gone nobody waits for an answer.
         let _ = state.wait_for(|s| s.connected).await;
+    }
+}
+
+/// Waits until the server has taken everything that was sent on a connection until now.
+pub async fn caught_up(client: &Client) {
+    // What comes back was sent after all of it.
+    let inbox = client.new_inbox();
+    let Ok(mut back) = client.subscribe(inbox.clone()).await else { return };
+    if client.publish(inbox, bytes::Bytes::new()).await.is_ok() {
+        let _ = back.next().await;
     }
 }
 

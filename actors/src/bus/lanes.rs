@@ -9,11 +9,10 @@ use std::hash::{Hash as _, Hasher as _};
 
 use async_nats::Client;
 use drover_schemas::Token;
-use futures_util::StreamExt as _;
 use tokio::sync::{Mutex, watch};
 use tracing::error;
 
-use super::connect::{Bus, BusConfig, BusState, connect};
+use super::connect::{Bus, BusConfig, BusState, caught_up, connect};
 use crate::chain;
 
 /// Connections for namespaces; what is beyond them shares those that have the fewest.
@@ -86,12 +85,7 @@ impl Lanes {
         let lanes: Vec<Bus> = self.inner.lock().await.lanes.iter().map(|(bus, _)| bus.clone()).collect();
         for bus in lanes.iter().chain([&self.front]) {
             bus.connected().await;
-            // What comes back on a connection was sent after all that was subscribed for there.
-            let inbox = bus.client.new_inbox();
-            let Ok(mut back) = bus.client.subscribe(inbox.clone()).await else { continue };
-            if bus.client.publish(inbox, bytes::Bytes::new()).await.is_ok() {
-                let _ = back.next().await;
-            }
+            caught_up(&bus.client).await;
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     ChangeReply, ChangeRequest, ErrorBody, Request, RequestId, Router, ShutdownRequest, StopRequest, Token,
-    Verb, VmMsg, Wait, interrupted, oneshot, unknown_verb,
+    Verb, VmMsg, Wait, adopting, interrupted, oneshot, unknown_verb,
 };
 use crate::ingress::permits::Permit;
 use crate::vm::actor::{Remembered, remembered};
@@ -59,8 +59,9 @@ pub(super) async fn change(
     permit: Permit,
 ) -> Result<ChangeReply, ErrorBody> {
     let decoded = decode(verb, request)?;
-    let actor = match router.actor(ns, name) {
-        Ok(actor) => actor,
+    let found = router.slot(ns, name).and_then(|slot| Ok((slot.actor().ok_or_else(adopting)?, slot)));
+    let (actor, slot) = match found {
+        Ok(found) => found,
         Err(error) => {
             // A VM that is gone: a delete whose reply was lost comes again.
             let Some(id) = request.request_id else { return Err(error) };
@@ -89,7 +90,11 @@ pub(super) async fn change(
         permit,
     };
     let _ = actor.cast(VmMsg::Change(Box::new(change)));
-    outcome.await.unwrap_or_else(|_| Err(interrupted()))
+    let outcome = outcome.await.unwrap_or_else(|_| Err(interrupted()));
+    if decoded.verb == Verb::Delete && outcome.is_ok() {
+        slot.unheard().await;
+    }
+    outcome
 }
 
 /// A start takes capacity before anything is promised; a VM that is up has it already.

@@ -36,11 +36,13 @@ impl Servers {
             (0..count).map(|n| format!("nats://{}:6222", Place::Server(n).address())).collect();
         for number in 0..count {
             let (address, name) = (Place::Server(number).address(), name(number));
-            // What a partition leaves half open is noticed within seconds.
+            // What a partition leaves half open is noticed within seconds. Hosts have their ways to all servers, and are
+            // not told of others.
             let config = format!(
                 "server_name: {name}\nlisten: \"{address}:4222\"\nping_interval: \"1s\"\nping_max: 2\n\
                  write_deadline: \"2s\"\njetstream {{ store_dir: {:?}, sync_interval: always }}\n\
-                 cluster {{ name: tests, listen: \"{address}:6222\", routes: {routes:?}, ping_interval: \"1s\" }}\n",
+                 cluster {{ name: tests, listen: \"{address}:6222\", routes: {routes:?}, ping_interval: \"1s\", \
+                 no_advertise: true }}\n",
                 folder.path().join(&name)
             );
             fs::write(folder.path().join(format!("{name}.conf")), config).expect("write");
