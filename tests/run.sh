@@ -22,7 +22,7 @@
 #                deadlines, detached ones that outlive the daemon; on real kernels in QEMU's software emulation
 #   images       files into the store of images, to VMs and away; what is refused; a daemon that dies meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
-#                guests, and no guest speaks for another
+#                guests, no guest speaks for another, forwarded ports, and who reaches whom
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
 #   nested       the end-to-end suites with the real Cloud Hypervisor that CLOUD_HYPERVISOR names, on a throw-away

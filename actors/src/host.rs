@@ -17,24 +17,11 @@ use crate::journal::{LeaseRow, Snapshot, UidRow, VmRow};
 use crate::network::{NetworkDef, NicLease, Pool};
 use crate::quota::{self, Quotas};
 
-/// What a host may promise.
-#[derive(Debug, Clone)]
-pub struct Totals {
-    /// Virtual CPUs: physical ones times the overcommit ratio.
-    pub cpus: u64,
-    /// Memory, in bytes, without the host's own share.
-    pub memory_bytes: u64,
-    /// Memory of a VMM beside its guest's, in bytes.
-    pub overhead_bytes: u64,
-    /// First Unix user of the range for VMs.
-    pub first_uid: u32,
-    /// How many users.
-    pub uids: u32,
-    /// Files that the daemon may have open.
-    pub descriptors: u64,
-    /// Room for the disks of VMs, in bytes: what there is times the overcommit ratio.
-    pub disk_bytes: u64,
-}
+mod forwards;
+mod types;
+
+pub use forwards::{Forwards, PortRange};
+pub use types::{Leases, SubnetError, Totals};
 
 /// Files that the daemon has open for itself: journal, bus, firewall, and what starts and stops take.
 const OWN_DESCRIPTORS: u64 = 64;
@@ -50,6 +37,7 @@ pub struct HostState {
     quotas: Arc<Quotas>,
     installation: InstallationId,
     inner: Mutex<Inner>,
+    forwards: Forwards,
     began: Instant,
     draining: AtomicBool,
     /// Counts changes of what is promised.
@@ -97,30 +85,6 @@ pub struct Used {
     pub disk_bytes: u64,
 }
 
-/// Resources of one VM: held by the row from the moment that it is durable.
-#[derive(Debug, Clone)]
-pub struct Leases {
-    /// The VM.
-    pub vm_id: VmId,
-    /// The Unix user.
-    pub uid: u32,
-    /// Interfaces with their addresses.
-    pub nics: Vec<NicLease>,
-}
-
-/// The host's networks cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("network {network}: the subnet {subnet} cannot be used")]
-pub struct SubnetError {
-    /// The network.
-    pub network: Token,
-    /// Its subnet.
-    pub subnet: Ipv4Net,
-    /// Why.
-    #[source]
-    pub source: crate::network::lease::PoolError,
-}
-
 impl HostState {
     /// Restores what the journal says is held. VMs whose VMM runs are counted when they are adopted.
     ///
@@ -153,7 +117,12 @@ impl HostState {
         }
         inner.vms = snapshot.vms.len() as u64;
         inner.held = snapshot.vms.iter().map(|row| (row.vm_id, held(&row.namespace, &row.spec))).collect();
+        let forwards = Forwards::new(totals.forward_ports);
+        for row in &snapshot.vms {
+            forwards.restore(&row.namespace, row.vm_id, &row.spec.nics);
+        }
         Ok(Self {
+            forwards,
             totals,
             quotas,
             installation,
@@ -174,6 +143,11 @@ impl HostState {
     pub fn set_draining(&self, on: bool) {
         self.draining.store(on, Ordering::Relaxed);
         self.changed();
+    }
+
+    /// Whether any port may be forwarded here.
+    pub const fn forwards_ports(&self) -> bool {
+        self.totals.forward_ports.is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -274,6 +248,7 @@ impl HostState {
         let mut inner = self.lock();
         inner.vms += 1;
         inner.held.insert(vm_id, held(namespace, spec));
+        self.forwards.restore(namespace, vm_id, &spec.nics);
     }
 
     /// Gives back what was set aside for a VM without a row.
@@ -308,6 +283,7 @@ impl HostState {
         if wanted > left {
             return Err(exhausted("bytes of disk", left, wanted, "delete a VM"));
         }
+        self.forwards.claim(namespace, vm_id, &spec.nics)?;
         let mut leased = Vec::new();
         for (index, nic) in spec.nics.iter().enumerate() {
             match inner.address(&nic.network, now) {
@@ -317,12 +293,14 @@ impl HostState {
                 }
                 Err(error) => {
                     inner.free_addresses(&leased, now, Duration::ZERO);
+                    self.forwards.release(vm_id);
                     return Err(error);
                 }
             }
         }
         let Some(uid) = inner.uid(&self.totals, now) else {
             inner.free_addresses(&leased, now, Duration::ZERO);
+            self.forwards.release(vm_id);
             return Err(ErrorBody::new(
                 ErrorCode::ResourceExhausted,
                 format!(
@@ -343,6 +321,7 @@ impl HostState {
         let mut inner = self.lock();
         inner.free_addresses(&leases.nics, now, Duration::ZERO);
         inner.uids.remove(&leases.uid);
+        self.forwards.release(leases.vm_id);
         inner.held.remove(&leases.vm_id);
         inner.vms = inner.vms.saturating_sub(1);
     }
@@ -351,6 +330,7 @@ impl HostState {
     pub fn release(&self, row: &VmRow, quarantine: Duration) {
         let now = self.began.elapsed();
         let mut inner = self.lock();
+        self.forwards.release(row.vm_id);
         inner.runtime.remove(&row.vm_id);
         inner.held.remove(&row.vm_id);
         inner.free_addresses(&row.nics, now, quarantine);

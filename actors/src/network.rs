@@ -7,6 +7,7 @@
 
 pub mod actor;
 pub mod findings;
+pub mod forward;
 pub mod known;
 pub mod lease;
 pub mod link;

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use drover_schemas::body::host::Orphan;
+use drover_schemas::body::spec::ResolvedSpec;
 use drover_schemas::id::InstallationId;
 use drover_schemas::{Token, VmId};
 
@@ -19,6 +20,7 @@ use crate::hypervisor::pidfd::env_value;
 use crate::hypervisor::process::{ENV_INSTALLATION, ENV_VM_ID, LaunchRecord};
 use crate::hypervisor::run_dir::RunRoot;
 use crate::journal::{LeaseRow, Snapshot, UidRow};
+use crate::network::forward::read_all;
 use crate::network::{NicLease, VmNet};
 
 /// Every VM with a process on this machine that is not one of `known`. Reads `/proc`: blocks.
@@ -70,7 +72,10 @@ pub fn hold(root: &RunRoot, orphans: &[Orphan], snapshot: &mut Snapshot) {
 pub fn nets(root: &RunRoot, orphans: &[Orphan]) -> Vec<VmNet> {
     let net = |orphan: &Orphan| {
         let record = record_of(root, orphan.installation, orphan.vm_id)?;
-        Some(VmNet { vm_id: orphan.vm_id, uid: record.uid, nics: nics(&record) })
+        let spec = record.import.get("spec").cloned().unwrap_or_default();
+        let spec: Option<ResolvedSpec> = serde_json::from_value(spec).ok();
+        let forwards = spec.and_then(|spec| read_all(&spec.nics).ok()).unwrap_or_default();
+        Some(VmNet { vm_id: orphan.vm_id, uid: record.uid, nics: nics(&record), forwards })
     };
     orphans.iter().filter(|orphan| orphan.ours).filter_map(net).collect()
 }

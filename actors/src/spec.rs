@@ -12,6 +12,8 @@ use drover_schemas::body::spec::{
 use drover_schemas::size::ByteSize;
 use drover_schemas::{ErrorBody, ErrorCode, Token};
 
+use crate::network::forward::read_all;
+
 /// The least memory that a guest boots with.
 pub const MIN_MEMORY: ByteSize = ByteSize::mib(64);
 /// The most memory of one VM.
@@ -221,6 +223,7 @@ pub fn resolve(
     if nics.len() > MAX_NICS {
         return Err(invalid("spec.nics", format!("at most {MAX_NICS} interfaces")));
     }
+    read_all(&nics)?;
     let disks = disks
         .into_iter()
         .enumerate()

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use drover_actors::bus::connect::BusConfig;
+use drover_actors::host::PortRange;
 use drover_actors::hypervisor::launcher::LauncherChoice;
 use drover_actors::network::NetworkDef;
 use drover_schemas::Token;
@@ -143,6 +144,8 @@ pub struct CapacityConfig {
     pub uids: u32,
     /// How long addresses and users rest after use, in seconds.
     pub quarantine_s: u64,
+    /// Ports of the host that VMs may have forwarded, as `first-last`; none if left out.
+    pub forward_ports: Option<PortRange>,
 }
 
 /// Commands, consoles and files that clients have open.
@@ -258,6 +261,7 @@ impl Default for CapacityConfig {
             first_uid: 200_000,
             uids: 10_000,
             quarantine_s: 60,
+            forward_ports: None,
         }
     }
 }

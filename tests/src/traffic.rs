@@ -26,6 +26,9 @@ pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// The address of who is outside.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
+/// How long somebody who answers may take; who does not is waited for as long.
+const MOMENT: Duration = Duration::from_secs(3);
+
 /// Sends frames in rounds, each kind once, the guest's own last. Arguments: MAC, address, gateway, a foreign address.
 const SPEAKER: &str = r#"
 import socket, struct, sys, time
@@ -74,6 +77,36 @@ while data := s.recv(4096):
     s.sendall(data)
 "#;
 
+/// Says its name and what it hears to whoever connects or sends a datagram. Arguments: name, port.
+const SERVER: &str = r#"
+import selectors, socket, sys
+name, port = sys.argv[1].encode(), int(sys.argv[2])
+tcp = socket.create_server(("0.0.0.0", port))
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind(("0.0.0.0", port))
+s = selectors.DefaultSelector()
+for each in (tcp, udp):
+    s.register(each, selectors.EVENT_READ)
+while True:
+    for key, _ in s.select():
+        if key.fileobj is udp:
+            said, who = udp.recvfrom(4096)
+            udp.sendto(name + said, who)
+        elif key.fileobj is tcp:
+            line, _ = tcp.accept()
+            s.register(line, selectors.EVENT_READ)
+            line.sendall(name)
+        else:
+            try:
+                said = key.fileobj.recv(4096)
+                key.fileobj.sendall(said)
+            except OSError:
+                said = b""
+            if not said:
+                s.unregister(key.fileobj)
+                key.fileobj.close()
+"#;
+
 /// A namespace that the host reaches by a link, as a network outside.
 #[derive(Debug)]
 pub struct Outside {
@@ -119,23 +152,6 @@ impl Outside {
     pub fn listen(&self) -> TcpListener {
         self.within(|| TcpListener::bind((OUTSIDE, 0)).expect("listen"))
     }
-
-    /// A socket for datagrams there.
-    ///
-    /// # Panics
-    /// There is none.
-    #[must_use]
-    pub fn udp(&self) -> UdpSocket {
-        self.within(|| UdpSocket::bind((OUTSIDE, 0)).expect("a socket"))
-    }
-
-    /// Connects from there, within so long.
-    ///
-    /// # Errors
-    /// Nobody answers, or it is refused.
-    pub fn connect(&self, to: SocketAddrV4, within: Duration) -> std::io::Result<std::net::TcpStream> {
-        self.within(move || std::net::TcpStream::connect_timeout(&to.into(), within))
-    }
 }
 
 /// Runs a command in a guest to its end.
@@ -160,6 +176,41 @@ pub async fn start_python(bus: &Bus, vm: &str, program: &str, args: &[&str]) {
     let body = json!({"argv": argv, "detach": true});
     let ask = bus.ask(&format!("vm.{vm}.guest.exec"), &body).id(RequestId::generate());
     let _: ExecReply = ask.get().await.expect("it starts");
+}
+
+/// Lets a guest serve a port of TCP and UDP under a name of one byte, and waits until it does.
+pub async fn serve(bus: &Bus, vm: &str, name: char, port: u16) {
+    start_python(bus, vm, SERVER, &[&name.to_string(), &port.to_string()]).await;
+    let asked = format!("import socket; socket.create_connection((\"127.0.0.1\", {port})).recv(1)");
+    until("the guest serves", async || {
+        let done = exec(bus, vm, &["python3", "-c", &asked]).await;
+        (done.exit_code == Some(0)).then_some(())
+    })
+    .await;
+}
+
+/// Who answers at an address over TCP, if somebody does within a moment.
+#[must_use]
+pub fn who_tcp(to: (Ipv4Addr, u16)) -> Option<char> {
+    use std::io::Read as _;
+    let mut line =
+        std::net::TcpStream::connect_timeout(&SocketAddrV4::new(to.0, to.1).into(), MOMENT).ok()?;
+    line.set_read_timeout(Some(MOMENT)).expect("a socket");
+    let mut name = [0];
+    line.read_exact(&mut name).ok()?;
+    Some(name[0].into())
+}
+
+/// Who answers a datagram, if somebody does within a moment.
+#[must_use]
+pub fn who_udp(to: (Ipv4Addr, u16)) -> Option<char> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket");
+    socket.set_read_timeout(Some(MOMENT)).expect("a socket");
+    socket.connect(to).expect("a socket");
+    socket.send(b"!").ok()?;
+    let mut said = [0; 2];
+    socket.recv(&mut said).ok()?;
+    Some(said[0].into())
 }
 
 /// Lets a guest speak in its own name and in false ones, until it ends.

@@ -1,14 +1,17 @@
 //! The network of a host: what others take away comes back, and no guest speaks for another.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use std::net::Ipv4Addr;
 use std::process::Command;
 
+use drover_schemas::ErrorCode;
 use drover_schemas::body::status::VmStatus;
+use drover_tests::client::refused;
 use drover_tests::events;
-use drover_tests::traffic::{Ear, Line, Outside, speak};
+use drover_tests::traffic::{Ear, HOST, Line, OUTSIDE, Outside, exec, serve, speak, who_tcp, who_udp};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A command.
 type Words<'a> = &'a [&'a str];
@@ -109,10 +112,164 @@ fn a_tap_that_was_removed_is_an_alarm_until_its_vm_is_restarted() {
         events::alarm(&bus, "network_broken", |event| event.details["phase"] == "begin").await;
         let alarms = bus.host().await.unwrap().alarms;
         assert_eq!(alarms.iter().map(|alarm| alarm.alarm.as_str()).collect::<Vec<_>>(), ["network_broken"]);
-        bus.change_with("web", "stop", serde_json::json!({"force": true})).await.unwrap();
-        bus.change_with("web", "start", serde_json::json!({"wait": "agent"})).await.unwrap();
+        bus.change_with("web", "stop", json!({"force": true})).await.unwrap();
+        bus.change_with("web", "start", json!({"wait": "agent"})).await.unwrap();
         events::alarm(&bus, "network_broken", |event| event.details["phase"] == "end").await;
         let outside = Outside::beside_host();
         Line::open(&bus, "web", outside.listen()).await.is_alive().await;
+    });
+}
+
+/// A VM with forwards, which serves port 80 under its name.
+async fn server(world: &World, name: char, forwards: Value) -> VmStatus {
+    let spec = json!({"nics": [{"forwards": forwards}]});
+    let body = json!({"spec": spec, "wait": "agent"});
+    let vm = world.bus.create(&name.to_string(), body).await.unwrap().vm;
+    serve(&world.bus, &name.to_string(), name, 80).await;
+    vm
+}
+
+/// A host that forwards ports.
+async fn started(world: &mut World) {
+    let mut config = world.config();
+    config["capacity"]["forward_ports"] = json!("20000-20100");
+    config["networks"] = json!([
+        {"name": "default", "subnet": "10.78.0.0/24"},
+        {"name": "other", "subnet": "10.78.1.0/24", "isolate": false},
+    ]);
+    world.configure(&config);
+    world.start_nats().await;
+    world.start();
+    world.ready().await;
+}
+
+#[test]
+fn ports_of_the_host_lead_to_guests_for_those_who_may() {
+    let test = "ports_of_the_host_lead_to_guests_for_those_who_may";
+    run(test, Options::down(), async |world| {
+        started(world).await;
+        let bus = world.bus.clone();
+        let outside = Outside::beside_host();
+        let a = server(
+            world,
+            'a',
+            json!([
+                {"host_port": 20000, "guest_port": 80},
+                {"host_port": 20000, "guest_port": 80, "protocol": "udp"},
+                {"host_port": 20001, "guest_port": 80, "sources": ["198.51.100.0/24", "192.0.2.2/32"]},
+                {"host_port": 20002, "guest_port": 80, "sources": ["198.51.100.0/24"]},
+                {"host_port": 20003, "guest_port": 80, "host_address": "127.0.0.1"},
+            ]),
+        )
+        .await;
+        let b = server(world, 'b', json!([{"host_port": 20010, "guest_port": 80}])).await;
+        let led = || {
+            let from_outside = |port| outside.within(move || who_tcp((HOST, port)));
+            assert_eq!([20_000, 20_001, 20_010].map(from_outside), [Some('a'), Some('a'), Some('b')]);
+            assert_eq!(outside.within(|| who_udp((HOST, 20_000))), Some('a'));
+            assert_eq!(from_outside(20_002), None, "another source than those that may");
+            assert_eq!(from_outside(20_003), None, "another address");
+            // The host itself.
+            assert_eq!(who_tcp((HOST, 20_000)), Some('a'));
+            assert_eq!(who_tcp((Ipv4Addr::LOCALHOST, 20_003)), Some('a'));
+            assert_eq!(who_udp((Ipv4Addr::LOCALHOST, 20_000)), Some('a'));
+        };
+        led();
+        assert_eq!(bus.status("a").await.unwrap().nics[0].forwards.len(), 5);
+
+        // A port has one owner.
+        let taken = |port: u16, protocol: &str| {
+            json!({"spec": {"nics": [{"forwards": [
+            {"host_port": port, "guest_port": 1, "protocol": protocol}]}]}})
+        };
+        let error = refused("a taken port", ErrorCode::Conflict, bus.create("c", taken(20_000, "udp")).await);
+        assert_eq!(error.details["vm_id"], a.vm_id.to_string());
+        let error =
+            refused("a port beyond", ErrorCode::InvalidArgument, bus.create("c", taken(19_999, "tcp")).await);
+        assert!(error.message.contains("20000-20100"), "{error}");
+        let listens = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 20_050)).unwrap();
+        let error = refused("the host's", ErrorCode::Conflict, bus.create("c", taken(20_050, "tcp")).await);
+        assert!(error.message.contains("the host itself listens"), "{error}");
+        drop(listens);
+
+        // Others flush the rules, and the daemon dies, and both at once.
+        host("nft", &["flush", "ruleset"]);
+        until("the forwards are back", async || who_tcp((HOST, 20_010))).await;
+        led();
+        world.kill().await;
+        led();
+        host("nft", &["flush", "ruleset"]);
+        world.start();
+        world.ready().await;
+        led();
+
+        // What is down leads nowhere, and has its port all the same.
+        bus.change_with("b", "stop", json!({"force": true})).await.unwrap();
+        assert_eq!(outside.within(|| who_tcp((HOST, 20_010))), None);
+        refused("b's port", ErrorCode::Conflict, bus.create("c", taken(20_010, "tcp")).await);
+        bus.change_with("b", "start", json!({"wait": "agent"})).await.unwrap();
+        serve(&bus, "b", 'b', 80).await;
+        led();
+        bus.change("b", "delete").await.unwrap();
+        assert_eq!(drover_tests::leak::anything(world, &b), Vec::<String>::new());
+        assert!(!says(&["nft", "list", "ruleset"], "20010"));
+        server(world, 'd', json!([{"host_port": 20010, "guest_port": 80}])).await;
+        assert_eq!(outside.within(|| who_tcp((HOST, 20_010))), Some('d'));
+        assert_eq!(bus.host().await.unwrap().alarms, []);
+    });
+}
+
+#[test]
+fn guests_reach_what_they_may_and_nothing_else() {
+    let test = "guests_reach_what_they_may_and_nothing_else";
+    run(test, Options::down(), async |world| {
+        started(world).await;
+        let bus = world.bus.clone();
+        let outside = Outside::beside_host();
+        // Two that are kept apart, and two of a network whose guests may talk.
+        let a = server(world, 'a', json!([{"host_port": 20000, "guest_port": 80}])).await;
+        let b = server(world, 'b', json!([])).await;
+        let mut others = Vec::new();
+        for name in ['c', 'd'] {
+            let spec = json!({"spec": {"nics": [{"network": "other"}]}, "wait": "agent"});
+            others.push(bus.create(&name.to_string(), spec).await.unwrap().vm);
+            serve(&bus, &name.to_string(), name, 80).await;
+        }
+        let listener = outside.listen();
+        let outside_port = listener.local_addr().unwrap().port();
+        let served = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let host_port = served.local_addr().unwrap().port();
+        let reaches = async |vm: &str, address: &str, port: u16| {
+            let asked = format!("import socket; socket.create_connection((\"{address}\", {port}), 2)");
+            exec(&bus, vm, &["python3", "-c", &asked]).await.exit_code == Some(0)
+        };
+        let address = |vm: &VmStatus| vm.nics[0].ipv4.clone();
+        let gateway = a.nics[0].gateway.clone();
+        for (vm, to, port, may) in [
+            ("a", OUTSIDE.to_string(), outside_port, true),
+            ("c", OUTSIDE.to_string(), outside_port, true),
+            ("d", address(&others[0]), 80, true),
+            ("a", address(&b), 80, false),
+            ("a", address(&others[0]), 80, false),
+            ("c", address(&a), 80, false),
+            // Services of the host, by whichever of its addresses.
+            ("a", gateway.clone(), host_port, false),
+            ("a", HOST.to_string(), host_port, false),
+            ("c", gateway.clone(), host_port, false),
+            ("a", gateway, 4222, false),
+            // A forward is for those outside.
+            ("c", HOST.to_string(), 20_000, false),
+            ("a", HOST.to_string(), 20_000, false),
+        ] {
+            assert_eq!(reaches(vm, &to, port).await, may, "{vm} to {to}:{port}");
+        }
+        // Nor does anybody outside reach a guest without a forward.
+        let to = address(&b).parse().unwrap();
+        let route = outside.within(move || {
+            let route = ["route", "add", "10.78.0.0/24", "via", "192.0.2.1"];
+            let added = Command::new("ip").args(route).status().unwrap().success();
+            (added, who_tcp((to, 80)))
+        });
+        assert_eq!(route, (true, None));
     });
 }

@@ -17,6 +17,8 @@ pub mod feature {
     pub const FIRMWARE: &str = "boot.firmware";
     /// VMs that get user-data.
     pub const USER_DATA: &str = "user-data";
+    /// Ports of the host that lead to guests.
+    pub const FORWARDS: &str = "network.forwards";
     /// Creates that were placed by another host.
     pub const PLACED: &str = "create.placed";
     /// The real hypervisor.
@@ -73,6 +75,9 @@ impl Demand {
         }
         if spec.user_data.is_some() {
             features.push(feature::USER_DATA.to_owned());
+        }
+        if nics.iter().any(|nic| !nic.forwards.is_empty()) {
+            features.push(feature::FORWARDS.to_owned());
         }
         features.extend(placement.features.iter().cloned());
         Self {

@@ -44,7 +44,8 @@ const FEATURES: [&str; 9] = [
 #[must_use]
 pub fn features(services: &Services) -> Vec<String> {
     let vmm = if services.programs.version.is_softvmm() { feature::EMULATED } else { feature::REAL };
-    FEATURES.into_iter().chain([vmm]).map(str::to_owned).collect()
+    let forwards = services.state.forwards_ports().then_some(feature::FORWARDS);
+    FEATURES.into_iter().chain([vmm]).chain(forwards).map(str::to_owned).collect()
 }
 
 /// What the host does, in a word; a host that lacks the bus's assets cannot create.

@@ -14,6 +14,7 @@ fn state(cpus: u64, memory: u64) -> HostState {
         uids: 3,
         descriptors: 1_024,
         disk_bytes: 100,
+        forward_ports: None,
     };
     let def: NetworkDef =
         serde_json::from_value(serde_json::json!({"name": "default", "subnet": "10.0.0.0/29"})).unwrap();
@@ -74,7 +75,7 @@ fn room_for_disks_is_promised_once_and_given_back() {
 }
 
 fn nic(network: &str) -> NicSpec {
-    NicSpec { network: Token::new(network).unwrap() }
+    NicSpec { network: Token::new(network).unwrap(), forwards: Vec::new() }
 }
 
 #[test]

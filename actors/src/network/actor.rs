@@ -14,7 +14,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr};
 
 use super::lease::NicLease;
 use super::mend::{Before, Repair, Why};
-use super::ops::{NetOps, NetworkConfig, NetworkError, SweepReport, VmNet, statuses};
+use super::nft::Member;
+use super::ops::{NetOps, NetworkConfig, NetworkError, SweepReport, VmNet, members, statuses};
 use crate::chain::chain;
 
 /// How long a caller of [`NetworkHandle`] waits.
@@ -146,10 +147,9 @@ async fn change(
     attach: Vec<(VmNet, Reply<Vec<NicStatus>>)>,
     detach: Vec<(VmId, Vec<NicLease>, Reply<()>)>,
 ) {
-    for (vm_id, ..) in &detach {
-        // First: what is taken away here is nobody's loss.
-        ops.known.remove(*vm_id);
-    }
+    // First: what is taken away here is nobody's loss.
+    let known: Vec<_> = detach.iter().filter_map(|(vm_id, ..)| ops.known.remove(*vm_id)).collect();
+    let forwards: Vec<Member> = known.iter().flat_map(VmNet::forward_members).collect();
     let mut plugged = Vec::new();
     for (vm, reply) in attach {
         match ops.plug(&vm).await {
@@ -157,8 +157,9 @@ async fn change(
             Err(error) => answer(reply, Err(error)),
         }
     }
-    let add: Vec<_> = plugged.iter().flat_map(|(vm, _)| &vm.nics).collect();
-    let remove: Vec<_> = detach.iter().flat_map(|(_, nics, _)| nics).collect();
+    let add: Vec<Member> = plugged.iter().flat_map(|(vm, _)| vm.members()).collect();
+    let mut remove: Vec<Member> = detach.iter().flat_map(|(_, nics, _)| members(nics)).collect();
+    remove.extend_from_slice(&forwards);
     let together = ops.change(&add, &remove).await;
     if let Err(error) = &together {
         tracing::warn!(error = %chain(error), requests = plugged.len() + detach.len(), "firewall batch refused");
@@ -166,7 +167,7 @@ async fn change(
     for (vm, reply) in plugged {
         let done = match &together {
             Ok(()) => Ok(()),
-            Err(_) => ops.change(&vm.nics.iter().collect::<Vec<_>>(), &[]).await,
+            Err(_) => ops.change(&vm.members(), &[]).await,
         };
         match done {
             Ok(()) => {
@@ -185,11 +186,17 @@ async fn change(
     for (vm_id, nics, reply) in detach {
         let elements = match &together {
             Ok(()) => Ok(()),
-            Err(_) => ops.change(&[], &nics.iter().collect::<Vec<_>>()).await,
+            Err(_) => ops.change(&[], &members(&nics)).await,
         };
         // The TAP goes even if its elements stay: without it they match nothing.
         let links = ops.unplug(vm_id, &nics).await;
         answer(reply, elements.and(links));
+    }
+    if together.is_err() && !forwards.is_empty() {
+        // They may have been the reason: what is not there cannot be removed, and what is there is found.
+        if let Err(failure) = ops.mend(Why::Look).await {
+            tracing::warn!(error = %chain(&failure), "forwards may be left; the next look removes them");
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What differs between the network that should be and the one that is: pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use drover_schemas::id::VmId;
@@ -10,7 +10,7 @@ use super::known::Known;
 use super::lease::NicLease;
 use super::link::LinkInfo;
 use super::names;
-use super::nft::{Port, Present};
+use super::nft::{Member, Port, Present};
 use super::ops::VmNet;
 
 /// What is wrong with something.
@@ -26,6 +26,10 @@ pub enum Wrong {
     ElementsGone,
     /// A TAP's rules allow more than its own addresses.
     ElementsForeign,
+    /// Forwards of a VM are missing.
+    ForwardsGone,
+    /// There are forwards that nobody asked for.
+    ForwardsForeign,
     /// The firewall does not take a TAP's rules.
     ElementsRefused,
     /// The bridge of a network is not there.
@@ -84,6 +88,8 @@ impl fmt::Display for Finding {
             Wrong::RulesTouched => write!(f, "the tables {of} were changed"),
             Wrong::ElementsGone => write!(f, "rules of TAP {of} were removed"),
             Wrong::ElementsForeign => write!(f, "rules of TAP {of} allowed foreign addresses"),
+            Wrong::ForwardsGone => write!(f, "forwards in the tables {of} were removed"),
+            Wrong::ForwardsForeign => write!(f, "the tables {of} had foreign forwards"),
             Wrong::ElementsRefused => write!(f, "the firewall refuses the rules of TAP {of}"),
             Wrong::BridgeGone => write!(f, "the bridge of network {of} was removed"),
             Wrong::BridgeDown => write!(f, "the bridge of network {of} was down"),
@@ -119,9 +125,11 @@ pub fn of_rules(known: &Known, table: &str, present: Option<&Present>, laid: Opt
         found.push(Finding::new(Wrong::RulesChanged, table));
     }
     let mut by_tap: HashMap<&str, usize> = HashMap::new();
+    let mut forwards: HashSet<&Member> = HashSet::new();
     for member in &present.members {
-        if let Some(tap) = member.parts.first() {
-            *by_tap.entry(tap).or_default() += 1;
+        match member.tap() {
+            Some(tap) => *by_tap.entry(tap).or_default() += 1,
+            None => drop(forwards.insert(member)),
         }
     }
     for vm in known.vms() {
@@ -135,6 +143,13 @@ pub fn of_rules(known: &Known, table: &str, present: Option<&Present>, laid: Opt
                 found.push(Finding::of_vm(Wrong::ElementsForeign, &nic.tap, vm.vm_id));
             }
         }
+        let gone = vm.forward_members().filter(|member| !forwards.remove(member)).count();
+        if gone > 0 {
+            found.push(Finding::of_vm(Wrong::ForwardsGone, table, vm.vm_id));
+        }
+    }
+    if !forwards.is_empty() {
+        found.push(Finding::new(Wrong::ForwardsForeign, table));
     }
     found
 }

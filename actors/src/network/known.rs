@@ -108,9 +108,9 @@ impl Known {
         state.vms.insert(vm.vm_id, vm);
     }
 
-    /// Forgets a VM: its interfaces are to go.
-    pub fn remove(&self, vm_id: VmId) {
-        self.write().forget(vm_id);
+    /// Forgets a VM: its interfaces are to go. Gives what was known of it.
+    pub fn remove(&self, vm_id: VmId) -> Option<VmNet> {
+        self.write().forget(vm_id)
     }
 
     /// Notes the number of a bridge.
@@ -168,9 +168,11 @@ impl Known {
 }
 
 impl State {
-    fn forget(&mut self, vm_id: VmId) {
-        for NicLease { tap, .. } in self.vms.remove(&vm_id).into_iter().flat_map(|vm| vm.nics) {
-            self.taps.remove(&tap);
+    fn forget(&mut self, vm_id: VmId) -> Option<VmNet> {
+        let vm = self.vms.remove(&vm_id)?;
+        for NicLease { tap, .. } in &vm.nics {
+            self.taps.remove(tap);
         }
+        Some(vm)
     }
 }

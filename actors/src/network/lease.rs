@@ -80,6 +80,7 @@ impl NicLease {
             ipv4: self.ipv4.to_string(),
             prefix_len: self.prefix_len,
             gateway: self.gateway.to_string(),
+            forwards: Vec::new(),
         }
     }
 }

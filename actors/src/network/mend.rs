@@ -13,7 +13,7 @@ use drover_schemas::id::VmId;
 use super::findings::{Finding, Wrong, of_links, of_rules, port};
 use super::names;
 use super::nft::{Member, Present};
-use super::ops::{NetOps, NetworkError, VmNet, members};
+use super::ops::{NetOps, NetworkError, VmNet};
 use crate::chain::chain;
 
 /// A VM of the journal, at start.
@@ -138,11 +138,11 @@ impl NetOps {
         self.laid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Elements of TAPs that we know which nobody of us made.
+    /// Elements of TAPs that we know, and forwards, which nobody of us made.
     fn foreign(&self, present: &Present) -> Vec<Member> {
         let ours: HashSet<Member> = self.known_members().into_iter().collect();
         let of_known = |member: &&Member| {
-            member.parts.first().is_some_and(|tap| self.known.owner(tap).is_some()) && !ours.contains(*member)
+            member.tap().is_none_or(|tap| self.known.owner(tap).is_some()) && !ours.contains(*member)
         };
         present.members.iter().filter(of_known).cloned().collect()
     }
@@ -157,7 +157,7 @@ impl NetOps {
         self.nft.lay(&base, &[], &[]).await?;
         let mut refused = Vec::new();
         for vm in self.known.vms() {
-            if let Err(failure) = self.nft.change(&members(&vm.nics.iter().collect::<Vec<_>>()), &[]).await {
+            if let Err(failure) = self.nft.change(&vm.members(), &[]).await {
                 tracing::error!(vm_id = %vm.vm_id, error = %chain(&failure), "the rules of a VM are refused");
                 let of = |tap: String| Finding::of_vm(Wrong::ElementsRefused, tap, vm.vm_id);
                 refused.extend(vm.nics.iter().map(|nic| of(port(nic).tap)));

@@ -25,6 +25,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 pub use self::present::Present;
+pub(super) use self::rules::{FORWARD_PORT, FORWARD_TO};
 
 /// How long one transaction may take.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -113,9 +114,9 @@ impl Port {
     pub fn elements(&self) -> Vec<Member> {
         let (tap, mac, ipv4) = (self.tap.clone(), self.mac.clone(), self.ipv4.to_string());
         vec![
-            Member { set: rules::SET_MAC.into(), parts: vec![tap.clone(), mac.clone()] },
-            Member { set: rules::SET_SRC.into(), parts: vec![tap.clone(), mac, ipv4] },
-            Member { set: rules::SET_IF.into(), parts: vec![tap] },
+            Member { set: rules::SET_MAC.into(), parts: vec![tap.clone(), mac.clone()], value: None },
+            Member { set: rules::SET_SRC.into(), parts: vec![tap.clone(), mac, ipv4], value: None },
+            Member { set: rules::SET_IF.into(), parts: vec![tap], value: None },
         ]
     }
 }
@@ -125,8 +126,19 @@ impl Port {
 pub struct Member {
     /// Name of the set.
     pub set: String,
-    /// Its parts as `nft` writes them, the TAP first.
+    /// Its parts as `nft` writes them; of a TAP's elements the TAP is the first.
     pub parts: Vec<String>,
+    /// Where it leads, if the set is a map.
+    pub value: Option<String>,
+}
+
+impl Member {
+    /// The TAP that it is about, if it is about one.
+    #[must_use]
+    pub fn tap(&self) -> Option<&str> {
+        let of_tap = [rules::SET_IF, rules::SET_MAC, rules::SET_SRC].contains(&self.set.as_str());
+        self.parts.first().filter(|_| of_tap).map(String::as_str)
+    }
 }
 
 /// The processes by which this daemon changed the firewall lately: what they did is no surprise.

@@ -19,6 +19,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::findings::port;
+use super::forward::Forward;
 use super::known::{Bridged, Known};
 use super::lease::NicLease;
 use super::link::{BridgeShape, LinkError, Links, PortShape};
@@ -90,6 +91,24 @@ pub struct VmNet {
     pub uid: u32,
     /// Its interfaces in order.
     pub nics: Vec<NicLease>,
+    /// Ports of the host that lead to each of them.
+    pub forwards: Vec<Vec<Forward>>,
+}
+
+impl VmNet {
+    /// All that the firewall knows of it.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        let mut members = members(&self.nics);
+        members.extend(self.forward_members());
+        members
+    }
+
+    /// What of it leads there from ports of the host.
+    pub fn forward_members(&self) -> impl Iterator<Item = Member> {
+        let of_nics = self.nics.iter().zip(&self.forwards);
+        of_nics.flat_map(|(nic, forwards)| forwards.iter().flat_map(|forward| forward.elements(nic.ipv4)))
+    }
 }
 
 /// The network could not be changed.
@@ -112,7 +131,7 @@ pub enum NetworkError {
         other: String,
     },
     /// Packets cannot be routed.
-    #[error("cannot switch on {IP_FORWARD}")]
+    #[error("cannot switch on forwarding below /proc/sys/net/ipv4")]
     Forwarding(#[source] io::Error),
     /// A TAP failed.
     #[error("TAP of network interface")]
@@ -201,6 +220,9 @@ impl NetOps {
             };
             let index = self.links.ensure_bridge(&shape).await?;
             self.known.note_bridge(&network.bridge, index);
+            // For the host's own way to a port of 127.0.0.1 that is forwarded; the rules keep guests from there.
+            let path = format!("/proc/sys/net/ipv4/conf/{}/route_localnet", network.bridge);
+            switch_on(&path).map_err(NetworkError::Forwarding)?;
         }
         Ok(())
     }
@@ -285,25 +307,23 @@ impl NetOps {
         result
     }
 
-    /// Adds and removes the elements of many VMs in one transaction. Where the tables themselves are missing, all of
+    /// Adds and removes elements of many VMs in one transaction. Where the tables themselves are missing, all of
     /// the rules are laid anew with them.
     ///
     /// # Errors
     /// The firewall refuses; nothing was changed.
-    pub async fn change(&self, add: &[&NicLease], remove: &[&NicLease]) -> Result<(), NetworkError> {
-        let (add, remove) = (members(add), members(remove));
-        let Err(refused) = self.nft.change(&add, &remove).await else { return Ok(()) };
+    pub async fn change(&self, add: &[Member], remove: &[Member]) -> Result<(), NetworkError> {
+        let Err(refused) = self.nft.change(add, remove).await else { return Ok(()) };
         if self.nft.read().await?.is_some() {
             return Err(refused.into());
         }
         let mut all = self.known_members();
-        all.extend(add);
+        all.extend_from_slice(add);
         Ok(self.nft.lay(&self.base(), &all, &[]).await?)
     }
 
     pub(super) fn known_members(&self) -> Vec<Member> {
-        let vms = self.known.vms();
-        members(&vms.iter().flat_map(|vm| &vm.nics).collect::<Vec<_>>())
+        self.known.vms().iter().flat_map(VmNet::members).collect()
     }
 
     /// What carries our marks and belongs to none of `known`. Removes nothing.
@@ -358,8 +378,9 @@ pub fn statuses(nics: &[NicLease]) -> Vec<NicStatus> {
     nics.iter().map(NicLease::status).collect()
 }
 
-/// The firewall elements of interfaces.
-pub(super) fn members(nics: &[&NicLease]) -> Vec<Member> {
+/// The firewall elements of interfaces, without forwards.
+#[must_use]
+pub fn members(nics: &[NicLease]) -> Vec<Member> {
     nics.iter().flat_map(|nic| port(nic).elements()).collect()
 }
 

@@ -107,7 +107,9 @@ pub fn status(host: &Token, row: &VmRow, machine: &Machine, live: &Live, with_sp
 /// The interfaces of a VM.
 #[must_use]
 pub fn nics(row: &VmRow) -> Vec<NicStatus> {
-    row.nics.iter().map(crate::network::NicLease::status).collect()
+    let specs = row.spec.nics.iter().map(|nic| nic.forwards.clone());
+    let leases = row.nics.iter().map(crate::network::NicLease::status);
+    leases.zip(specs).map(|(status, forwards)| NicStatus { forwards, ..status }).collect()
 }
 
 /// What an event says beside what the row says.

@@ -52,6 +52,52 @@ pub struct NicSpec {
     /// The host's network to join.
     #[serde(default = "default_network")]
     pub network: Token,
+    /// Ports of the host that lead to this interface; at most 64 of a VM.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<ForwardSpec>,
+}
+
+/// A port of the host that leads to one of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ForwardSpec {
+    /// What is forwarded; TCP if left out.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// The host's port; a host forwards those of its range `forwards.ports` only.
+    pub host_port: u16,
+    /// The host's IPv4 address; all of them if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_address: Option<String>,
+    /// The guest's port.
+    pub guest_port: u16,
+    /// From where alone it may be used, as IPv4 prefixes such as `192.0.2.0/24`; from everywhere if there are none.
+    /// At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<String>,
+}
+
+/// A protocol with ports.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 fn default_network() -> Token {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::spec::ResolvedSpec;
+use super::spec::{ForwardSpec, ResolvedSpec};
 use crate::id::VmId;
 use crate::state::{Desired, VmState};
 use crate::token::Token;
@@ -147,6 +147,9 @@ pub struct NicStatus {
     pub prefix_len: u8,
     /// The network's gateway: the host's bridge.
     pub gateway: String,
+    /// Ports of the host that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<ForwardSpec>,
 }
 
 /// The status of a VM.

@@ -7,7 +7,7 @@ use drover_schemas::blob::Blob;
 use drover_schemas::body::guest::{
     AttachReply, ExecControl, ExecReply, ExecRequest, ExecResult, PackReply, PutRequest,
 };
-use drover_schemas::body::spec::{AgentSpec, NicSpec, RestartSpec, VmSpec};
+use drover_schemas::body::spec::{AgentSpec, ForwardSpec, NicSpec, Protocol, RestartSpec, VmSpec};
 use drover_schemas::body::status::{AgentState, AgentStatus, Cause, CauseKind, NicStatus, VmStatus};
 use drover_schemas::body::vm::{ChangeReply, ChangeRequest, CreateRequest, LookupReply, StopRequest, Wait};
 use drover_schemas::codec::decode;
@@ -29,6 +29,16 @@ fn token(text: &str) -> Token {
 
 fn cause() -> Cause {
     Cause::new(CauseKind::VmmSignal, "the VMM was ended by signal 9").with("signal", 9)
+}
+
+fn forward() -> ForwardSpec {
+    ForwardSpec {
+        protocol: Protocol::Tcp,
+        host_port: 20_022,
+        host_address: Some("192.0.2.1".into()),
+        guest_port: 22,
+        sources: vec!["198.51.100.0/24".into()],
+    }
 }
 
 fn status() -> VmStatus {
@@ -56,6 +66,7 @@ fn status() -> VmStatus {
             ipv4: "10.77.0.2".into(),
             prefix_len: 20,
             gateway: "10.77.0.1".into(),
+            forwards: Vec::new(),
         }],
         vmm_pid: Some(42),
         restarts: 0,
@@ -75,11 +86,14 @@ fn requests_are_pinned() {
         &CreateRequest { name: token("web"), spec: VmSpec::default(), wait: None },
         decode,
     );
+    let nic = NicSpec { network: token("default"), forwards: vec![forward()] };
+    let spec = VmSpec { nics: Some(vec![nic]), ..VmSpec::default() };
+    check("bus", "create-forwards", &CreateRequest { name: token("web"), spec, wait: None }, decode);
     let spec = VmSpec {
         template: Some(token("linux-microvm")),
         cpus: Some(2),
         memory: Some(ByteSize::mib(512)),
-        nics: Some(vec![NicSpec { network: token("default") }]),
+        nics: Some(vec![NicSpec { network: token("default"), forwards: Vec::new() }]),
         restart: Some(RestartSpec::default()),
         agent: Some(AgentSpec::default()),
         labels: BTreeMap::from([("team".into(), "a".into())]),

@@ -20,6 +20,7 @@ use drover_actors::hypervisor::cgroup::{CgroupError, CgroupLimits, VmCgroup};
 use drover_actors::hypervisor::config::{VmmInput, cmdline_additions, vm_config};
 use drover_actors::hypervisor::run_dir::{RunDir, RunDirError, RunRoot, RunRootError};
 use drover_actors::network::ops::NetOps;
+use drover_actors::network::ops::members;
 use drover_actors::network::{NetworkConfig, NetworkDef, NetworkError, NicLease, VmNet};
 use drover_actors::vm::tasks::copy_on_write;
 use drover_schemas::token::TokenError;
@@ -127,10 +128,11 @@ impl ByHand {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner).extend(plans.iter().cloned());
         for plan in &plans {
             let nics = plan.nics.clone();
-            self.net.plug(&VmNet { vm_id: plan.vm_id, uid: self.machine.uid, nics }).await?;
+            let forwards = Vec::new();
+            self.net.plug(&VmNet { vm_id: plan.vm_id, uid: self.machine.uid, nics, forwards }).await?;
         }
         // One transaction for all: nobody would do it one by one.
-        self.net.change(&plans.iter().flat_map(|plan| &plan.nics).collect::<Vec<_>>(), &[]).await?;
+        self.net.change(&plans.iter().flat_map(|plan| members(&plan.nics)).collect::<Vec<_>>(), &[]).await?;
         let booted = plans.iter().map(|plan| async move { Ok((plan.clone(), self.boot(plan).await?)) });
         let booted: Result<Vec<_>, HandError> = futures_util::future::try_join_all(booted).await;
         booted.map(Running)
@@ -268,7 +270,7 @@ impl ByHand {
             }
         }
         if let Err(error) =
-            self.net.change(&[], &plans.iter().flat_map(|p| &p.nics).collect::<Vec<_>>()).await
+            self.net.change(&[], &plans.iter().flat_map(|p| members(&p.nics)).collect::<Vec<_>>()).await
         {
             left("firewall elements", &error);
         }

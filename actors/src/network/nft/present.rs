@@ -35,8 +35,7 @@ impl Present {
                 body.remove("handle");
                 let name = body.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
                 if let Some(Value::Array(members)) = body.remove("elem") {
-                    let member = |parts| Member { set: name.clone(), parts };
-                    self.members.extend(members.iter().map(parts).map(member));
+                    self.members.extend(members.iter().map(|element| member(&name, element)));
                 }
             }
             self.fixed.push_str(&format!("{kind} {body}\n"));
@@ -46,15 +45,27 @@ impl Present {
 
     /// The TAPs that have elements.
     pub fn taps(&self) -> impl Iterator<Item = &str> {
-        let taps: BTreeSet<&str> =
-            self.members.iter().filter_map(|m| m.parts.first()).map(String::as_str).collect();
+        let taps: BTreeSet<&str> = self.members.iter().filter_map(Member::tap).collect();
         taps.into_iter()
     }
 }
 
+/// An element of the set `set`: alone, or with what it leads to.
+fn member(set: &str, element: &Value) -> Member {
+    let (key, value) = match element.as_array().map(Vec::as_slice) {
+        Some([key, value]) => (key, Some(value)),
+        _ => (element, None),
+    };
+    Member { set: set.to_owned(), parts: parts(key), value: value.and_then(|value| parts(value).pop()) }
+}
+
 /// The parts of an element as texts.
 fn parts(element: &Value) -> Vec<String> {
-    let part = |value: &Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+    let part = |value: &Value| match (value.as_str(), value.get("prefix")) {
+        (Some(text), _) => text.to_owned(),
+        (None, Some(prefix)) => format!("{}/{}", prefix["addr"].as_str().unwrap_or_default(), prefix["len"]),
+        _ => value.to_string(),
+    };
     match element.get("concat").and_then(Value::as_array) {
         Some(many) => many.iter().map(part).collect(),
         None => vec![part(element)],
@@ -83,6 +94,6 @@ mod tests {
         assert_eq!(present.members.len(), 2);
         assert_eq!(present.taps().collect::<Vec<_>>(), ["dr1"]);
         let gone: Vec<_> = present.members.difference(&again.members).collect();
-        assert_eq!(gone, [&Member { set: "vm_if".into(), parts: vec!["dr1".into()] }]);
+        assert_eq!(gone, [&Member { set: "vm_if".into(), parts: vec!["dr1".into()], value: None }]);
     }
 }

@@ -1,17 +1,20 @@
 //! The documents that `nft` is given: pure.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use nftables::batch::Batch;
 use nftables::expr::{
-    CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem,
+    self, CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload, PayloadField,
+    Prefix, SetItem,
 };
 use nftables::schema::{
-    Chain, Element, FlushObject, NfCmd, NfListObject, Nftables, Rule, Set, SetType, SetTypeValue, Table,
+    Chain, Element, FlushObject, Map, NfCmd, NfListObject, Nftables, Rule, Set, SetFlag, SetType,
+    SetTypeValue, Table,
 };
-use nftables::stmt::{Counter, JumpTarget, Match, Operator, Statement};
+use nftables::stmt::{Counter, JumpTarget, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use super::{Base, BaseNet, Member};
@@ -22,6 +25,10 @@ pub(super) const SET_IF: &str = "vm_if";
 pub(super) const SET_MAC: &str = "vm_mac";
 /// TAP, MAC and address.
 pub(super) const SET_SRC: &str = "vm_src";
+/// Address of the host, protocol, port and source, and the guest that they lead to.
+pub(in super::super) const FORWARD_TO: &str = "forward_to";
+/// The same, and the guest's port. JSON has no words for a map to both.
+pub(in super::super) const FORWARD_PORT: &str = "forward_port";
 
 type Expr = Expression<'static>;
 type Stmt = Statement<'static>;
@@ -75,6 +82,9 @@ fn to(bridge: &str) -> Stmt {
 fn established() -> Stmt {
     when(ct("state"), Operator::IN, Expression::List(vec![text("established"), text("related")]))
 }
+
+/// The host's own.
+const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
 const ACCEPT: Stmt = Statement::Accept(None);
 const DROP: Stmt = Statement::Drop(None);
@@ -140,6 +150,20 @@ impl Doc<'_> {
             Set { family: self.family, table: self.name(), name: name.into(), set_type, ..Set::default() };
         self.batch.add(NfListObject::Set(Box::new(set)));
     }
+
+    fn add_forwards(&mut self, name: &'static str, to: SetType) {
+        let key = [SetType::Ipv4Addr, SetType::InetProto, SetType::InetService, SetType::Ipv4Addr];
+        let map = Map {
+            family: self.family,
+            table: self.name(),
+            name: name.into(),
+            set_type: SetTypeValue::Concatenated(Cow::Owned(key.to_vec())),
+            map: SetTypeValue::Single(to),
+            flags: Some(HashSet::from([SetFlag::Interval])),
+            ..Map::default()
+        };
+        self.batch.add(NfListObject::Map(Box::new(map)));
+    }
 }
 
 /// One transaction that lays the static part anew, and makes `add` present and `remove` absent; other elements stay.
@@ -161,6 +185,9 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
 
     doc.family = NfFamily::INet;
     doc.add_table();
+    doc.add_forwards(FORWARD_TO, SetType::Ipv4Addr);
+    doc.add_forwards(FORWARD_PORT, SetType::InetService);
+    forwarded(&mut doc, &base.networks);
     doc.add_chain("postrouting", Some(("postrouting", NfChainType::NAT, NfHook::Postrouting, 100)));
     doc.add_chain("forward", Some(("forward", NfChainType::Filter, NfHook::Forward, 0)));
     doc.add_chain("input", Some(("input", NfChainType::Filter, NfHook::Input, 0)));
@@ -192,12 +219,43 @@ fn anti_spoof(doc: &mut Doc<'_>) {
     doc.add_rule(CHAIN, vec![count, drop]);
 }
 
+/// Ports of the host lead to guests, for those outside and the host itself; not for guests.
+fn forwarded(doc: &mut Doc<'_>, networks: &[BaseNet]) {
+    let key = || {
+        let protocol = meta(MetaKey::L4proto);
+        concat(vec![field("ip", "daddr"), protocol, field("th", "dport"), field("ip", "saddr")])
+    };
+    let lookup = |map: &str| {
+        let map = expr::Map { key: key(), data: text(&format!("@{map}")) };
+        Some(Expression::Named(NamedExpression::Map(Box::new(map))))
+    };
+    let dnat = || {
+        let (addr, port) = (lookup(FORWARD_TO), lookup(FORWARD_PORT));
+        Statement::DNAT(Some(NAT { addr, family: Some(NATFamily::IP), port, flags: None }))
+    };
+    let ports = || eq(meta(MetaKey::L4proto), any_of(vec![text("tcp"), text("udp")]));
+    let local = || {
+        let fib = Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Daddr]) };
+        eq(Expression::Named(NamedExpression::Fib(fib)), text("local"))
+    };
+    doc.add_chain("prerouting", Some(("prerouting", NfChainType::NAT, NfHook::Prerouting, -100)));
+    doc.add_chain("output", Some(("output", NfChainType::NAT, NfHook::Output, -100)));
+    for network in networks {
+        doc.add_rule("prerouting", vec![from(&network.bridge), ACCEPT]);
+    }
+    doc.add_rule("prerouting", vec![ports(), local(), dnat()]);
+    doc.add_rule("output", vec![ports(), local(), dnat()]);
+}
+
 /// Guests go out masqueraded; nothing comes in but answers and forwarded ports; the host answers a ping.
 fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
     let bridge = network.bridge.as_str();
     let outside = when(meta(MetaKey::Oifname), Operator::NEQ, text(bridge));
     let ours = eq(field("ip", "saddr"), prefix(network.subnet));
     doc.add_rule("postrouting", vec![ours, outside, Statement::Masquerade(None)]);
+    // The host's own way to a forwarded port of 127.0.0.1: a guest could not answer there.
+    let loopback = eq(field("ip", "saddr"), prefix(LOOPBACK));
+    doc.add_rule("postrouting", vec![loopback, to(bridge), Statement::Masquerade(None)]);
 
     let [count, drop] = counted_drop();
     if network.isolate {
@@ -214,6 +272,8 @@ fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
     doc.add_rule("forward", vec![to(bridge), count.clone(), drop.clone()]);
 
     doc.add_rule("input", vec![from(bridge), established(), ACCEPT]);
+    let host_only = eq(field("ip", "daddr"), prefix(LOOPBACK));
+    doc.add_rule("input", vec![from(bridge), host_only, count.clone(), drop.clone()]);
     let ping = eq(field("icmp", "type"), text("echo-request"));
     doc.add_rule("input", vec![from(bridge), ping, ACCEPT]);
     doc.add_rule("input", vec![from(bridge), count, drop]);
@@ -222,16 +282,21 @@ fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
 /// Elements, by set.
 fn elements(table: &str, members: &[Member]) -> Vec<NfListObject<'static>> {
     let mut sets: BTreeMap<&str, Vec<Expr>> = BTreeMap::new();
-    for Member { set, parts } in members {
-        let expression = match parts.as_slice() {
-            [single] => text(single),
-            many => concat(many.iter().map(|part| text(part)).collect()),
+    for Member { set, parts, value } in members {
+        let key = match parts.as_slice() {
+            [single] => part(single),
+            many => concat(many.iter().map(|text| part(text)).collect()),
         };
-        sets.entry(set).or_default().push(expression);
+        let element = match value {
+            Some(value) => Expression::List(vec![key, part(value)]),
+            None => key,
+        };
+        sets.entry(set).or_default().push(element);
     }
     let element = |(set, members): (&str, Vec<Expr>)| {
+        let forwards = [FORWARD_TO, FORWARD_PORT].contains(&set);
         NfListObject::Element(Element {
-            family: NfFamily::Bridge,
+            family: if forwards { NfFamily::INet } else { NfFamily::Bridge },
             table: Cow::Owned(table.to_owned()),
             name: set.to_owned().into(),
             elem: members.into(),
@@ -240,14 +305,25 @@ fn elements(table: &str, members: &[Member]) -> Vec<NfListObject<'static>> {
     sets.into_iter().map(element).collect()
 }
 
+/// A part of an element as an expression: a prefix, or as it stands.
+fn part(part: &str) -> Expr {
+    match part.parse::<Ipv4Net>() {
+        Ok(net) => prefix(net),
+        Err(_) => text(part),
+    }
+}
+
 /// Makes exactly `add` present and `remove` absent, whatever was there.
 fn alter(batch: &mut Batch<'static>, table: &str, add: &[Member], remove: &[Member]) {
     // Deleting what is not there would fail the transaction; adding what is there does not.
-    let gone = elements(table, remove);
+    let (forwards, of_taps): (Vec<_>, Vec<_>) =
+        remove.iter().cloned().partition(|member| member.tap().is_none());
+    // Forwards cannot be deleted in the transaction that adds them: those that are there only are to be removed.
+    let gone = elements(table, &of_taps);
     for element in gone.iter().cloned() {
         batch.add(element);
     }
-    for element in gone {
+    for element in gone.into_iter().chain(elements(table, &forwards)) {
         batch.delete(element);
     }
     for element in elements(table, add) {

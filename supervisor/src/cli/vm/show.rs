@@ -1,5 +1,6 @@
 //! VMs in words and columns.
 
+use drover_schemas::body::spec::ForwardSpec;
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::{ChangeReply, ExplainReply};
 use drover_schemas::state::VmState;
@@ -57,6 +58,7 @@ pub fn status(vm: &VmStatus) -> String {
             "address",
             format!("{}/{} on {} ({}, {})", nic.ipv4, nic.prefix_len, nic.network, nic.tap, nic.mac),
         );
+        nic.forwards.iter().for_each(|port| row("forward", forward(port)));
     }
     row("size", format!("{} CPU, {}", vm.cpus, mib(vm.memory_bytes)));
     if let Some(spec) = &vm.spec {
@@ -117,4 +119,12 @@ pub fn explanation(explained: &ExplainReply) -> String {
     }
     text.push_str(&format!("\nconfiguration\n{}\n", explained.vmm_config));
     text
+}
+
+/// As in `tcp *:20022 to port 22, from 198.51.100.0/24`.
+fn forward(forward: &ForwardSpec) -> String {
+    let address = forward.host_address.as_deref().unwrap_or("*");
+    let protocol = forward.protocol.as_str();
+    let text = format!("{protocol} {address}:{} to port {}", forward.host_port, forward.guest_port);
+    if forward.sources.is_empty() { text } else { format!("{text}, from {}", forward.sources.join(", ")) }
 }

@@ -657,6 +657,20 @@ class ForgottenVm(TypedDict):
     vm_id: VmId
 
 
+class ForwardSpec(TypedDict):
+    """A port of the host that leads to one of the guest."""
+    # The guest's port.
+    guest_port: int
+    # The host's IPv4 address; all of them if left out.
+    host_address: NotRequired[str | None]
+    # The host's port; a host forwards those of its range `forwards.ports` only.
+    host_port: int
+    # What is forwarded; TCP if left out.
+    protocol: NotRequired[Protocol]
+    # From where alone it may be used, as IPv4 prefixes such as `192.0.2.0/24`; from everywhere if there are none. At most 16.
+    sources: NotRequired[list[str]]
+
+
 class GetRequest(TypedDict):
     """Request of `guest.get`; the data comes on channel `data` of the stream."""
     # Refuse a file larger than this, in bytes.
@@ -1147,12 +1161,16 @@ class NamespaceUse(TypedDict):
 
 class NicSpec(TypedDict):
     """One network interface of a VM."""
+    # Ports of the host that lead to this interface; at most 64 of a VM.
+    forwards: NotRequired[list[ForwardSpec]]
     # The host's network to join.
     network: NotRequired[Token]
 
 
 class NicStatus(TypedDict):
     """One interface of a VM as the host made it."""
+    # Ports of the host that lead to it.
+    forwards: NotRequired[list[ForwardSpec]]
     # The network's gateway: the host's bridge.
     gateway: str
     # IPv4 address of the guest.
@@ -1775,6 +1793,9 @@ LookupReply = LookupReply1 | LookupReply2 | LookupReply3 | LookupReply4
 
 # The family of the guest's operating system.
 Os = Literal["linux", "windows"]
+
+# A protocol with ports.
+Protocol = Literal["tcp", "udp"]
 
 RequestId = str
 

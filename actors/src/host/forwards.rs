@@ -1,0 +1,220 @@
+//! Who has which port of the host.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use drover_schemas::body::spec::{NicSpec, Protocol};
+use drover_schemas::{ErrorBody, ErrorCode, Token, VmId};
+use serde::{Deserialize, Deserializer, de};
+
+use crate::network::forward::{HostPort, read_all};
+
+/// Ports that a host forwards: `first-last`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    /// The first.
+    pub first: u16,
+    /// The last.
+    pub last: u16,
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = "a range of ports is `first-last`, such as 20000-29999";
+        let (first, last) = text.split_once('-').ok_or(wrong)?;
+        let read = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port > 0).ok_or(wrong);
+        let (first, last) = (read(first)?, read(last)?);
+        if first > last { Err("the first port comes before the last") } else { Ok(Self { first, last }) }
+    }
+}
+
+impl<'de> Deserialize<'de> for PortRange {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// The ports that VMs have.
+#[derive(Debug, Default)]
+pub struct Forwards {
+    range: Option<PortRange>,
+    taken: Mutex<BTreeMap<VmId, (Token, Vec<HostPort>)>>,
+}
+
+impl Forwards {
+    /// None is taken yet; without a range none can be.
+    #[must_use]
+    pub fn new(range: Option<PortRange>) -> Self {
+        Self { range, taken: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<VmId, (Token, Vec<HostPort>)>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a VM the ports of its spec. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a port that this host does not forward, `conflict` for one that is in use.
+    pub fn claim(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) -> Result<(), ErrorBody> {
+        let wanted: Vec<HostPort> =
+            read_all(nics)?.into_iter().flatten().map(|forward| forward.from).collect();
+        let mut taken = self.lock();
+        for port in &wanted {
+            self.allowed(port)?;
+            for (other, (owner, ports)) in taken.iter().filter(|(other, _)| **other != vm_id) {
+                if ports.iter().any(|has| has.meets(port)) {
+                    return Err(in_use(port, (owner == namespace).then_some(*other)));
+                }
+            }
+        }
+        if !taken.contains_key(&vm_id) {
+            wanted.iter().try_for_each(free)?;
+        }
+        if !wanted.is_empty() {
+            taken.insert(vm_id, (namespace.clone(), wanted));
+        }
+        Ok(())
+    }
+
+    /// Notes the ports of a VM of the journal, whatever the range is now.
+    pub fn restore(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) {
+        let ports: Vec<HostPort> =
+            read_all(nics).unwrap_or_default().into_iter().flatten().map(|forward| forward.from).collect();
+        if !ports.is_empty() {
+            self.lock().insert(vm_id, (namespace.clone(), ports));
+        }
+    }
+
+    /// Takes a VM's ports back.
+    pub fn release(&self, vm_id: VmId) {
+        self.lock().remove(&vm_id);
+    }
+
+    fn allowed(&self, port: &HostPort) -> Result<(), ErrorBody> {
+        let refused =
+            |text: String| Err(ErrorBody::new(ErrorCode::InvalidArgument, text).with("port", port.port));
+        match self.range {
+            Some(range) if (range.first..=range.last).contains(&port.port) => Ok(()),
+            Some(range) => refused(format!("this host forwards ports {range}, and not {port}")),
+            None => refused(
+                "this host forwards no ports; an operator allows them with `capacity.forward_ports` in its \
+                 configuration"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
+/// `vm_id` is left out where the owner is another namespace's affair.
+fn in_use(port: &HostPort, vm_id: Option<VmId>) -> ErrorBody {
+    let owner = vm_id.map_or_else(|| "a VM of another namespace".to_owned(), |vm_id| format!("VM {vm_id}"));
+    let text = format!("{port} leads to {owner} already; choose another port, or another host");
+    let error =
+        ErrorBody::new(ErrorCode::Conflict, text).with("cause", "port_in_use").with("port", port.port);
+    match vm_id {
+        Some(vm_id) => error.with("vm_id", vm_id),
+        None => error,
+    }
+}
+
+/// Whether the host itself does not listen there: binding shows it, and lets go at once.
+fn free(port: &HostPort) -> Result<(), ErrorBody> {
+    let address = (port.address.unwrap_or(Ipv4Addr::UNSPECIFIED), port.port);
+    let bound = match port.protocol {
+        Protocol::Tcp => TcpListener::bind(address).map(drop),
+        Protocol::Udp => UdpSocket::bind(address).map(drop),
+    };
+    match bound {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let text = format!("the host itself listens on {port}; choose another port");
+            Err(ErrorBody::new(ErrorCode::Conflict, text)
+                .with("cause", "port_in_use")
+                .with("port", port.port))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            let text = format!("the host has no such address: {port}");
+            Err(ErrorBody::new(ErrorCode::InvalidArgument, text).with("port", port.port))
+        }
+        Err(error) => {
+            let text = format!("{port} cannot be looked at: {error}");
+            Err(ErrorBody::new(ErrorCode::ResourceExhausted, text).with("port", port.port))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use drover_schemas::body::spec::ForwardSpec;
+
+    fn nics(port: u16) -> Vec<NicSpec> {
+        let forward = ForwardSpec {
+            protocol: Protocol::Udp,
+            host_port: port,
+            host_address: None,
+            guest_port: 53,
+            sources: Vec::new(),
+        };
+        vec![NicSpec { network: token("default"), forwards: vec![forward] }]
+    }
+
+    fn token(text: &str) -> Token {
+        Token::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_port_has_one_owner_whom_only_its_namespace_is_told() {
+        // A free one of the machine.
+        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let forwards = Forwards::new(Some(PortRange { first: 1, last: u16::MAX }));
+        let (one, other) = (VmId::from_u128(1), VmId::from_u128(2));
+        forwards.claim(&token("a"), one, &nics(port)).unwrap();
+        forwards.claim(&token("a"), one, &nics(port)).unwrap();
+        let refused = forwards.claim(&token("a"), other, &nics(port)).unwrap_err();
+        assert_eq!((refused.code, refused.message.contains(&one.to_string())), (ErrorCode::Conflict, true));
+        let refused = forwards.claim(&token("b"), other, &nics(port)).unwrap_err();
+        assert_eq!(
+            (refused.code, refused.to_string().contains(&one.to_string())),
+            (ErrorCode::Conflict, false)
+        );
+        forwards.release(one);
+        forwards.claim(&token("b"), other, &nics(port)).unwrap();
+    }
+
+    #[test]
+    fn what_the_host_does_not_forward_is_refused_with_what_it_does() {
+        let vm_id = VmId::from_u128(1);
+        let closed = Forwards::new(None).claim(&token("a"), vm_id, &nics(20_000)).unwrap_err();
+        assert!(closed.message.contains("capacity.forward_ports"), "{closed}");
+        let range: PortRange = "20000-20010".parse().unwrap();
+        let outside = Forwards::new(Some(range)).claim(&token("a"), vm_id, &nics(20_011)).unwrap_err();
+        assert!(outside.message.contains("20000-20010"), "{outside}");
+        Forwards::new(None).claim(&token("a"), vm_id, &[]).unwrap();
+        for wrong in ["", "1", "0-5", "6-5", "1-70000", "a-b"] {
+            wrong.parse::<PortRange>().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_port_on_which_the_host_listens_is_refused() {
+        let held = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = held.local_addr().unwrap().port();
+        let forwards = Forwards::new(Some(PortRange { first: 1, last: u16::MAX }));
+        let refused = forwards.claim(&token("a"), VmId::from_u128(1), &nics(port)).unwrap_err();
+        assert!(refused.message.contains("the host itself listens"), "{refused}");
+    }
+}

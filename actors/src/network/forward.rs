@@ -1,0 +1,223 @@
+//! Ports of the host that lead to guests: what a spec asks for, checked, and its elements in the firewall. Pure.
+
+use std::net::Ipv4Addr;
+
+use drover_schemas::body::spec::{ForwardSpec, NicSpec, Protocol};
+use drover_schemas::{ErrorBody, ErrorCode};
+use ipnet::Ipv4Net;
+
+use super::nft::{FORWARD_PORT, FORWARD_TO, Member};
+
+/// The most forwards of one VM.
+pub const MAX_FORWARDS: usize = 64;
+/// The most sources of one forward.
+pub const MAX_SOURCES: usize = 16;
+
+/// A place where the host takes packets in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostPort {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+    /// The address; every one if none.
+    pub address: Option<Ipv4Addr>,
+}
+
+impl HostPort {
+    /// Whether a packet could be for both.
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        let apart = self.address.is_some() && other.address.is_some() && self.address != other.address;
+        (self.protocol, self.port) == (other.protocol, other.port) && !apart
+    }
+}
+
+impl std::fmt::Display for HostPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} port {}", self.protocol.as_str(), self.port)?;
+        match self.address {
+            Some(address) => write!(f, " of {address}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A forward.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forward {
+    /// Where the host takes it in.
+    pub from: HostPort,
+    /// The guest's port.
+    pub guest_port: u16,
+    /// From where it may be used; never empty.
+    pub sources: Vec<Ipv4Net>,
+}
+
+/// Everybody.
+const ALL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
+
+fn invalid(field: &str, message: String) -> ErrorBody {
+    ErrorBody::new(ErrorCode::InvalidArgument, format!("{field}: {message}")).with("field", field)
+}
+
+/// Reads a forward; `field` is where it stands.
+///
+/// # Errors
+/// `invalid_argument` with the field.
+pub fn read(field: &str, spec: &ForwardSpec) -> Result<Forward, ErrorBody> {
+    for (name, port) in [("host_port", spec.host_port), ("guest_port", spec.guest_port)] {
+        if port == 0 {
+            return Err(invalid(&format!("{field}.{name}"), "ports go from 1 to 65535".into()));
+        }
+    }
+    let address = spec.host_address.as_ref().map(|text| {
+        let usable = |address: &Ipv4Addr| {
+            !(address.is_unspecified() || address.is_multicast() || address.is_broadcast())
+        };
+        let parsed = text.parse::<Ipv4Addr>().ok().filter(usable);
+        parsed.ok_or_else(|| {
+            invalid(
+                &format!("{field}.host_address"),
+                format!("{text:?} is not an IPv4 address of a host; leave it out for all"),
+            )
+        })
+    });
+    if spec.sources.len() > MAX_SOURCES {
+        return Err(invalid(&format!("{field}.sources"), format!("at most {MAX_SOURCES}")));
+    }
+    let source = |text: &String| {
+        text.parse::<Ipv4Net>().map(|net| net.trunc()).map_err(|_| {
+            invalid(
+                &format!("{field}.sources"),
+                format!("{text:?} is not an IPv4 prefix such as 192.0.2.0/24"),
+            )
+        })
+    };
+    let mut sources = spec.sources.iter().map(source).collect::<Result<Vec<_>, _>>()?;
+    if sources.is_empty() {
+        sources.push(ALL);
+    }
+    // None within another: the firewall takes no element twice.
+    let sources = Ipv4Net::aggregate(&sources);
+    let from = HostPort { protocol: spec.protocol, port: spec.host_port, address: address.transpose()? };
+    Ok(Forward { from, guest_port: spec.guest_port, sources })
+}
+
+/// Reads the forwards of a VM, and sees that they do not meet.
+///
+/// # Errors
+/// `invalid_argument` with the field.
+pub fn read_all(nics: &[NicSpec]) -> Result<Vec<Vec<Forward>>, ErrorBody> {
+    let mut taken: Vec<HostPort> = Vec::new();
+    let mut all = Vec::new();
+    for (i, nic) in nics.iter().enumerate() {
+        let mut of_nic = Vec::new();
+        for (j, spec) in nic.forwards.iter().enumerate() {
+            let field = format!("spec.nics[{i}].forwards[{j}]");
+            let forward = read(&field, spec)?;
+            if taken.len() >= MAX_FORWARDS {
+                return Err(invalid(&field, format!("at most {MAX_FORWARDS} forwards of one VM")));
+            }
+            if let Some(other) = taken.iter().find(|other| other.meets(&forward.from)) {
+                return Err(invalid(
+                    &field,
+                    format!("{} is forwarded twice: it meets {other}", forward.from),
+                ));
+            }
+            taken.push(forward.from);
+            of_nic.push(forward);
+        }
+        all.push(of_nic);
+    }
+    Ok(all)
+}
+
+impl Forward {
+    /// Its elements, to a guest's address.
+    #[must_use]
+    pub fn elements(&self, guest: Ipv4Addr) -> Vec<Member> {
+        let HostPort { protocol, port, address } = self.from;
+        let mut elements = Vec::new();
+        for source in &self.sources {
+            let parts = vec![
+                address.map_or_else(|| prefix(ALL), |address| address.to_string()),
+                protocol.as_str().to_owned(),
+                port.to_string(),
+                prefix(*source),
+            ];
+            for (set, value) in [(FORWARD_TO, guest.to_string()), (FORWARD_PORT, self.guest_port.to_string())]
+            {
+                elements.push(Member { set: set.to_owned(), parts: parts.clone(), value: Some(value) });
+            }
+        }
+        elements
+    }
+}
+
+/// As `nft` writes it: a single address without its length.
+fn prefix(net: Ipv4Net) -> String {
+    if net.prefix_len() == 32 { net.addr().to_string() } else { net.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(host_port: u16) -> ForwardSpec {
+        ForwardSpec {
+            protocol: Protocol::Tcp,
+            host_port,
+            host_address: None,
+            guest_port: 22,
+            sources: Vec::new(),
+        }
+    }
+
+    fn nic(forwards: Vec<ForwardSpec>) -> NicSpec {
+        NicSpec { network: drover_schemas::Token::new("default").unwrap(), forwards }
+    }
+
+    #[test]
+    fn what_is_no_forward_is_refused_with_its_field() {
+        let with = |change: &dyn Fn(&mut ForwardSpec)| {
+            let mut spec = spec(20_022);
+            change(&mut spec);
+            read_all(&[nic(vec![spec])]).unwrap_err()
+        };
+        let field = |error: &ErrorBody| error.details["field"].clone();
+        for (error, name) in [
+            (with(&|f| f.host_port = 0), "host_port"),
+            (with(&|f| f.guest_port = 0), "guest_port"),
+            (with(&|f| f.host_address = Some("0.0.0.0".into())), "host_address"),
+            (with(&|f| f.host_address = Some("localhost".into())), "host_address"),
+            (with(&|f| f.sources = vec!["::/0".into()]), "sources"),
+            (with(&|f| f.sources = vec!["10.0.0.0/8".into(); MAX_SOURCES + 1]), "sources"),
+        ] {
+            assert_eq!(error.code, ErrorCode::InvalidArgument);
+            assert_eq!(field(&error), format!("spec.nics[0].forwards[0].{name}"), "{error}");
+        }
+        let many = (0..=MAX_FORWARDS as u16).map(|n| spec(20_000 + n)).collect();
+        assert!(read_all(&[nic(many)]).unwrap_err().message.contains("at most 64"));
+    }
+
+    #[test]
+    fn forwards_of_one_vm_do_not_meet() {
+        let at = |address: &str| ForwardSpec { host_address: Some(address.into()), ..spec(20_022) };
+        let udp = ForwardSpec { protocol: Protocol::Udp, ..spec(20_022) };
+        read_all(&[nic(vec![at("192.0.2.1"), udp]), nic(vec![at("192.0.2.2")])]).unwrap();
+        for other in [spec(20_022), at("192.0.2.1")] {
+            read_all(&[nic(vec![at("192.0.2.1")]), nic(vec![other])]).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn elements_are_as_the_firewall_lists_them() {
+        let sources = ["192.0.2.7/24", "192.0.2.128/25", "198.51.100.1/32"].map(ToOwned::to_owned).to_vec();
+        let forward = read("f", &ForwardSpec { sources, ..spec(20_022) }).unwrap();
+        let parts: Vec<String> =
+            forward.elements(Ipv4Addr::new(10, 77, 0, 2)).iter().map(|m| m.parts.join(" ")).collect();
+        let wanted = ["0.0.0.0/0 tcp 20022 192.0.2.0/24", "0.0.0.0/0 tcp 20022 198.51.100.1"];
+        assert_eq!(parts, [wanted[0], wanted[0], wanted[1], wanted[1]]);
+    }
+}
