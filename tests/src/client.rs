@@ -1,6 +1,6 @@
 //! Requests as any client writes them: a subject, headers and a body, and what comes back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, HeaderMap, Message, RequestErrorKind, ServerAddr};
 use drover_schemas::body::host::HostInfo;
@@ -208,7 +208,23 @@ impl Bus {
     /// # Errors
     /// As the host says.
     pub async fn status(&self, name: &str) -> Result<VmStatus, Failure> {
-        self.ask(&format!("vm.{name}.get"), &json!({})).get().await
+        self.look(&format!("vm.{name}.get"), &json!({})).await
+    }
+
+    /// Asks for something that may be asked for again, and does so where nothing is heard: what is sent in the moment
+    /// in which a daemon dies goes to nobody, and no word comes back.
+    ///
+    /// # Errors
+    /// As the host says.
+    pub async fn look<R: DeserializeOwned>(&self, tail: &str, body: &Value) -> Result<R, Failure> {
+        let attempt = ATTEMPT * patience_factor();
+        let deadline = Instant::now() + DEADLINE * patience_factor();
+        loop {
+            match self.ask(tail, body).within(attempt).get().await {
+                Err(Failure::Silence(_)) if Instant::now() < deadline => {}
+                said => return said,
+            }
+        }
     }
 
     /// How the first host is.

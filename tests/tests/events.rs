@@ -236,7 +236,7 @@ fn a_stream_that_is_purged_or_deleted_under_a_host_is_reported_and_goes_on() {
         bus.change("web", "resume").await.unwrap();
         // Each event after that once and in order, on from where it was.
         let seqs = until("the events after the delete", async || {
-            let page: EventsReadReply = bus.ask("events.read", &json!({"vm": "web"})).get().await.ok()?;
+            let page: EventsReadReply = bus.look("events.read", &json!({"vm": "web"})).await.ok()?;
             let seqs: Vec<u64> = page.events.iter().map(|stored| stored.event.seq).collect();
             (bus.host().await.ok()?.outbox == 0 && !seqs.is_empty()).then_some(seqs)
         })

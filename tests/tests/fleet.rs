@@ -39,7 +39,7 @@ async fn sees_all(world: &World) {
     for host in world.hosts.iter().filter(|host| host.daemon_id().is_some()) {
         let subject = format!("drover.v1.host.{}.list", host.name);
         until("all hosts are seen", async || {
-            let reply: HostsReply = world.bus.ask(&subject, &json!({})).get().await.ok()?;
+            let reply: HostsReply = world.bus.look(&subject, &json!({})).await.ok()?;
             let ready = |entry: &&_| {
                 let entry: &drover_schemas::body::host::HostEntry = entry;
                 entry.online && entry.record.as_ref().is_some_and(|record| record.accepting)
