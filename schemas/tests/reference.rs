@@ -43,6 +43,31 @@ fn events(out: &mut String) {
     table("evt.audit.bus.<server>.", bus);
 }
 
+/// As the contract for programs has them.
+fn headers(out: &mut String) {
+    let contract = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/asyncapi.json")).unwrap();
+    let contract: serde_json::Value = serde_json::from_str(&contract).unwrap();
+    out.push_str("\n## Headers\n\n| of | header | |\n|---|---|---|\n");
+    for (kind, schema) in [
+        ("requests", "RequestHeaders"),
+        ("replies", "ReplyHeaders"),
+        ("errors", "ErrorHeaders"),
+        ("events", "EventHeaders"),
+    ] {
+        let schema = &contract["components"]["schemas"][schema];
+        for (name, header) in schema["properties"].as_object().unwrap() {
+            let always = schema["required"].as_array().unwrap().iter().any(|required| required == name);
+            let doc = match header["const"].as_str() {
+                Some(value) => format!("`{value}`."),
+                None if header["format"] == "date-time" => "A time as RFC 3339 has it.".to_owned(),
+                None => header["description"].as_str().unwrap().to_owned(),
+            };
+            let always = if always { " Always there." } else { "" };
+            writeln!(out, "| {kind} | `{name}` | {doc}{always} |").unwrap();
+        }
+    }
+}
+
 fn reference() -> String {
     let mut out = String::from(
         "# The bus contract of drover\n\n\
@@ -59,6 +84,7 @@ fn reference() -> String {
         )
         .unwrap();
     }
+    headers(&mut out);
     out.push_str("\n## Error codes\n\n| code | `Nats-Service-Error-Code` | retryable |\n|---|---|---|\n");
     for code in ErrorCode::ALL {
         writeln!(out, "| `{code}` | {} | {} |", code.status(), if code.retryable() { "yes" } else { "no" })
