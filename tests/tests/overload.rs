@@ -4,10 +4,12 @@
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, stream::DiscardPolicy};
+use drover_schemas::audit::AuditKind;
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::{ChangeReply, LookupReply};
 use drover_schemas::{ErrorBody, ErrorCode, RequestId};
 use drover_tests::admin::{ADMIN, alarm_lasts, metric};
+use drover_tests::audit;
 use drover_tests::client::{Bus, Failure, refused};
 use drover_tests::events::{alarm, log};
 use drover_tests::flood::{self, Flood};
@@ -233,6 +235,34 @@ fn a_flood_of_one_tenant_leaves_others_unharmed_and_memory_bounded() {
         assert!(p99 < 3 * quiet_p99.max(NOISE), "p99 {p99:?} in the flood, {quiet_p99:?} without");
         // And it is over when it is over.
         create_in(&bus, "flood", "after", json!({})).await.unwrap();
+    });
+}
+
+/// A flood fills neither the stream nor the disk with its refusals, and none of them is forgotten.
+#[test]
+fn refusals_of_a_flood_are_told_or_counted_in_the_audit() {
+    let test = "refusals_of_a_flood_are_told_or_counted_in_the_audit";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        create_in(&bus, "flood", "web", json!({})).await.unwrap();
+        let flood = Flood::start(URL, 6_000);
+        until_within(Duration::from_secs(120), "the flood is over", async || flood.is_over().then_some(()))
+            .await;
+        let tally = flood.tally();
+        let refused = tally.busy + tally.refused + tally.too_large;
+        assert!(refused > 600, "{tally:?}");
+        let (told, counted) = until("each refusal is in the audit", async || {
+            let mut all = audit::read(&bus).await;
+            all.retain(|event| event.kind != AuditKind::Done);
+            all.retain(|event| event.namespace.as_ref().is_some_and(|ns| ns.as_str() == "flood"));
+            let counted: u64 = all.iter().map(|event| event.count).sum();
+            (counted >= refused).then_some((all.len() as u64, counted))
+        })
+        .await;
+        println!("FLOOD audit: {told} events tell of {counted} refusals");
+        // What was answered after the tenant had given up is refused as well.
+        assert!(counted - refused <= tally.silent, "{counted} {tally:?}");
+        assert!(told < 300 + 2 * tally.took.as_secs(), "{told} events");
     });
 }
 
