@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 const FLOOD_BYTES: u64 = 192 << 20;
 /// A `get` that takes no longer than this may take three times as long without being slow: it is the time for
 /// which a busy machine leaves a program waiting.
-const NOISE: Duration = Duration::from_millis(10);
+const NOISE: Duration = Duration::from_millis(20);
 
 /// A world with this `quotas` in its configuration.
 async fn with_quotas(world: &mut World, quotas: Value) {
