@@ -83,6 +83,24 @@ impl Flood {
     }
 }
 
+/// A subject beside the host's, answered by the least that can answer: what it takes is the bus's and the machine's time.
+pub const BARE: &str = "bare";
+
+/// Answers on [`BARE`] from a thread and a connection of its own, until the bus is gone.
+pub fn answer_barely(url: &'static str) {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let client = async_nats::connect(url).await.expect("the bus");
+            let mut asked = client.subscribe(BARE).await.expect("the bus");
+            while let Some(message) = asked.next().await {
+                let reply = message.reply.expect("a request");
+                client.publish(reply, bytes::Bytes::from_static(&[0; 512])).await.expect("the bus");
+            }
+        });
+    });
+}
+
 async fn flood(url: &str, requests: u64) -> Tally {
     let client = async_nats::connect(url).await.expect("the bus");
     let large = bytes::Bytes::from(vec![b'x'; 200_000]);
