@@ -8,7 +8,7 @@ use drover_schemas::event::ce;
 use drover_schemas::subject::{Subject, Subjects};
 use drover_schemas::{Token, codec, headers};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{error, warn};
 
 use super::{Entry, Inner, LINGER, Note};
@@ -27,7 +27,8 @@ pub(super) async fn run(audit: Weak<Inner>, journal: JournalHandle, mut queued: 
         Ok(last) => last,
         Err(failure) => return error!(error = %chain(&failure), "the audit cannot be written"),
     };
-    let mut look = interval(LOOK);
+    // At the start nothing was suppressed.
+    let mut look = interval_at(Instant::now() + LOOK, LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut entries = Vec::new();
     loop {
