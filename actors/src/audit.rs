@@ -233,7 +233,9 @@ pub fn row_of(subject: &Subject) -> Option<&'static VerbRow> {
     }
 }
 
-const fn vm_of(subject: &Subject) -> Option<&Token> {
+/// The VM that a request is about, if it is about one.
+#[must_use]
+pub const fn vm_of(subject: &Subject) -> Option<&Token> {
     match subject {
         Subject::Vm { name, .. } | Subject::Guest { name, .. } => Some(name),
         _ => None,

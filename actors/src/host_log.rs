@@ -3,16 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use drover_schemas::event::{HostEvent, HostEventKind, ce};
+use drover_schemas::event::{HostEvent, HostEventKind};
 use drover_schemas::subject::{Subject, Subjects};
-use drover_schemas::{Token, VmId, codec, headers};
+use drover_schemas::{Token, VmId, codec};
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
 use crate::chain;
+use crate::cloud_event::attributes;
 use crate::journal::{Batch, EventClass, JournalError, JournalHandle, Op, OutboxRow, host_stream_key};
 use crate::services::now_ms;
-use crate::vm::row::rfc3339;
 
 /// Events that wait for the journal.
 const QUEUE: usize = 256;
@@ -124,21 +124,12 @@ fn row(
     let now = now_ms();
     let event = HostEvent { host: host.clone(), seq, time_unix_ms: now, kind, message, details };
     let token = Token::new(kind.as_str()).unwrap_or_else(|_| host.clone());
-    let header = |name: &str, value: String| (name.to_owned(), value);
     Ok(OutboxRow {
         key: host_stream_key(journal.installation()),
         seq,
         subject: subjects.build(&Subject::HostEvent { host: host.clone(), kind: token }),
         filter: subjects.host_events(host),
-        headers: vec![
-            header(ce::SPECVERSION, ce::SPEC_VERSION.into()),
-            header(ce::SOURCE, format!("drover/{host}")),
-            header(ce::TYPE, format!("drover.host.{}.v1", kind.as_str())),
-            header(ce::TIME, rfc3339(now)),
-            header(ce::SUBJECT, host.to_string()),
-            header(ce::DATACONTENTTYPE, codec::MSGPACK.into()),
-            header(headers::CONTENT_TYPE, codec::MSGPACK.into()),
-        ],
+        headers: attributes(host.as_str(), &format!("host.{}", kind.as_str()), now, host.to_string()),
         body: codec::encode(&event)?.into(),
         status: None,
     })

@@ -5,6 +5,7 @@ pub mod alarms;
 pub mod audit;
 pub mod bus;
 mod chain;
+pub mod cloud_event;
 pub mod console;
 pub mod create;
 pub mod directory;

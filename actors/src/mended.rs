@@ -8,23 +8,27 @@ use crate::alarms::NETWORK;
 use crate::chain;
 use crate::host_log::HostNote;
 use crate::network::{Finding, NetworkError, Repair};
+use crate::rate::{Bucket, Rate};
 use crate::services::Services;
 
-/// So many events may come at once, and then one in [`APART`]: who undoes a repair again and again does not fill the log.
-const BURST: u32 = 10;
-/// See [`BURST`].
-const APART: Duration = Duration::from_secs(1);
+/// Events of repairs: who undoes a repair again and again does not fill the log.
+const RATE: Rate = Rate { burst: 10, refill: Duration::from_secs(1) };
 /// How many things an event names.
 const NAMED: usize = 8;
 
 /// Tells of repairs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Mended {
-    /// How many were told lately, and when one of them was forgotten last.
-    told: (u32, Option<Instant>),
+    rate: Bucket,
     /// Not told yet, as too soon after the last; at most [`NAMED`], and how many there are.
     kept: (Vec<Finding>, usize),
     left: Vec<Finding>,
+}
+
+impl Default for Mended {
+    fn default() -> Self {
+        Self { rate: Bucket::new(RATE, Instant::now()), kept: Default::default(), left: Vec::new() }
+    }
 }
 
 impl Mended {
@@ -62,16 +66,9 @@ impl Mended {
         let (named, count) = &mut self.kept;
         named.extend(mended.iter().take(NAMED.saturating_sub(named.len())).cloned());
         *count += mended.len();
-        let (told, since) = &mut self.told;
-        let passed = now.saturating_duration_since(*since.get_or_insert(now)).as_secs();
-        if passed > 0 {
-            *told = told.saturating_sub(u32::try_from(passed / APART.as_secs()).unwrap_or(u32::MAX));
-            *since = Some(now);
-        }
-        if *told >= BURST || *count == 0 {
+        if *count == 0 || !self.rate.admit(now) {
             return None;
         }
-        *told += 1;
         let (kept, count) = std::mem::take(&mut self.kept);
         let text = "the network of VMs was changed by others and is mended";
         Some(alarm("network_mended", text, &kept, count))
@@ -98,11 +95,11 @@ mod tests {
             (first.details["count"].as_str(), first.details["found"].as_str()),
             ("1", "the tables t were removed")
         );
-        let told = (0..100).filter(|_| mended.note(&wrong(1), start + APART / 2).is_some()).count();
+        let told = (0..100).filter(|_| mended.note(&wrong(1), start + RATE.refill / 2).is_some()).count();
         assert_eq!(told, 9, "a burst, the first included");
-        let later = mended.note(&wrong(1), start + APART).unwrap();
+        let later = mended.note(&wrong(1), start + RATE.refill).unwrap();
         assert_eq!(later.details["count"], "92");
         assert_eq!(later.details["found"].split("; ").count(), NAMED);
-        assert_eq!(mended.note(&[], start + APART * 2), None);
+        assert_eq!(mended.note(&[], start + RATE.refill * 2), None);
     }
 }

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use async_nats::{Client, HeaderMap};
 use drover_schemas::event::{RejectedEvent, ce};
 use drover_schemas::subject::{Subject, Subjects};
-use drover_schemas::{ErrorBody, RequestId, Token, codec, headers};
+use drover_schemas::{ErrorBody, RequestId, Token, codec};
 use tracing::warn;
 use ulid::Ulid;
 
 use crate::chain;
+use crate::cloud_event::attributes;
 use crate::rate::{Rate, Shares};
 use crate::services::now_ms;
-use crate::vm::row::rfc3339;
 
 /// Rejections of a namespace.
 const RATE: Rate = Rate { burst: 20, refill: Duration::from_millis(200) };
@@ -69,18 +69,10 @@ impl Rejections {
         };
         let id = Ulid::new().to_string();
         let mut headers = HeaderMap::new();
-        for (name, value) in [
-            (ce::SPECVERSION, ce::SPEC_VERSION.to_owned()),
-            (ce::ID, id.clone()),
-            (async_nats::header::NATS_MESSAGE_ID.as_ref(), id),
-            (ce::SOURCE, format!("drover/{}", self.host)),
-            (ce::TYPE, "drover.request.rejected.v1".to_owned()),
-            (ce::TIME, rfc3339(now)),
-            (ce::SUBJECT, namespace.to_string()),
-            (ce::DATACONTENTTYPE, codec::MSGPACK.to_owned()),
-            (headers::CONTENT_TYPE, codec::MSGPACK.to_owned()),
-        ] {
-            headers.insert(name, value.as_str());
+        headers.insert(ce::ID, id.as_str());
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
+        for (name, value) in attributes(self.host.as_str(), "request.rejected", now, namespace.to_string()) {
+            headers.insert(name, value);
         }
         let to = self.subjects.build(&Subject::RequestRejected { ns: namespace.clone() });
         if let Err(cause) = self.client.publish_with_headers(to, headers, body.into()).await {

@@ -145,6 +145,16 @@ impl Node {
         fs::write(self.own("host.yaml"), config.to_string()).expect("write");
     }
 
+    /// Writes the configuration with something changed.
+    ///
+    /// # Panics
+    /// It cannot be written.
+    pub fn configure_with(&self, change: impl FnOnce(&mut Value)) {
+        let mut config = self.config();
+        change(&mut config);
+        self.configure(&config);
+    }
+
     /// A program of drover.
     #[must_use]
     pub fn bin(&self, name: &str) -> PathBuf {

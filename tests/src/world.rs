@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -219,6 +220,17 @@ impl World {
         );
         fs::write(self.path("nats.conf"), config).expect("write");
         self.start_nats_as(&self.path("nats.conf")).await;
+    }
+
+    /// Starts the bus, and a host with something changed in its configuration, and waits until it answers.
+    ///
+    /// # Panics
+    /// They do not start.
+    pub async fn up_with(&mut self, change: impl FnOnce(&mut Value)) {
+        self.configure_with(change);
+        self.start_nats().await;
+        self.start();
+        self.ready().await;
     }
 
     /// Starts the bus with a configuration of the test's own, which listens where the worlds' do.

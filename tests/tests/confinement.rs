@@ -114,12 +114,7 @@ fn the_real_hypervisor_is_confined_and_filters_its_threads() {
         return println!("SKIP {test}: CLOUD_HYPERVISOR does not name a cloud-hypervisor");
     };
     run(test, Options::down(), async move |world| {
-        let mut config = world.config();
-        config["vmm"]["path"] = json!(vmm);
-        world.configure(&config);
-        world.start_nats().await;
-        world.start();
-        world.ready().await;
+        world.up_with(|config| config["vmm"]["path"] = json!(vmm)).await;
         let made =
             world.bus.create("a", json!({"wait": "running", "spec": {"template": "linux-microvm"}})).await;
         let vm = made.unwrap_or_else(|error| panic!("{error}")).vm;

@@ -73,9 +73,7 @@ fn a_bus_that_is_not_there_is_named_with_what_to_do() {
 #[test]
 fn a_hypervisor_that_is_missing_is_named() {
     run("a_hypervisor_that_is_missing_is_named", Options::down(), async |world| {
-        let mut config = world.config();
-        config["vmm"]["path"] = json!("/nonexistent/cloud-hypervisor");
-        world.configure(&config);
+        world.configure_with(|config| config["vmm"]["path"] = json!("/nonexistent/cloud-hypervisor"));
         host_says(world, &["/nonexistent/cloud-hypervisor", "vmm.path"]).await;
     });
 }
@@ -86,9 +84,7 @@ fn a_hypervisor_that_is_too_old_is_named_with_its_version() {
         let old = world.path("old");
         std::fs::write(&old, "#!/bin/sh\necho cloud-hypervisor v40.0\n").unwrap();
         std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let mut config = world.config();
-        config["vmm"]["path"] = json!(old);
-        world.configure(&config);
+        world.configure_with(|config| config["vmm"]["path"] = json!(old));
         host_says(world, &["v40.0", old.to_str().unwrap()]).await;
     });
 }
@@ -98,15 +94,11 @@ fn a_broken_configuration_is_named_with_its_line_or_key() {
     run("a_broken_configuration_is_named_with_its_line_or_key", Options::down(), async |world| {
         std::fs::write(world.path("host.yaml"), "host: h1\nbus: [\n").unwrap();
         host_says(world, &["host.yaml", "line"]).await;
-        let mut config = world.config();
-        config["stat_dir"] = json!("/x");
-        world.configure(&config);
+        world.configure_with(|config| config["stat_dir"] = json!("/x"));
         host_says(world, &["stat_dir"]).await;
         std::fs::remove_file(world.path("host.yaml")).unwrap();
         host_says(world, &["host.yaml"]).await;
-        let mut config = world.config();
-        config["images_dir"] = json!("/nonexistent");
-        world.configure(&config);
+        world.configure_with(|config| config["images_dir"] = json!("/nonexistent"));
         host_says(world, &["/nonexistent", "build-image.sh"]).await;
     });
 }
@@ -181,10 +173,10 @@ fn a_doctor_says_what_a_machine_lacks_and_what_to_do() {
         assert_eq!(of(&all, "bus")["verdict"], "weak");
         assert_eq!(of(&all, "/dev/net/tun")["verdict"], "good");
         assert!(of(&all, "hypervisor")["found"].as_str().unwrap().contains("softvmm"));
-        let mut config = world.config();
-        config["vmm"]["path"] = json!("/nonexistent/cloud-hypervisor");
-        config["images_dir"] = json!("/nonexistent");
-        world.configure(&config);
+        world.configure_with(|config| {
+            config["vmm"]["path"] = json!("/nonexistent/cloud-hypervisor");
+            config["images_dir"] = json!("/nonexistent");
+        });
         let all = findings(1).await;
         for check in ["hypervisor", "images"] {
             let finding = of(&all, check);

@@ -250,12 +250,7 @@ fn a_stream_that_is_purged_or_deleted_under_a_host_is_reported_and_goes_on() {
 fn what_is_trimmed_before_a_reader_has_read_it_is_an_alarm() {
     let test = "what_is_trimmed_before_a_reader_has_read_it_is_an_alarm";
     run(test, Options::down(), async |world| {
-        let mut config = world.config();
-        config["events"] = json!({"max_size": "200KiB", "max_age_hours": 24});
-        world.configure(&config);
-        world.start_nats().await;
-        world.start();
-        world.ready().await;
+        world.up_with(|config| config["events"] = json!({"max_size": "200KiB", "max_age_hours": 24})).await;
         let bus = world.bus.clone();
         let js = jetstream::new(bus.nats.clone());
         let stream = js.get_stream("DROVER_EVENTS").await.unwrap();

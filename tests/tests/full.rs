@@ -122,9 +122,7 @@ fn a_full_store_of_images_refuses_an_import_and_keeps_nothing_of_it() {
         let dir = world.state_dir().parent().unwrap().join("in");
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("data"), vec![7_u8; 8 << 20]).unwrap();
-        let mut config = world.config();
-        config["images"] = json!({"import_dirs": [dir]});
-        world.configure(&config);
+        world.configure_with(|config| config["images"] = json!({"import_dirs": [dir]}));
         start_over(world, &store, "size=48m,nr_inodes=12").await;
         let bus = world.bus.clone();
         let a = bus.up("a").await;

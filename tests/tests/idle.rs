@@ -82,9 +82,7 @@ async fn start(world: &mut World) -> Relay {
     world.init_bus("ops").await;
     let host = Relay::start("127.0.0.1:4302", URL).await;
     world.urls = vec![host.url.clone()];
-    let mut config = world.config();
-    config["bus"]["nkey_seed_file"] = json!(world.seed("h1"));
-    world.configure(&config);
+    world.configure_with(|config| config["bus"]["nkey_seed_file"] = json!(world.seed("h1")));
     world.start();
     world.bus = world.enter("ops", URL).await;
     world.ready().await;

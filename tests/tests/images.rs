@@ -19,12 +19,7 @@ use serde_json::{Value, json};
 async fn importing(world: &mut World) -> PathBuf {
     let dir = world.state_dir().parent().unwrap().join("in");
     fs::create_dir_all(&dir).unwrap();
-    let mut config = world.config();
-    config["images"] = json!({"import_dirs": [dir]});
-    world.configure(&config);
-    world.start_nats().await;
-    world.start();
-    world.ready().await;
+    world.up_with(|config| config["images"] = json!({"import_dirs": [dir]})).await;
     dir
 }
 

@@ -190,9 +190,7 @@ fn a_vm_of_another_installation_is_listed_and_never_touched() {
         // The same machine and run directory, another journal: another installation.
         world.stop_host().await;
         std::fs::remove_dir_all(world.state_dir()).unwrap();
-        let mut config = world.config();
-        config["networks"][0]["subnet"] = json!("10.79.0.0/20");
-        world.configure(&config);
+        world.configure_with(|config| config["networks"][0]["subnet"] = json!("10.79.0.0/20"));
         // The name of the host is the other installation's, however silent that is.
         let refused = world.host_fails().await;
         let refused = String::from_utf8(refused.stderr).unwrap();

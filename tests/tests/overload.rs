@@ -14,7 +14,7 @@ use drover_tests::client::{Bus, Failure, refused};
 use drover_tests::events::{alarm, log};
 use drover_tests::flood::{self, Flood};
 use drover_tests::wait::{until, until_within};
-use drover_tests::world::{Options, URL, World, run};
+use drover_tests::world::{Options, URL, run};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -23,16 +23,6 @@ use serde_json::{Value, json};
 const FLOOD_BYTES: u64 = 192 << 20;
 /// A `get` that takes no longer than this may take three times as long without being slow.
 const NOISE: Duration = Duration::from_millis(10);
-
-/// A world with this `quotas` in its configuration.
-async fn with_quotas(world: &mut World, quotas: Value) {
-    let mut config = world.config();
-    config["quotas"] = quotas;
-    world.configure(&config);
-    world.start_nats().await;
-    world.start();
-    world.ready().await;
-}
 
 /// The refusal of what there is no room for.
 #[track_caller]
@@ -64,7 +54,7 @@ fn each_quota_is_kept_before_anything_is_promised() {
             "vms": {"vms": 1}, "cpus": {"cpus": 3}, "memory": {"memory": "127MiB"}, "disk": {"disk": "1B"},
             "requests": {"requests": 1}, "streams": {"streams": 1}, "events": {"events_per_hour": 8},
         }});
-        with_quotas(world, quotas).await;
+        world.up_with(|config| config["quotas"] = quotas).await;
         let bus = world.bus.clone();
         create_in(&bus, "vms", "one", json!({})).await.unwrap();
         let error = exhausted(create_in(&bus, "vms", "two", json!({})).await);
@@ -281,12 +271,7 @@ fn refusals_of_a_flood_are_told_or_counted_in_the_audit() {
 #[test]
 fn requests_that_are_lost_are_an_alarm_that_ends() {
     run("requests_that_are_lost_are_an_alarm_that_ends", Options::down(), async |world| {
-        let mut config = world.config();
-        config["admin"] = json!({"listen": ADMIN});
-        world.configure(&config);
-        world.start_nats().await;
-        world.start();
-        world.ready().await;
+        world.up_with(|config| config["admin"] = json!({"listen": ADMIN})).await;
         let bus = world.bus.clone();
         bus.up("web").await;
         let daemon = Pid::from_raw(i32::try_from(world.daemon_id().unwrap()).unwrap());
@@ -336,13 +321,12 @@ async fn until_or<T>(patience: Duration, mut look: impl AsyncFnMut() -> Option<T
 fn an_outbox_that_fills_refuses_changes_but_no_ends_and_tells() {
     let test = "an_outbox_that_fills_refuses_changes_but_no_ends_and_tells";
     run(test, Options::down(), async |world| {
-        let mut config = world.config();
-        config["events"] = json!({"outbox": "48KiB"});
-        config["admin"] = json!({"listen": ADMIN});
-        world.configure(&config);
-        world.start_nats().await;
-        world.start();
-        world.ready().await;
+        world
+            .up_with(|config| {
+                config["events"] = json!({"outbox": "48KiB"});
+                config["admin"] = json!({"listen": ADMIN});
+            })
+            .await;
         let bus = world.bus.clone();
         let vm = bus.up("web").await;
         log(&bus).await;

@@ -44,13 +44,12 @@ async fn start(world: &mut World, change: impl FnOnce(&mut Value)) -> Ways {
         host: Relay::start("127.0.0.1:4302", URL).await,
     };
     world.urls = vec![ways.host.url.clone()];
-    let mut config = world.config();
-    config["admin"] = json!({"listen": ADMIN});
-    change(&mut config);
-    world.configure(&config);
-    world.start_nats().await;
-    world.start();
-    world.ready().await;
+    world
+        .up_with(|config| {
+            config["admin"] = json!({"listen": ADMIN});
+            change(config);
+        })
+        .await;
     ways
 }
 

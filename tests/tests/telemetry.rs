@@ -13,21 +13,12 @@ use drover_tests::collector::{Collector, Span};
 use drover_tests::events::alarm;
 use drover_tests::relay::Relay;
 use drover_tests::wait::until;
-use drover_tests::world::{Options, URL, World, run};
+use drover_tests::world::{Options, URL, run};
 use futures_util::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 const COLLECTOR: &str = "127.0.0.1:4318";
-
-async fn up(world: &mut World, change: impl FnOnce(&mut Value)) {
-    let mut config = world.config();
-    change(&mut config);
-    world.configure(&config);
-    world.start_nats().await;
-    world.start();
-    world.ready().await;
-}
 
 /// Waits for the spans of a trace that has all these names.
 async fn trace(collector: &Collector, trace_id: &str, names: &[&str]) -> Vec<Span> {
@@ -42,7 +33,7 @@ async fn trace(collector: &Collector, trace_id: &str, names: &[&str]) -> Vec<Spa
 fn a_trace_goes_from_the_callers_request_to_every_effect() {
     run("a_trace_goes_from_the_callers_request_to_every_effect", Options::down(), async |world| {
         let collector = Collector::start(COLLECTOR).await;
-        up(world, |config| config["log"] = json!({"otlp_endpoint": format!("http://{COLLECTOR}")})).await;
+        world.up_with(|config| config["log"] = json!({"otlp_endpoint": format!("http://{COLLECTOR}")})).await;
         let bus = world.bus.clone();
         let (trace_id, caller) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
         let ask = |tail: &str, body: Value| {
@@ -94,7 +85,7 @@ fn a_trace_goes_from_the_callers_request_to_every_effect() {
 #[test]
 fn metrics_and_health_tell_how_the_host_is() {
     run("metrics_and_health_tell_how_the_host_is", Options::down(), async |world| {
-        up(world, |config| config["admin"] = json!({"listen": ADMIN})).await;
+        world.up_with(|config| config["admin"] = json!({"listen": ADMIN})).await;
         world.bus.up("a").await;
         assert_eq!(page("/healthz").await.0, 200);
         assert_eq!(page("/readyz").await, (200, "ok\n".to_owned()));
@@ -124,7 +115,7 @@ fn logs_are_lines_of_json_in_a_file_that_is_rotated() {
     run("logs_are_lines_of_json_in_a_file_that_is_rotated", Options::down(), async |world| {
         let dir = world.path("logs");
         let file = json!({"dir": dir, "rotation": "hourly", "keep": 2});
-        up(world, |config| config["log"] = json!({"format": "json", "file": file})).await;
+        world.up_with(|config| config["log"] = json!({"format": "json", "file": file})).await;
         let vm = world.bus.up("a").await;
         world.stop_host().await;
         let files: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -177,9 +168,7 @@ fn a_clock_that_is_off_is_an_alarm_that_ends() {
             vec![publication]
         });
         world.urls = vec![way.url.clone()];
-        let mut config = world.config();
-        config["admin"] = json!({"listen": ADMIN});
-        world.configure(&config);
+        world.configure_with(|config| config["admin"] = json!({"listen": ADMIN}));
         world.start();
         world.ready().await;
         let bus = world.bus.clone();

@@ -80,9 +80,7 @@ async fn start(world: &mut World, mode: &str) {
     world.start_nats_as(&printed).await;
     world.init_bus("ops").await;
 
-    let mut config = world.config();
-    config["bus"]["nkey_seed_file"] = json!(world.seed("h1"));
-    world.configure(&config);
+    world.configure_with(|config| config["bus"]["nkey_seed_file"] = json!(world.seed("h1")));
     world.start();
     world.bus = world.enter("ops", URL).await;
     world.ready().await;

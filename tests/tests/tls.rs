@@ -208,10 +208,10 @@ async fn told(world: &World, flags: &[String], code: i32, wanted: [&str; 3]) {
 
 /// A host with these settings waits, and says why.
 async fn waits(world: &mut World, tls: Value, wanted: [&str; 2]) {
-    let mut config = world.config();
-    config["bus"]["nkey_seed_file"] = json!(world.seed("h1"));
-    config["bus"]["tls"] = tls;
-    world.configure(&config);
+    world.configure_with(|config| {
+        config["bus"]["nkey_seed_file"] = json!(world.seed("h1"));
+        config["bus"]["tls"] = tls;
+    });
     let before = world.told().len();
     world.start();
     until(&format!("the host says {wanted:?}"), async || {

@@ -131,16 +131,15 @@ async fn server(world: &World, name: char, forwards: Value) -> VmStatus {
 
 /// A host that forwards ports.
 async fn started(world: &mut World) {
-    let mut config = world.config();
-    config["capacity"]["forward_ports"] = json!("20000-20100");
-    config["networks"] = json!([
-        {"name": "default", "subnet": "10.78.0.0/24"},
-        {"name": "other", "subnet": "10.78.1.0/24", "isolate": false},
-    ]);
-    world.configure(&config);
-    world.start_nats().await;
-    world.start();
-    world.ready().await;
+    world
+        .up_with(|config| {
+            config["capacity"]["forward_ports"] = json!("20000-20100");
+            config["networks"] = json!([
+                {"name": "default", "subnet": "10.78.0.0/24"},
+                {"name": "other", "subnet": "10.78.1.0/24", "isolate": false},
+            ]);
+        })
+        .await;
 }
 
 #[test]

@@ -206,9 +206,7 @@ fn a_log_that_an_earlier_version_had_compressed_is_told_of_and_mended() {
         early.compression = Some(Compression::S2);
         js.update_stream(early).await.unwrap();
 
-        let mut config = world.config();
-        config["admin"] = json!({"listen": ADMIN});
-        world.configure(&config);
+        world.configure_with(|config| config["admin"] = json!({"listen": ADMIN}));
         world.start();
         world.ready().await;
         let bus = world.bus.clone();

@@ -4,18 +4,17 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use drover_schemas::audit::AuditEvent;
-use drover_schemas::event::ce;
 use drover_schemas::subject::{Subject, Subjects};
-use drover_schemas::{Token, codec, headers};
+use drover_schemas::{Token, codec};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{error, warn};
 
 use super::{Entry, Inner, LINGER, Note};
 use crate::chain;
+use crate::cloud_event::attributes;
 use crate::host_log::last_seq;
 use crate::journal::{Batch, EventClass, JournalError, JournalHandle, Op, OutboxRow, audit_stream_key};
-use crate::vm::row::rfc3339;
 
 /// Notes of one commit.
 const BATCH: usize = 256;
@@ -107,22 +106,14 @@ fn row(
     event: &AuditEvent,
 ) -> Result<OutboxRow, codec::EncodeError> {
     let kind = Token::new(event.kind.as_str()).unwrap_or_else(|_| host.clone());
+    let what = format!("audit.{}", event.kind.as_str());
     let about = event.namespace.as_ref().unwrap_or(host);
-    let header = |name: &str, value: String| (name.to_owned(), value);
     Ok(OutboxRow {
         key: audit_stream_key(journal.installation()),
         seq: event.seq,
         subject: subjects.build(&Subject::HostAudit { host: host.clone(), kind }),
         filter: subjects.host_audit(host),
-        headers: vec![
-            header(ce::SPECVERSION, ce::SPEC_VERSION.into()),
-            header(ce::SOURCE, format!("drover/{host}")),
-            header(ce::TYPE, format!("drover.audit.{}.v1", event.kind.as_str())),
-            header(ce::TIME, rfc3339(event.time_unix_ms)),
-            header(ce::SUBJECT, about.to_string()),
-            header(ce::DATACONTENTTYPE, codec::MSGPACK.into()),
-            header(headers::CONTENT_TYPE, codec::MSGPACK.into()),
-        ],
+        headers: attributes(host.as_str(), &what, event.time_unix_ms, about.to_string()),
         body: codec::encode(event)?.into(),
         status: None,
     })

@@ -104,7 +104,7 @@ pub async fn page(
         },
         start_time: match from {
             From::Position(_) => None,
-            From::UnixMs(at) => Some(crate::vm::row::rfc3339(at)),
+            From::UnixMs(at) => Some(crate::cloud_event::rfc3339(at)),
         },
         next_by_subj: filter,
         batch: limit.clamp(1, BATCH),

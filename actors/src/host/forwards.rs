@@ -69,8 +69,7 @@ impl Forwards {
     /// # Errors
     /// `invalid_argument` for a port that this host does not forward, `conflict` for one that is in use.
     pub fn claim(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) -> Result<(), ErrorBody> {
-        let wanted: Vec<HostPort> =
-            read_all(nics)?.into_iter().flatten().map(|forward| forward.from).collect();
+        let wanted = ports(nics)?;
         let mut taken = self.lock();
         for port in &wanted {
             self.allowed(port)?;
@@ -91,8 +90,7 @@ impl Forwards {
 
     /// Notes the ports of a VM of the journal, whatever the range is now.
     pub fn restore(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) {
-        let ports: Vec<HostPort> =
-            read_all(nics).unwrap_or_default().into_iter().flatten().map(|forward| forward.from).collect();
+        let ports = ports(nics).unwrap_or_default();
         if !ports.is_empty() {
             self.lock().insert(vm_id, (namespace.clone(), ports));
         }
@@ -116,6 +114,11 @@ impl Forwards {
             ),
         }
     }
+}
+
+/// The ports that a spec asks for.
+fn ports(nics: &[NicSpec]) -> Result<Vec<HostPort>, ErrorBody> {
+    Ok(read_all(nics)?.into_iter().flatten().map(|forward| forward.from).collect())
 }
 
 /// `vm_id` is left out where the owner is another namespace's affair.

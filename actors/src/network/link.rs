@@ -1,7 +1,7 @@
 //! Bridges, ports and addresses over rtnetlink, in the namespace of the thread that connects.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
@@ -153,47 +153,22 @@ impl Links {
             }
         }
         let link = self.must_get(name).await?;
-        match link.alias.as_deref() {
-            Some(found) if found == alias => {}
-            None | Some("") => self.set_alias(&link, alias).await?,
-            Some(other) => {
-                return Err(LinkError::NotOurs { name: name.to_owned(), alias: Some(other.to_owned()) });
-            }
+        if !is_marked(&link, alias)? {
+            self.change(&link, "mark", |message| message.alias(alias)).await?;
         }
         if link.mac != mac {
             self.change(&link, "set the MAC of", |message| message.address(mac.to_vec())).await?;
         }
-        self.ensure_address(&link, address.addr(), address.prefix_len()).await?;
+        self.ensure_address(&link, address).await?;
         self.set_up(&link).await?;
         Ok(link.index)
     }
 
-    async fn ensure_address(
-        &self,
-        link: &LinkInfo,
-        address: Ipv4Addr,
-        prefix_len: u8,
-    ) -> Result<(), LinkError> {
-        let address = IpAddr::V4(address);
-        let found = self
-            .handle
-            .address()
-            .get()
-            .set_link_index_filter(link.index)
-            .execute()
-            .try_any(|message| {
-                let same = message.header.prefix_len == prefix_len
-                    && message.attributes.iter().any(
-                        |attribute| matches!(attribute, AddressAttribute::Local(local) if *local == address),
-                    );
-                std::future::ready(same)
-            })
-            .await
-            .map_err(|source| step("list the addresses of", &link.name, source))?;
-        if found {
+    async fn ensure_address(&self, link: &LinkInfo, address: Ipv4Net) -> Result<(), LinkError> {
+        if self.addresses().await?.contains(&(link.index, address)) {
             return Ok(());
         }
-        let add = self.handle.address().add(link.index, address, prefix_len);
+        let add = self.handle.address().add(link.index, IpAddr::V4(address.addr()), address.prefix_len());
         match add.execute().await {
             Err(error) if errno(&error) != Some(libc::EEXIST) => {
                 Err(step("add the address of", &link.name, error))
@@ -209,14 +184,7 @@ impl Links {
     pub async fn ensure_port(&self, name: &str, shape: PortShape<'_>) -> Result<(), LinkError> {
         let bridge = self.must_get(shape.bridge).await?;
         let link = self.must_get(name).await?;
-        let marked = match link.alias.as_deref() {
-            Some(found) if found == shape.alias => true,
-            None | Some("") => false,
-            Some(other) => {
-                return Err(LinkError::NotOurs { name: name.to_owned(), alias: Some(other.to_owned()) });
-            }
-        };
-        if !marked || link.group != shape.group {
+        if !is_marked(&link, shape.alias)? || link.group != shape.group {
             let mark =
                 |message: LinkMessageBuilder<LinkUnspec>| message.alias(shape.alias).link_group(shape.group);
             self.change(&link, "mark", mark).await?;
@@ -232,10 +200,6 @@ impl Links {
             .await
             .map_err(|source| step("set the port flags of", name, source))?;
         self.set_up(&link).await
-    }
-
-    async fn set_alias(&self, link: &LinkInfo, alias: &str) -> Result<(), LinkError> {
-        self.change(link, "mark", |message| message.alias(alias)).await
     }
 
     async fn set_up(&self, link: &LinkInfo) -> Result<(), LinkError> {
@@ -311,6 +275,15 @@ impl Links {
         let all = self.addresses().await?.into_iter();
         let mut others = all.filter(|(index, net)| Some(*index) != own && subnet.contains(&net.addr()));
         Ok(others.next().map(|(_, net)| net.to_string()))
+    }
+}
+
+/// Whether an interface carries our mark; one that carries another is somebody else's.
+fn is_marked(link: &LinkInfo, alias: &str) -> Result<bool, LinkError> {
+    match link.alias.as_deref() {
+        Some(found) if found == alias => Ok(true),
+        None | Some("") => Ok(false),
+        Some(_) => Err(LinkError::NotOurs { name: link.name.clone(), alias: link.alias.clone() }),
     }
 }
 

@@ -12,9 +12,9 @@ use drover_schemas::{ErrorBody, ErrorCode, Token, codec};
 use crate::bus::log::{self, From, ReadError, Stored};
 use crate::bus::watch;
 use crate::chain;
+use crate::cloud_event::rfc3339;
 use crate::ingress::request::Request;
 use crate::services::Services;
-use crate::vm::row::rfc3339;
 
 const PAGE: u32 = 100;
 const PAGE_MAX: u32 = 500;

@@ -1,13 +1,14 @@
 //! Between the machine, the journal's row and the status that clients see: pure.
 
 use drover_schemas::body::status::{AgentState, AgentStatus, Cause, NicStatus, VmStatus};
-use drover_schemas::event::{VmEvent, VmEventKind, ce};
+use drover_schemas::event::{VmEvent, VmEventKind};
 use drover_schemas::state::VmState;
 use drover_schemas::subject::{Subject, Subjects};
 use drover_schemas::{RequestId, Token, codec};
 
 use super::machine::{Due, Machine, Op};
 use crate::chain;
+use crate::cloud_event::attributes;
 use crate::guest::LastError;
 use crate::journal::{OutboxRow, PendingOp, StatusUpdate, VmRow};
 
@@ -165,16 +166,8 @@ pub fn outbox_row(
     };
     let kind = Token::new(draft.kind.as_str()).unwrap_or_else(|_| row.name.clone());
     let subject = Subject::VmEvent { ns: row.namespace.clone(), name: row.name.clone(), kind };
-    let header = |k: &str, v: String| (k.to_owned(), v);
-    let headers = vec![
-        header(ce::SPECVERSION, ce::SPEC_VERSION.into()),
-        header(ce::SOURCE, format!("drover/{host}")),
-        header(ce::TYPE, format!("drover.vm.{}.v1", draft.kind.as_str())),
-        header(ce::TIME, rfc3339(now_ms)),
-        header(ce::SUBJECT, format!("{}/{}", row.namespace, row.name)),
-        header(ce::DATACONTENTTYPE, codec::MSGPACK.into()),
-        header(drover_schemas::headers::CONTENT_TYPE, codec::MSGPACK.into()),
-    ];
+    let (what, about) = (format!("vm.{}", draft.kind.as_str()), format!("{}/{}", row.namespace, row.name));
+    let headers = attributes(host.as_str(), &what, now_ms, about);
     let key = bucket_key(&row.namespace, &row.name);
     let status = match status {
         _ if draft.last => Some(StatusUpdate::Delete { key }),
@@ -190,23 +183,4 @@ pub fn outbox_row(
         body: codec::encode(&event)?.into(),
         status,
     })
-}
-
-/// A time as RFC 3339 in UTC with milliseconds.
-#[must_use]
-pub fn rfc3339(unix_ms: u64) -> String {
-    let ms = i64::try_from(unix_ms).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| String::new(), |t| format!("{t:.3}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_written_as_rfc_3339() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00.000Z");
-        assert_eq!(rfc3339(1_795_386_615_042), "2026-11-22T22:30:15.042Z");
-    }
 }

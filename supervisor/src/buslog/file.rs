@@ -111,7 +111,7 @@ impl Log {
                 return Ok(Vec::new());
             }
             let last = if same { None } else { open.last_line() };
-            let next = if same { self.begin(&self.path)? } else { self.successor()? };
+            let next = if same { Open::begin(&self.path)? } else { self.successor()? };
             // A new file says nothing of itself before its first line.
             let Some(next) = next else { return Ok(last.into_iter().collect()) };
             self.open = Some(next);
@@ -126,7 +126,7 @@ impl Log {
         let files = self.files()?;
         let mut opened = Vec::new();
         for path in &files {
-            opened.extend(self.begin(path)?);
+            opened.extend(Open::begin(path)?);
         }
         if let Some(from) = &self.from {
             let known = opened.iter().position(|open| open.id == from.file);
@@ -153,7 +153,7 @@ impl Log {
         }
         self.lost |= known.is_none();
         match files.get(known.map_or(0, |known| known + 1)) {
-            Some(path) => self.begin(path),
+            Some(path) => Open::begin(path),
             None => Ok(None),
         }
     }
@@ -179,10 +179,11 @@ impl Log {
         old.push(self.path.clone());
         Ok(old)
     }
+}
 
+impl Open {
     /// Opens a file at its start, if it has a line yet.
-    #[allow(clippy::unused_self, reason = "a step of the log")]
-    fn begin(&self, path: &Path) -> io::Result<Option<Open>> {
+    fn begin(path: &Path) -> io::Result<Option<Self>> {
         let mut file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -195,11 +196,9 @@ impl Log {
         let id = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         let inode = file.metadata()?.ino();
         file.seek(SeekFrom::Start(0))?;
-        Ok(Some(Open { file, id, inode, offset: 0, rest: Vec::new(), skipping: false }))
+        Ok(Some(Self { file, id, inode, offset: 0, rest: Vec::new(), skipping: false }))
     }
-}
 
-impl Open {
     /// The whole lines of the next bytes; none at the end of the file.
     fn lines(&mut self) -> io::Result<Vec<Line>> {
         loop {

@@ -8,9 +8,10 @@ use async_nats::jetstream::context::{ContextBuilder, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::DirectGetErrorKind;
 use async_nats::{Client, HeaderMap};
-use drover_actors::audit::row_of;
+use drover_actors::audit::{row_of, vm_of};
 use drover_actors::bus::assets::AssetsConfig;
 use drover_actors::bus::egress::EXPECTED_SUBJECT;
+use drover_actors::cloud_event::attributes;
 use drover_actors::ingress::request::namespace_of;
 use drover_schemas::audit::{AuditEvent, AuditKind};
 use drover_schemas::event::ce;
@@ -19,7 +20,6 @@ use drover_schemas::{Token, codec, headers};
 
 use super::Told;
 use super::file::Position;
-use crate::client::time::rfc3339;
 
 /// How long the stream may take for an answer.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -123,15 +123,12 @@ impl AuditStream {
         let subject = self.subject(told.kind);
         let event = self.event(told, seq);
         let mut headers = HeaderMap::new();
+        let (by, what) = (format!("bus/{}", self.server), format!("audit.{}", event.kind.as_str()));
+        for (name, value) in attributes(&by, &what, event.time_unix_ms, self.server.to_string()) {
+            headers.insert(name, value);
+        }
         for (name, value) in [
-            (ce::SPECVERSION, ce::SPEC_VERSION.to_owned()),
             (ce::ID, format!("bus.{}.{seq}", self.server)),
-            (ce::SOURCE, format!("drover/bus/{}", self.server)),
-            (ce::TYPE, format!("drover.audit.{}.v1", event.kind.as_str())),
-            (ce::TIME, rfc3339(event.time_unix_ms)),
-            (ce::SUBJECT, self.server.to_string()),
-            (ce::DATACONTENTTYPE, codec::MSGPACK.to_owned()),
-            (headers::CONTENT_TYPE, codec::MSGPACK.to_owned()),
             (headers::LOG_POSITION, behind.to_string()),
             (headers::LOG_UNTOLD, untold.to_string()),
             (EXPECTED_SUBJECT, self.subjects.bus_audit(&self.server)),
@@ -169,10 +166,7 @@ impl AuditStream {
             action,
             caller,
             namespace: named.and_then(|subject| namespace_of(subject).cloned()),
-            vm: named.and_then(|subject| match subject {
-                Subject::Vm { name, .. } | Subject::Guest { name, .. } => Some(name.clone()),
-                _ => None,
-            }),
+            vm: named.and_then(|subject| vm_of(subject).cloned()),
             verb: named.and_then(row_of).map(|row| row.verb.to_owned()),
             request_id: None,
             error: None,

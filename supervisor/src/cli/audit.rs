@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::Global;
-use super::events::parse_since;
+use super::events::{one_of, parse_since};
 use super::exit::CliError;
 use crate::client::{ClientError, Since, time};
 
@@ -125,8 +125,7 @@ pub(super) async fn run(args: &AuditArgs, global: &Global) -> Result<u8, CliErro
 }
 
 fn parse_kind(text: &str) -> Result<AuditKind, String> {
-    let found = AuditKind::ALL.into_iter().find(|kind| kind.as_str() == text);
-    found.ok_or_else(|| format!("known: {}", AuditKind::ALL.map(AuditKind::as_str).join(", ")))
+    one_of(AuditKind::ALL, AuditKind::as_str, text)
 }
 
 /// An event in one line.

@@ -65,8 +65,17 @@ pub(super) async fn run(args: &EventsArgs, global: &Global) -> Result<u8, CliErr
 }
 
 fn parse_kind(text: &str) -> Result<VmEventKind, String> {
-    let found = VmEventKind::ALL.into_iter().find(|kind| kind.as_str() == text);
-    found.ok_or_else(|| format!("known: {}", VmEventKind::ALL.map(VmEventKind::as_str).join(", ")))
+    one_of(VmEventKind::ALL, VmEventKind::as_str, text)
+}
+
+/// The one of `all` that is called so.
+pub(super) fn one_of<K: Copy, const N: usize>(
+    all: [K; N],
+    name: fn(K) -> &'static str,
+    text: &str,
+) -> Result<K, String> {
+    let found = all.into_iter().find(|kind| name(*kind) == text);
+    found.ok_or_else(|| format!("known: {}", all.map(name).join(", ")))
 }
 
 /// From what `--since` takes.

@@ -23,7 +23,7 @@ use super::super::exit::CliError;
 use super::super::tally::{Tallied, Tally};
 use super::exec::cancel_on_signal;
 use super::folder;
-use super::transfer::{self, Partial};
+use super::transfer::{self, Partial, both};
 use crate::client::{CallOptions, Client, ClientError, Input, Output};
 
 const OPEN_DEADLINE: Duration = Duration::from_secs(30);
@@ -172,10 +172,7 @@ async fn put(
     if !metadata.is_file() {
         return Err(CliError::Usage(not_a_file(from.display(), metadata.is_dir())));
     }
-    let path = match from.file_name() {
-        Some(file_name) if to.ends_with('/') => format!("{to}{}", file_name.to_string_lossy()),
-        _ => to,
-    };
+    let path = transfer::place(to, from.file_name());
     // A file that grows meanwhile is copied as long as it was.
     let size_bytes = metadata.len();
     let (mtime, mtime_nsec) = (metadata.mtime(), metadata.mtime_nsec());
@@ -207,7 +204,7 @@ async fn put(
     let input = Input { channel: Channel::Data, reader: Box::new(reader) };
     let session = opening.session(&opened)?;
     let ended = session.run(Some(input), Vec::new(), cancel_on_signal()).await;
-    let (result, sha256) = both(ended, fed, failed("read")).await?;
+    let (result, sha256) = both(ended, here(fed, failed("read")).await)?;
     same(&from.display().to_string(), (size_bytes, sha256), &result)
 }
 
@@ -239,19 +236,12 @@ fn walk(size: u64, ranges: &[drover_schemas::guest::FileRange]) -> Result<Walk, 
         .map_err(|e| CliError::Usage(format!("the file's ranges cannot be used: {e}")))
 }
 
-/// The results of a stream and of the thread at its end here. A stream that broke because this end did is the thread's
-/// failure.
-async fn both(
-    ended: Result<FileResult, ClientError>,
+/// What the thread at this end of a stream came to.
+async fn here(
     thread: JoinHandle<std::io::Result<String>>,
     failed: impl FnOnce(std::io::Error) -> CliError,
-) -> Result<(FileResult, String), CliError> {
-    let thread = thread.await.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
-    match (ended, thread) {
-        (Ok(result), Ok(sha256)) => Ok((result, sha256)),
-        (Ok(_) | Err(ClientError::Input(_) | ClientError::Output(_)), Err(error)) => Err(failed(error)),
-        (Err(error), _) => Err(error.into()),
-    }
+) -> Result<String, CliError> {
+    thread.await.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked))).map_err(failed)
 }
 
 async fn get(
@@ -309,7 +299,7 @@ async fn get(
     // From here on what comes is worth keeping, until both ends disagree about it.
     partial.stays = true;
     let ended = session.run(None, vec![output], cancel_on_signal()).await;
-    let (result, sha256) = both(ended, stored, failed("write")).await?;
+    let (result, sha256) = both(ended, here(stored, failed("write")).await)?;
     partial.stays = false;
     let copied = same(from, (size, sha256), &result)?;
     partial.keep(&target, result.mode, result.mtime_ms)?;

@@ -1,6 +1,5 @@
 //! `drover vm cp --recursive`: a folder, either way, as one stream.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -18,8 +17,8 @@ use tokio::task::JoinHandle;
 use super::super::exit::CliError;
 use super::copy::CpArgs;
 use super::exec::cancel_on_signal;
-use super::transfer;
-use crate::client::{CallOptions, Client, ClientError, Input, Output};
+use super::transfer::{self, both};
+use crate::client::{CallOptions, Client, Input, Output};
 
 /// By how much a folder may grow between the look at it and its copy: a part of it and so many bytes.
 const GROWTH: (u64, u64) = (16, 16 << 20);
@@ -34,10 +33,8 @@ pub(super) async fn put(
     to: String,
     deadline: Duration,
 ) -> Result<TreeResult, CliError> {
-    let path = match from.canonicalize().ok().and_then(|path| path.file_name().map(OsString::from)) {
-        Some(name) if to.ends_with('/') => format!("{to}{}", name.to_string_lossy()),
-        _ => to,
-    };
+    let whole = from.canonicalize().ok();
+    let path = transfer::place(to, whole.as_deref().and_then(Path::file_name));
     let folder = open(from)?;
     let (folder, found) = thread("read", from, move || {
         let found = drover_tree::survey(&folder)?;
@@ -61,7 +58,7 @@ pub(super) async fn put(
     let packing = tokio::task::spawn_blocking(move || drover_tree::pack(&folder, bar.wrap_write(writer)));
     let input = Input { channel: Channel::Data, reader: Box::new(reader) };
     let ended = opening.session(&opened)?.run(Some(input), Vec::new(), cancel_on_signal()).await;
-    let (result, tally) = both(ended, packing, "read", from).await?;
+    let (result, tally) = both(ended, here(packing, "read", from).await)?;
     same(&from.display().to_string(), &tally, &result)?;
     Ok(TreeResult { skipped: result.skipped + tally.skipped, ..result })
 }
@@ -93,9 +90,7 @@ pub(super) async fn get(
     let opening = client.open(&subject, &request, CallOptions::change(deadline)).await?;
     let PackReply { folder, stream } = opening.reply()?;
     transfer::room(&above, &target, folder.size_bytes)?;
-    let mut hidden = OsString::from(".");
-    hidden.push(file_name.to_string_lossy().chars().take(40).collect::<String>());
-    hidden.push(format!(".{}.part", RequestId::generate()));
+    let hidden = transfer::hidden(file_name.as_os_str(), &RequestId::generate().to_string());
     let draft = Draft::new(above, hidden).map_err(|e| local("write", &target, e))?;
     let bar = transfer::bar(Some(folder.size_bytes));
     let rules = Rules {
@@ -115,7 +110,7 @@ pub(super) async fn get(
     });
     let output = Output { channel: Channel::Data, writer: Box::new(writer) };
     let ended = opening.session(&stream)?.run(None, vec![output], cancel_on_signal()).await;
-    let (result, (draft, tally)) = both(ended, unpacking, "write", &target).await?;
+    let (result, (draft, tally)) = both(ended, here(unpacking, "write", &target).await)?;
     same(from, &tally, &result)?;
     let (shown, replace) = (target.clone(), args.replace);
     thread("write", &shown, move || draft.place(&file_name, replace)).await?;
@@ -144,27 +139,17 @@ async fn thread<T: Send + 'static>(
     path: &Path,
     work: impl FnOnce() -> Result<T, TreeError> + Send + 'static,
 ) -> Result<T, CliError> {
-    joined(tokio::task::spawn_blocking(work)).await.map_err(|e| local(action, path, e))
+    here(tokio::task::spawn_blocking(work), action, path).await
 }
 
-async fn joined<T>(thread: JoinHandle<Result<T, TreeError>>) -> Result<T, TreeError> {
-    thread.await.unwrap_or_else(|panicked| Err(TreeError::Read { source: io::Error::other(panicked) }))
-}
-
-/// The results of both ends. A stream that broke because this end did is this end's failure, and the other way round.
-async fn both<T>(
-    ended: Result<TreeResult, ClientError>,
+/// What the thread at this end came to.
+async fn here<T>(
     thread: JoinHandle<Result<T, TreeError>>,
     action: &'static str,
     path: &Path,
-) -> Result<(TreeResult, T), CliError> {
-    match (ended, joined(thread).await) {
-        (Ok(result), Ok(here)) => Ok((result, here)),
-        (Ok(_) | Err(ClientError::Input(_) | ClientError::Output(_)), Err(error)) => {
-            Err(local(action, path, error))
-        }
-        (Err(error), _) => Err(error.into()),
-    }
+) -> Result<T, CliError> {
+    let failed = |panicked| Err(TreeError::Read { source: io::Error::other(panicked) });
+    thread.await.unwrap_or_else(failed).map_err(|e| local(action, path, e))
 }
 
 /// Refuses what the two ends do not see alike.

@@ -1,7 +1,7 @@
 //! A file of this machine at one end of a copy: read and written by a thread, with its holes left out, and gone on with
 //! where an earlier copy broke.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -143,6 +143,35 @@ pub(super) fn store(
     Ok((pipe::Sender::from_owned_fd(OwnedFd::from(writer))?, tokio::task::spawn_blocking(work)))
 }
 
+/// What the name `name` of this machine is called until its copy is complete.
+pub(super) fn hidden(name: &OsStr, token: &str) -> OsString {
+    let mut hidden = OsString::from(".");
+    // Leaves room for the rest within the 255 bytes of a name.
+    hidden.push(name.to_string_lossy().chars().take(40).collect::<String>());
+    hidden.push(format!(".{token}.part"));
+    hidden
+}
+
+/// Where in the guest something called `name` goes: into a folder if the path ends like one.
+pub(super) fn place(to: String, name: Option<&OsStr>) -> String {
+    match name {
+        Some(name) if to.ends_with('/') => format!("{to}{}", name.to_string_lossy()),
+        _ => to,
+    }
+}
+
+/// The results of a stream and of its end here. A stream that broke because this end did is this end's failure.
+pub(super) fn both<R, T>(
+    ended: Result<R, ClientError>,
+    here: Result<T, CliError>,
+) -> Result<(R, T), CliError> {
+    match (ended, here) {
+        (Ok(result), Ok(here)) => Ok((result, here)),
+        (Ok(_) | Err(ClientError::Input(_) | ClientError::Output(_)), Err(error)) => Err(error),
+        (Err(error), _) => Err(error.into()),
+    }
+}
+
 /// What has come of a copy to this machine, under a name of its own until it is complete.
 pub(super) struct Partial {
     pub(super) file: File,
@@ -157,10 +186,7 @@ impl Partial {
         let name = target
             .file_name()
             .ok_or_else(|| CliError::Usage(format!("{} names no file", target.display())))?;
-        let mut hidden = OsString::from(".");
-        hidden.push(name.to_string_lossy().chars().take(40).collect::<String>());
-        hidden.push(format!(".{token}.part"));
-        let path = target.with_file_name(hidden);
+        let path = target.with_file_name(hidden(name, token));
         let failed = |action, source: io::Error| CliError::File { action, path: path.clone(), source };
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = rustix::fs::open(&path, flags, rustix::fs::Mode::from_raw_mode(0o600))
