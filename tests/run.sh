@@ -19,7 +19,8 @@
 #                certificates, other versions; three hosts beside a model while for --budget seconds (20) by --seed
 #                links are cut, servers and daemons killed
 #   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
-#                deadlines, detached ones that outlive the daemon; on real kernels in QEMU's software emulation
+#                deadlines, detached ones that outlive the daemon; policies of hosts and guests; on real kernels in QEMU's
+#                software emulation
 #   images       files into the store of images, to VMs and away; what is refused; a daemon that dies meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
 #                guests, no guest speaks for another, forwarded ports, and who reaches whom
@@ -226,6 +227,7 @@ if wants agent; then
     step agent "the agent by itself" cargo test --locked --workspace --test commands --test runs --test host
     step agent "shells, commands and runs" real agent 1
     step agent "files" real files 2
+    step agent "what a guest is asked for" real policy 2
     wants e2e || step agent "the client in Python" python3 -W ignore tests/clients/python/test_client.py
 fi
 

@@ -6,7 +6,7 @@
 //! of the daemon. What that risks: of a daemon that is killed, the notes of its last moment ([`LINGER`]) are lost;
 //! the events of VMs, which are in the journal before the answer, still name the request.
 
-mod caller;
+pub(crate) mod caller;
 mod rates;
 mod write;
 
@@ -14,9 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
-use drover_schemas::audit::{AuditAction, AuditEvent, AuditKind, Caller, MAX_SUBJECT, told};
+use drover_schemas::audit::{AuditAction, AuditEvent, AuditKind, Caller, GuestTarget, MAX_SUBJECT, told};
+use drover_schemas::codec::Format;
 use drover_schemas::subject::{Family, Subject, Subjects};
-use drover_schemas::verbs::{self, Class, Plane, VerbRow};
+use drover_schemas::verbs::{self, Class, Plane, Role, VerbRow};
 use drover_schemas::{ErrorCode, RequestId, Token, headers};
 use tokio::sync::{mpsc, oneshot};
 
@@ -39,6 +40,8 @@ pub struct Asked<'a> {
     pub headers: &'a HeaderMap,
     /// Its reply subject.
     pub reply: Option<&'a str>,
+    /// Its body, of which only what [`GuestTarget`] has is told.
+    pub body: Option<(Format, &'a [u8])>,
 }
 
 /// Takes notes; cheap to clone.
@@ -98,7 +101,7 @@ impl Audit {
         let parsed = self.0.subjects.parse(subject);
         let subject = parsed.as_ref().ok_or(subject);
         let none = HeaderMap::new();
-        let asked = Asked { subject, headers: headers.unwrap_or(&none), reply: Some(reply) };
+        let asked = Asked { subject, headers: headers.unwrap_or(&none), reply: Some(reply), body: None };
         self.note(&asked, Err(ErrorCode::PermissionDenied));
     }
 
@@ -158,6 +161,10 @@ impl Inner {
             namespace,
             vm,
             verb: row.map(|row| row.verb.to_owned()),
+            target: asked
+                .body
+                .filter(|_| row.is_some_and(|row| row.plane == Plane::VmGuest))
+                .and_then(|(format, body)| GuestTarget::of(format, body)),
             request_id: request_id.and_then(|id| id.parse::<RequestId>().ok()),
             error: outcome.err(),
             count: 1,
@@ -198,6 +205,7 @@ impl Inner {
                 namespace,
                 vm: None,
                 verb: None,
+                target: None,
                 request_id: None,
                 error: None,
                 count,
@@ -207,10 +215,12 @@ impl Inner {
     }
 }
 
-/// What kind of note a request makes; a look that was answered makes none.
+/// What kind of note a request makes. A look that was answered makes none, unless it reached into a guest.
 fn sort(row: Option<&VerbRow>, outcome: Result<(), ErrorCode>) -> Option<Sort> {
+    let is_within = row.is_some_and(|row| row.plane == Plane::VmGuest && row.role == Role::Guest);
     match (outcome, row.map(|row| row.class)) {
         (Err(_), _) => Some(Sort::Refusal),
+        (Ok(()), Some(Class::Read)) if is_within => Some(Sort::Guest),
         (Ok(()), Some(Class::Journalled | Class::Setting)) => Some(Sort::Change),
         (Ok(()), Some(Class::Guest | Class::Stream)) => Some(Sort::Guest),
         (Ok(()), Some(Class::Read) | None) => None,

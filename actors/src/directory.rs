@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use drover_schemas::body::spec::AgentSpec;
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, VmId};
 use futures_util::StreamExt as _;
@@ -48,6 +49,8 @@ pub struct Slot {
     pub create_sha256: String,
     /// Its claim was seen to be this host's when it was put here.
     pub owned: bool,
+    /// What its agent may be asked for.
+    pub agent: AgentSpec,
     /// Its actor; none before it is adopted and while a lost one is replaced.
     actor: RwLock<Option<VmRef>>,
     /// Ends whoever writes to its console.
@@ -71,6 +74,7 @@ impl Slot {
         create_request: RequestId,
         create_sha256: &str,
         owned: bool,
+        agent: AgentSpec,
     ) -> Self {
         Self {
             vm_id,
@@ -78,6 +82,7 @@ impl Slot {
             create_request,
             create_sha256: create_sha256.to_owned(),
             owned,
+            agent,
             actor: RwLock::new(None),
             console: Mutex::default(),
             guest_ids: Mutex::default(),
@@ -190,6 +195,7 @@ impl Directory {
                 *create_request,
                 create_sha256,
                 row.owned && !row.released,
+                row.spec.agent.clone(),
             ))
         };
         let slot = names.entry((row.namespace.clone(), row.name.clone())).or_insert_with(fresh);

@@ -162,7 +162,7 @@ impl Router {
             Ok(request) => Some(request),
             Err(refused) => {
                 let Refused { subject, headers, reply, code } = &*refused;
-                let asked = Asked { subject: Ok(subject), headers, reply: reply.as_deref() };
+                let asked = Asked { subject: Ok(subject), headers, reply: reply.as_deref(), body: None };
                 self.services.audit.note(&asked, Err(*code));
                 None
             }
@@ -171,7 +171,8 @@ impl Router {
 
     fn audit(&self, request: &Request, outcome: Result<(), ErrorCode>) {
         let reply = request.responder.reply_subject().map(async_nats::Subject::as_str);
-        let asked = Asked { subject: Ok(&request.subject), headers: &request.headers, reply };
+        let body = Some((request.format, request.body.as_ref()));
+        let asked = Asked { subject: Ok(&request.subject), headers: &request.headers, reply, body };
         self.services.audit.note(&asked, outcome);
     }
 
@@ -200,9 +201,10 @@ impl Router {
             Err(refused) => (&refused.headers, refused.reply.as_ref()),
         };
         let reply = reply.map(async_nats::Subject::as_str);
-        self.services
-            .audit
-            .note(&Asked { subject: Err(&text), headers, reply }, Err(ErrorCode::InvalidArgument));
+        self.services.audit.note(
+            &Asked { subject: Err(&text), headers, reply, body: None },
+            Err(ErrorCode::InvalidArgument),
+        );
         let Ok(request) = read else { return };
         let error = ErrorBody::new(
             ErrorCode::InvalidArgument,

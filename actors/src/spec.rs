@@ -14,6 +14,8 @@ use drover_schemas::{ErrorBody, ErrorCode, Token};
 
 use crate::network::forward::read_all;
 
+mod agent;
+
 /// The least memory that a guest boots with.
 pub const MIN_MEMORY: ByteSize = ByteSize::mib(64);
 /// The most memory of one VM.
@@ -251,7 +253,7 @@ pub fn resolve(
         disks,
         nics,
         restart,
-        agent: spec.agent.clone().or_else(|| base.agent.clone()).unwrap_or_default(),
+        agent: agent::resolve(spec.agent.as_ref(), base.agent.as_ref())?,
         labels,
         placement,
     })

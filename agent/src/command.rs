@@ -66,6 +66,18 @@ pub fn check(request: &ExecRequest) -> Result<(), ErrorBody> {
     Ok(())
 }
 
+/// Whom a command is to run as, and in which groups; `None` is the agent's own.
+///
+/// # Errors
+/// `not_found` for a name that is not there.
+pub fn account(request: &ExecRequest) -> Result<Option<Account>, ErrorBody> {
+    let mut account = request.user.as_deref().map(account::resolve).transpose()?;
+    if let Some(groups) = &request.groups {
+        account::with_groups(account.get_or_insert_with(account::own), groups)?;
+    }
+    Ok(account)
+}
+
 /// Starts a command.
 ///
 /// # Errors
@@ -74,10 +86,7 @@ pub fn start(request: &ExecRequest) -> Result<Command, ErrorBody> {
     check(request)?;
     let (started, started_unix_ms) = (Instant::now(), facts::unix_ms());
     let own = account::own();
-    let mut account = request.user.as_deref().map(account::resolve).transpose()?;
-    if let Some(groups) = &request.groups {
-        account::with_groups(account.get_or_insert_with(|| own.clone()), groups)?;
-    }
+    let account = account(request)?;
     if let Some(wanted) = &account
         && own.uid != 0
         && (wanted.uid != own.uid || wanted.gid != own.gid)

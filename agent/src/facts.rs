@@ -81,25 +81,6 @@ impl Facts {
     #[must_use]
     pub fn hello(&self, proto: u32) -> AgentHello {
         let (hostname, kernel) = Self::names();
-        let verbs = [
-            verb::PING,
-            verb::EXEC,
-            verb::EXEC_SETTINGS,
-            verb::RUNS,
-            verb::ATTACH,
-            verb::KILL,
-            verb::PUT,
-            verb::GET,
-            verb::STAT,
-            verb::LS,
-            verb::RM,
-            verb::MKDIR,
-            verb::PACK,
-            verb::UNPACK,
-            verb::INFO,
-            verb::HEALTH,
-            verb::SHUTDOWN,
-        ];
         AgentHello {
             proto,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -109,10 +90,36 @@ impl Facts {
             arch: std::env::consts::ARCH.to_owned(),
             kernel,
             hostname,
-            capabilities: verbs.map(str::to_owned).to_vec(),
+            capabilities: capabilities(),
+            allowed: None,
             guest: self.kind,
             stream_credit: FIRST_CREDIT,
             max_streams: MAX_STREAMS as u32,
         }
     }
+}
+
+/// The verbs and optional parts that this agent offers.
+#[must_use]
+pub fn capabilities() -> Vec<String> {
+    let verbs = [
+        verb::PING,
+        verb::EXEC,
+        verb::EXEC_SETTINGS,
+        verb::RUNS,
+        verb::ATTACH,
+        verb::KILL,
+        verb::PUT,
+        verb::GET,
+        verb::STAT,
+        verb::LS,
+        verb::RM,
+        verb::MKDIR,
+        verb::PACK,
+        verb::UNPACK,
+        verb::INFO,
+        verb::HEALTH,
+        verb::SHUTDOWN,
+    ];
+    verbs.map(str::to_owned).to_vec()
 }

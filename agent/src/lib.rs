@@ -9,11 +9,13 @@
 pub mod account;
 pub mod baseline;
 pub mod command;
+pub mod commands;
 pub mod conn;
 pub mod dedupe;
 pub mod facts;
 pub mod listen;
 pub mod log;
+pub mod policy;
 pub mod power;
 pub mod process;
 pub mod runs;
@@ -24,9 +26,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Semaphore;
 
+use crate::commands::Commands;
 use crate::dedupe::Memory;
 use crate::facts::Facts;
 use crate::listen::{AcceptError, Listener};
+use crate::policy::Policy;
 use crate::power::Power;
 use crate::runs::Runs;
 use crate::verbs::Partials;
@@ -55,6 +59,10 @@ pub struct Agent {
     pub streams: Arc<Semaphore>,
     /// Files on the way.
     pub transfers: Arc<Semaphore>,
+    /// What the guest's owner allows.
+    pub policy: Policy,
+    /// The log of what the host asked for.
+    pub commands: Commands,
     /// What may be gone on with of files on the way.
     pub partials: Partials,
     /// Connections that are open.
@@ -72,6 +80,8 @@ impl Agent {
             runs,
             streams: Arc::new(Semaphore::new(MAX_STREAMS_IN_ALL)),
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
+            policy: Policy::default(),
+            commands: Commands::default(),
             partials: Partials::default(),
             connections: AtomicUsize::new(0),
         })

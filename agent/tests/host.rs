@@ -22,6 +22,7 @@ fn request(stream: u32, verb: &str, body: Vec<u8>) -> HostFrame {
         request_id: None,
         deadline_ms: None,
         traceparent: None,
+        caller: None,
         credit: 0,
         body: body.into(),
     })

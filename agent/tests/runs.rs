@@ -165,6 +165,7 @@ async fn a_reader_that_is_too_slow_is_told_and_two_read_the_same() {
         request_id: None,
         deadline_ms: None,
         traceparent: None,
+        caller: None,
         credit: 6,
         body: codec::encode(&from(run)).unwrap().into(),
     };

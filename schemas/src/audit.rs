@@ -8,6 +8,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::codec::{self, Format};
 use crate::error::ErrorCode;
 use crate::id::RequestId;
 use crate::token::Token;
@@ -109,6 +110,86 @@ pub struct Caller {
     pub program: Option<String>,
 }
 
+impl Caller {
+    /// In a few words; a question mark stands where nobody but the caller says so.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let user = self.user.as_deref().unwrap_or("somebody");
+        let name = match &self.account {
+            Some(account) => format!("{account}/{user}"),
+            None => user.to_owned(),
+        };
+        let doubt = if self.verified { "" } else { "?" };
+        match &self.address {
+            Some(address) => format!("{name}{doubt} at {address}"),
+            None => format!("{name}{doubt}"),
+        }
+    }
+}
+
+/// What of a guest a request was about. A program's further arguments, its environment and its input are never told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GuestTarget {
+    /// The program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
+    /// As whom, if it was said: a user, or the owner of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The detached program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// The file or folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The SHA-256 of a new agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// The fields of all requests to guests that may be told.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Told {
+    argv: Vec<String>,
+    user: Option<String>,
+    owner: Option<String>,
+    run: Option<String>,
+    path: Option<String>,
+    sha256: Option<String>,
+}
+
+impl GuestTarget {
+    /// What the body of a request to a guest says of its target; nothing of a body that cannot be read.
+    #[must_use]
+    pub fn of(format: Format, body: &[u8]) -> Option<Self> {
+        let said: Told = codec::decode_as(format, body).ok()?;
+        let short = |text: String| told(&text, MAX_TARGET);
+        let target = Self {
+            program: said.argv.into_iter().next().map(short),
+            user: said.user.or(said.owner).map(short),
+            run: said.run.map(short),
+            path: said.path.map(short),
+            sha256: said.sha256.map(short),
+        };
+        (target != Self::default()).then_some(target)
+    }
+
+    /// In one line, as `program=sh user=app`.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let named = [
+            ("program", &self.program),
+            ("path", &self.path),
+            ("run", &self.run),
+            ("user", &self.user),
+            ("sha256", &self.sha256),
+        ];
+        let said = named.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
+        said.collect::<Vec<_>>().join(" ")
+    }
+}
+
 /// The body of an audit event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuditEvent {
@@ -136,6 +217,9 @@ pub struct AuditEvent {
     /// The verb, if it is one of the contract's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verb: Option<String>,
+    /// What of the guest it was about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<GuestTarget>,
     /// Id of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<RequestId>,
@@ -148,6 +232,8 @@ pub struct AuditEvent {
 
 /// The longest subject that is told, in bytes.
 pub const MAX_SUBJECT: usize = 256;
+/// The longest part of a target that is told, in bytes.
+pub const MAX_TARGET: usize = 256;
 /// The longest name of a caller that is told, in bytes; a public nkey has 56.
 pub const MAX_NAME: usize = 128;
 
@@ -174,5 +260,24 @@ mod tests {
         assert_eq!(told("a\nb\u{1b}[2J", 64), "a\u{fffd}b\u{fffd}[2J");
         assert_eq!(told(&"é".repeat(300), 5), "éé");
         assert_eq!(told(&"x".repeat(300), MAX_SUBJECT).len(), MAX_SUBJECT);
+    }
+
+    #[test]
+    fn of_a_command_its_program_is_told_and_none_of_its_secrets() {
+        let body = serde_json::json!({
+            "argv": ["mysql", "-psecret"], "env": {"TOKEN": "secret"}, "stdin": "c2VjcmV0", "user": "app",
+        });
+        for format in [Format::Json, Format::MsgPack] {
+            let body = codec::encode_as(format, &body).unwrap();
+            let target = GuestTarget::of(format, &body).unwrap();
+            assert_eq!(target.line(), "program=mysql user=app");
+            assert!(!format!("{target:?}").contains("secret"));
+        }
+        let put = serde_json::json!({"path": "/etc/motd", "owner": "0:0", "size_bytes": 1});
+        let put = GuestTarget::of(Format::Json, &codec::encode_as(Format::Json, &put).unwrap()).unwrap();
+        assert_eq!(put.line(), "path=/etc/motd user=0:0");
+        for nothing in [&b"{}"[..], b"[", b"{\"argv\":1}", b""] {
+            assert_eq!(GuestTarget::of(Format::Json, nothing), None);
+        }
     }
 }

@@ -23,7 +23,7 @@ struct Info {
 /// of its own in the place of the caller's, and its own header in the place of a forged one; it takes such a reply
 /// subject from no client. So who comes with one is whom the header names. Without a reply subject the header may
 /// be anybody's; and what comes with an inbox has crossed nothing, and is named by the inbox.
-pub(super) fn of(headers: &HeaderMap, reply: Option<&str>) -> Caller {
+pub(crate) fn of(headers: &HeaderMap, reply: Option<&str>) -> Caller {
     let crossed = reply.is_some_and(|reply| first(reply) == RELAYED);
     let info = header(headers, REQUEST_INFO).filter(|_| crossed || reply.is_none());
     match info.and_then(|info| serde_json::from_str::<Info>(info).ok()) {

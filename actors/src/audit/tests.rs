@@ -18,7 +18,8 @@ fn vm(verb: &str) -> Subject {
 
 fn note(audit: &Audit, verb: &str, outcome: Result<(), ErrorCode>) {
     let (subject, headers) = (vm(verb), HeaderMap::new());
-    let asked = Asked { subject: Ok(&subject), headers: &headers, reply: Some("_INBOX.alice.N.1") };
+    let asked =
+        Asked { subject: Ok(&subject), headers: &headers, reply: Some("_INBOX.alice.N.1"), body: None };
     audit.note(&asked, outcome);
 }
 
@@ -38,6 +39,8 @@ fn a_look_that_is_answered_makes_no_note_and_every_refusal_makes_one() {
         (Plane::Vm, "get", None),
         (Plane::VmGuest, "exec", Some(Sort::Guest)),
         (Plane::VmGuest, "shutdown", Some(Sort::Guest)),
+        (Plane::VmGuest, "ls", Some(Sort::Guest)),
+        (Plane::VmGuest, "info", None),
         (Plane::Vm, "stop", Some(Sort::Change)),
         (Plane::Host, "drain", Some(Sort::Change)),
     ] {
@@ -54,7 +57,8 @@ fn a_request_is_told_to_the_namespace_that_it_names() {
     let (audit, _queued) = Audit::new(subjects(), token("h1"));
     let mut headers = HeaderMap::new();
     headers.insert(headers::NAMESPACE, "acme");
-    let namespace = |subject| audit.0.namespace(&Asked { subject, headers: &headers, reply: None });
+    let namespace =
+        |subject| audit.0.namespace(&Asked { subject, headers: &headers, reply: None, body: None });
     assert_eq!(namespace(Err("drover.v1.cmd.acme.vm.x.pause.now")), Some(token("acme")));
     for host in ["drover.v1.host.h1.a.b.c", "drover.v1.cmd", "drover.v1.cmd.A.vm", "other.v1.cmd.acme.x", ""]
     {

@@ -235,6 +235,7 @@ async fn claim_again(services: &Services, name: &NameKey, slot: &Slot) -> Result
 #[cfg(test)]
 mod tests {
     use drover_schemas::blob::Blob;
+    use drover_schemas::body::spec::AgentSpec;
     use drover_schemas::{RequestId, VmId};
 
     use crate::bus::claims::Previous;
@@ -245,7 +246,7 @@ mod tests {
     fn only_the_very_claim_of_the_host_makes_a_vm_its_own() {
         let host = Token::new("h1").unwrap();
         let vm_id = VmId::from_u128(1 << 81);
-        let slot = Slot::of(vm_id, 3, RequestId::from_u128(2), "aa", true);
+        let slot = Slot::of(vm_id, 3, RequestId::from_u128(2), "aa", true, AgentSpec::default());
         let ours = Claim {
             vm_id,
             request_id: RequestId::from_u128(2),

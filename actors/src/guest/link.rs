@@ -75,6 +75,16 @@ impl Drop for Handle {
     }
 }
 
+tokio::task_local! {
+    /// Who asks for what is asked of guests.
+    static CALLER: String;
+}
+
+/// Does `work`, whose requests to guests are `caller`'s: the agent's log names it.
+pub async fn on_behalf_of<F: Future>(caller: String, work: F) -> F::Output {
+    CALLER.scope(caller, work).await
+}
+
 /// A connection to the agent of one guest; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Link(Arc<Handle>);
@@ -196,6 +206,7 @@ impl Link {
             request_id: open.request_id,
             deadline_ms: open.deadline.map(|d| d.as_millis() as u64),
             traceparent: crate::trace::of(&span),
+            caller: CALLER.try_with(Clone::clone).ok(),
             credit: open.credit,
             body: open.body.into(),
         };

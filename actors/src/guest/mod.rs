@@ -25,7 +25,7 @@ mod task;
 pub use dial::{LastError, connect_when_ready, dial};
 pub use error::{CallError, LinkError};
 pub use ids::GuestIds;
-pub use link::{HelloInfo, Link, Open};
+pub use link::{HelloInfo, Link, Open, on_behalf_of};
 pub use stream::{GuestStream, StreamEvent};
 
 #[cfg(test)]

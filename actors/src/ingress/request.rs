@@ -141,6 +141,13 @@ pub struct Refused {
 }
 
 impl Request {
+    /// Who asks, as the audit tells it, in a few words.
+    #[must_use]
+    pub fn caller(&self) -> String {
+        let reply = self.responder.reply_subject().map(async_nats::Subject::as_str);
+        crate::audit::caller::of(&self.headers, reply).line()
+    }
+
     /// Reads what the message says of itself. A message that says it wrongly is answered here.
     ///
     /// # Errors

@@ -11,14 +11,25 @@ use super::{
     GuestShutdownRequest, Instant, PutRequest, Reply, Request, Router, Shape, Token, body_of, codec,
     guest_calls, run_calls, stream,
 };
-use crate::guest::Link;
+use crate::guest::{Link, on_behalf_of};
 use crate::stream::{Far, Finish, WINDOW};
 
 const OF_A_COMMAND: Shape =
     Shape { down: &[Channel::Stdout, Channel::Stderr], up: Some(Channel::Stdin), ctl: true };
 
 impl Router {
+    /// What of the guest's verbs a VM's spec refuses is refused here, before anything of the guest is looked at.
     pub(super) async fn guest(&self, ns: &Token, name: &Token, verb: &str, request: &Request) -> Answer {
+        if !self.slot(ns, name)?.agent.allows(verb) {
+            let text =
+                format!("the spec of {name} does not allow {verb:?} in its guest: see spec.agent of the VM");
+            let error = ErrorBody::new(ErrorCode::PermissionDenied, text);
+            return Err(error.with("policy", "spec.agent").with("verb", verb));
+        }
+        on_behalf_of(request.caller(), Box::pin(self.ask_guest(ns, name, verb, request))).await
+    }
+
+    async fn ask_guest(&self, ns: &Token, name: &Token, verb: &str, request: &Request) -> Answer {
         let left = request.deadline.saturating_duration_since(Instant::now());
         match verb {
             "ping" => {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use drover_schemas::body::spec::ResolvedImage;
 use drover_schemas::body::status::{Cause, CauseKind};
+use drover_schemas::guest::verb;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -349,8 +350,12 @@ pub async fn copy_on_write(base: PathBuf, own: PathBuf, owner: Option<u32>) -> s
     .map_err(std::io::Error::other)?
 }
 
-async fn ask_agent(link: Option<Link>) -> Result<(), String> {
-    let Some(link) = link else { return Err("the agent is not connected".to_owned()) };
+/// Where the spec or the guest's owner refuses it, the power button comes next.
+async fn ask_agent(context: &TaskContext) -> Result<(), String> {
+    if !context.row.spec.agent.allows(verb::SHUTDOWN) {
+        return Err("spec.agent does not allow shutdown".to_owned());
+    }
+    let Some(link) = context.link.clone() else { return Err("the agent is not connected".to_owned()) };
     super::guest_calls::power_off(&link).await.map_err(|e| e.to_string())
 }
 
@@ -358,7 +363,7 @@ async fn shutdown(context: &TaskContext, timeout_ms: u64) -> Report {
     let Some(run) = &context.run else { return Report::Stopped };
     let plan = StopPlan::gentle(Duration::from_millis(timeout_ms));
     let cgroup = context.services.cgroup(context.row.vm_id);
-    let ladder = stop_ladder(&run.api, &run.process, &cgroup, plan, ask_agent(context.link.clone()));
+    let ladder = stop_ladder(&run.api, &run.process, &cgroup, plan, ask_agent(context));
     let report = tokio::select! {
         biased;
         () = context.cancel.cancelled() => {
@@ -381,7 +386,7 @@ async fn stop(context: &TaskContext, grace_ms: u64) {
             grace => StopPlan::whole(Duration::from_millis(grace)),
         };
         let cgroup = context.services.cgroup(context.row.vm_id);
-        let ladder = stop_ladder(&run.api, &run.process, &cgroup, plan, ask_agent(context.link.clone()));
+        let ladder = stop_ladder(&run.api, &run.process, &cgroup, plan, ask_agent(context));
         tokio::select! {
             biased;
             () = context.cancel.cancelled() => return,

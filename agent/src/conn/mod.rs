@@ -162,7 +162,9 @@ async fn converse(
     };
     let proto = agree(&hello)?;
     log::debug(format_args!("host {:?} connected, protocol {proto}", hello.version));
-    outbox.control(&AgentFrame::Hello(agent.facts.hello(proto)));
+    let mut greeting = agent.facts.hello(proto);
+    greeting.allowed = agent.policy.allowed(&greeting.capabilities);
+    outbox.control(&AgentFrame::Hello(greeting));
 
     let silence = Duration::from_millis(SILENCE_MS);
     let mut unknown = 0u64;
@@ -265,8 +267,8 @@ fn open(
     let open = Open { streams: Arc::clone(streams), stream, id, _place: Some(place) };
     let agent = Arc::clone(agent);
     tokio::spawn(async move {
-        log::debug(format_args!("stream {id}: {}", request.verb));
         let outcome = verbs::run(&agent, &open.stream, &request).await;
+        agent.commands.note(&request, outcome.as_ref().err());
         // The number is free once the host has the answer, so it is freed before.
         open.free();
         open.stream.answer(outcome);

@@ -1,14 +1,16 @@
 //! What the verbs of files share: paths, and the system's refusals in the contract's words.
 
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use drover_schemas::{ErrorBody, ErrorCode};
+use rustix::fs::{self, Mode, OFlags};
+use rustix::io::Errno;
 use tokio::sync::SemaphorePermit;
 
-use super::invalid;
+use super::{held, invalid};
+use crate::policy::Reach;
 use crate::{Agent, MAX_TRANSFERS};
 
 /// An absolute path without a step upwards.
@@ -50,11 +52,31 @@ pub(super) fn code(error: &io::Error) -> ErrorCode {
     }
 }
 
-/// Makes the folders above `path`, mode 0o755.
-pub(super) fn above(path: &Path) -> Result<(), ErrorBody> {
+/// Makes the folders above `path` that are missing, mode 0o755. Below what is there no link is followed.
+pub(super) fn above(path: &Path, reach: &Reach) -> Result<(), ErrorBody> {
     let Some(dir) = path.parent() else { return Ok(()) };
-    let made = DirBuilder::new().recursive(true).mode(0o755).create(dir);
-    made.map_err(|e| refused("make the directory", dir, &e))
+    let failed = |e: io::Error| refused("make the directory", dir, &e);
+    let (mut at, mut missing) = (dir, Vec::new());
+    let mut above = loop {
+        match (held::open(at, OFlags::RDONLY | OFlags::DIRECTORY), at.parent(), at.file_name()) {
+            (Ok(held), ..) => break held,
+            (Err(e), Some(parent), Some(name)) if e.kind() == io::ErrorKind::NotFound => {
+                missing.push(name);
+                at = parent;
+            }
+            (Err(e), ..) => return Err(failed(e)),
+        }
+    };
+    for name in missing.into_iter().rev() {
+        reach.changes(&above, name)?;
+        match fs::mkdirat(&above, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        above = fs::openat(&above, name, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+    }
+    Ok(())
 }
 
 /// A full disk shows now, with numbers, and not at the last byte. The result is what the disk has for others than root.

@@ -15,6 +15,7 @@ use super::{file, held, invalid, reply};
 use crate::Agent;
 use crate::conn::Stream;
 use crate::dedupe::Outcome;
+use crate::policy::Reach;
 
 /// The most that is read in one go, in bytes.
 const BATCH: u64 = 256 * 1024;
@@ -42,10 +43,11 @@ enum Part {
     End,
 }
 
-pub(super) async fn run(agent: &Agent, stream: &Stream, request: GetRequest) -> Outcome {
+pub(super) async fn run(agent: &Agent, stream: &Stream, request: GetRequest, reach: &Reach) -> Outcome {
     let _place = file::place(agent)?;
     let path = file::path(&request.path)?;
-    let (mut source, head) = file::blocking(move || Source::open(path, &request)).await?;
+    let reach = reach.clone();
+    let (mut source, head) = file::blocking(move || Source::open(path, &request, &reach)).await?;
     stream.head(codec::encode(&head).map_err(|e| invalid(e.to_string()))?);
     loop {
         // No byte that travels is read without credit.
@@ -64,9 +66,10 @@ pub(super) async fn run(agent: &Agent, stream: &Stream, request: GetRequest) -> 
 }
 
 impl Source {
-    fn open(path: PathBuf, request: &GetRequest) -> Result<(Self, GetHead), ErrorBody> {
+    fn open(path: PathBuf, request: &GetRequest, reach: &Reach) -> Result<(Self, GetHead), ErrorBody> {
         let refused = |e: io::Error| file::refused("read", &path, &e);
         let handle = held::look(&path, true).map_err(refused)?;
+        reach.reads(&handle)?;
         let stat = rustix::fs::fstat(&handle).map_err(|e| refused(e.into()))?;
         if held::kind(&stat) != FileType::RegularFile {
             return Err(invalid(format!("{} is not a regular file; name one", path.display())));

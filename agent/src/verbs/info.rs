@@ -29,6 +29,7 @@ pub(super) fn gather(facts: &Facts) -> InfoResult {
         uptime_ms: facts.uptime_ms(),
         disks: disks(),
         interfaces: interfaces(),
+        allowed: None,
     }
 }
 

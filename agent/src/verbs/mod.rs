@@ -19,7 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use drover_schemas::codec::{self, Format};
 use drover_schemas::guest::{
-    Channel, ExecRequest, KillRequest, PingResult, Request, RunsRequest, RunsResult, verb,
+    Channel, ExecRequest, InfoResult, KillRequest, PingResult, Request, RunsRequest, RunsResult, verb,
 };
 use drover_schemas::{ErrorBody, ErrorCode};
 use serde::Serialize;
@@ -32,6 +32,7 @@ use crate::Agent;
 use crate::conn::Stream;
 use crate::dedupe::{Admission, Outcome};
 use crate::facts;
+use crate::policy::Permit;
 
 /// Whether a request may have changed the guest already: its failure is remembered from then on.
 #[derive(Debug, Default)]
@@ -56,16 +57,18 @@ pub fn takes(verb: &str) -> Option<Channel> {
 
 /// Runs a request, once per request id and boot.
 pub async fn run(agent: &Agent, stream: &Stream, request: &Request) -> Outcome {
+    // Before its id is looked at: what is refused is not bound to it.
+    let permit = agent.policy.check(&request.verb)?;
     let mutating = matches!(
         request.verb.as_str(),
         verb::EXEC | verb::KILL | verb::PUT | verb::UNPACK | verb::RM | verb::MKDIR | verb::SHUTDOWN
     );
     let effect = Effect::default();
     match request.request_id.filter(|_| mutating) {
-        None => in_time(stream, request, work(agent, stream, request, &effect)).await,
+        None => in_time(stream, request, work(agent, stream, request, &permit, &effect)).await,
         Some(id) => match agent.memory.admit(id, &request.verb, request.body.as_slice()) {
             Admission::Run(ticket) => {
-                let outcome = in_time(stream, request, work(agent, stream, request, &effect)).await;
+                let outcome = in_time(stream, request, work(agent, stream, request, &permit, &effect)).await;
                 ticket.finish(&outcome, effect.0.load(Ordering::Acquire));
                 outcome
             }
@@ -112,8 +115,15 @@ fn failed() -> ErrorBody {
     )
 }
 
-async fn work(agent: &Agent, stream: &Stream, request: &Request, effect: &Effect) -> Outcome {
+async fn work(
+    agent: &Agent,
+    stream: &Stream,
+    request: &Request,
+    permit: &Permit,
+    effect: &Effect,
+) -> Outcome {
     let body = request.body.as_slice();
+    let reach = &permit.reach;
     match request.verb.as_str() {
         verb::PING => reply(&PingResult {
             boot_id: agent.facts.boot_id.clone(),
@@ -121,10 +131,15 @@ async fn work(agent: &Agent, stream: &Stream, request: &Request, effect: &Effect
             uptime_ms: agent.facts.uptime_ms(),
         }),
         // A command is never dropped half-way: it ends what it started itself.
-        verb::EXEC => match decode::<ExecRequest>(body)? {
-            command if command.detach => start_run(agent, request, command, effect).await,
-            command => exec::run(stream, command, effect).await,
-        },
+        verb::EXEC => {
+            let command = decode::<ExecRequest>(body)?;
+            permit.runs(&command)?;
+            if command.detach {
+                start_run(agent, request, command, effect).await
+            } else {
+                exec::run(stream, command, effect).await
+            }
+        }
         verb::RUNS => {
             let runs = match decode::<RunsRequest>(body)?.run {
                 Some(run) => vec![agent.runs.get(run)?.1],
@@ -139,15 +154,18 @@ async fn work(agent: &Agent, stream: &Stream, request: &Request, effect: &Effect
             effect.begins();
             reply(&Empty {})
         }
-        verb::PUT => or_ending(stream, put::run(agent, stream, decode(body)?, effect)).await,
-        verb::GET => or_ending(stream, get::run(agent, stream, decode(body)?)).await,
-        verb::PACK => or_ending(stream, tree::pack(agent, stream, decode(body)?)).await,
-        verb::UNPACK => or_ending(stream, tree::unpack(agent, stream, decode(body)?, effect)).await,
-        verb::STAT => or_ending(stream, names::stat(decode(body)?)).await,
-        verb::LS => or_ending(stream, names::ls(decode(body)?)).await,
-        verb::RM => names::rm(decode(body)?, effect).await,
-        verb::MKDIR => names::mkdir(decode(body)?, effect).await,
-        verb::INFO => reply(&info::gather(&agent.facts)),
+        verb::PUT => or_ending(stream, put::run(agent, stream, decode(body)?, reach, effect)).await,
+        verb::GET => or_ending(stream, get::run(agent, stream, decode(body)?, reach)).await,
+        verb::PACK => or_ending(stream, tree::pack(agent, stream, decode(body)?, reach)).await,
+        verb::UNPACK => or_ending(stream, tree::unpack(agent, stream, decode(body)?, reach, effect)).await,
+        verb::STAT => or_ending(stream, names::stat(decode(body)?, reach)).await,
+        verb::LS => or_ending(stream, names::ls(decode(body)?, reach)).await,
+        verb::RM => names::rm(decode(body)?, reach, effect).await,
+        verb::MKDIR => names::mkdir(decode(body)?, reach, effect).await,
+        verb::INFO => {
+            let allowed = agent.policy.allowed(&facts::capabilities());
+            reply(&InfoResult { allowed, ..info::gather(&agent.facts) })
+        }
         verb::HEALTH => reply(&health::gather(&agent.facts)),
         verb::SHUTDOWN => shutdown::run(agent, decode(body)?, effect),
         other => Err(ErrorBody::new(

@@ -14,18 +14,20 @@ use rustix::io::Errno;
 use super::held::{self, Name};
 use super::{Effect, file, invalid, partial, reply};
 use crate::dedupe::Outcome;
+use crate::policy::Reach;
 
 /// What the names and link targets of one answer may take, in bytes.
 const MAX_TEXT: usize = 48 * 1024;
 
-pub(super) async fn stat(request: StatRequest) -> Outcome {
-    let path = file::path(&request.path)?;
+pub(super) async fn stat(request: StatRequest, reach: &Reach) -> Outcome {
+    let (path, reach) = (file::path(&request.path)?, reach.clone());
     file::blocking(move || {
         let path = match &request.partial {
             None => path,
             Some(token) => {
                 partial::check(token)?;
                 let name = Name::find(path)?;
+                reach.looks(&name.dir, &name.name)?;
                 name.beside(&partial::name(&name.name, token))
             }
         };
@@ -35,7 +37,9 @@ pub(super) async fn stat(request: StatRequest) -> Outcome {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             fs::open(&path, flags, Mode::empty()).map_err(|e| refused(&e.into()))?
         } else {
-            held::look(&path, request.follow).map_err(|e| refused(&e))?
+            let handle = held::look(&path, request.follow).map_err(|e| refused(&e))?;
+            reach.reads(&handle)?;
+            handle
         };
         let stat = fs::fstat(&handle).map_err(|e| refused(&e.into()))?;
         let mut shown = show(&stat);
@@ -52,8 +56,8 @@ pub(super) async fn stat(request: StatRequest) -> Outcome {
     .and_then(|shown| reply(&shown))
 }
 
-pub(super) async fn ls(request: LsRequest) -> Outcome {
-    let path = file::path(&request.path)?;
+pub(super) async fn ls(request: LsRequest, reach: &Reach) -> Outcome {
+    let (path, reach) = (file::path(&request.path)?, reach.clone());
     let limit = request.limit.unwrap_or(MAX_ENTRIES);
     if limit == 0 || limit > MAX_ENTRIES {
         return Err(invalid(format!("limit must be 1 to {MAX_ENTRIES}")));
@@ -61,6 +65,7 @@ pub(super) async fn ls(request: LsRequest) -> Outcome {
     file::blocking(move || {
         let refused = |e: &std::io::Error| file::refused("list", &path, e);
         let dir = held::open(&path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(|e| refused(&e))?;
+        reach.reads(&dir)?;
         list(&dir, request.after.as_deref().unwrap_or(""), limit as usize).map_err(|e| refused(&e.into()))
     })
     .await
@@ -140,9 +145,10 @@ fn show(stat: &Stat) -> FileStat {
 }
 
 /// Removes a name. Once it has begun it goes on, whatever becomes of the caller.
-pub(super) async fn rm(request: RmRequest, effect: &Effect) -> Outcome {
+pub(super) async fn rm(request: RmRequest, reach: &Reach, effect: &Effect) -> Outcome {
     let path = file::path(&request.path)?;
     let name = file::blocking(move || Name::find(path)).await?;
+    reach.changes(&name.dir, &name.name)?;
     effect.begins();
     file::blocking(move || {
         let Some(stat) = name.stat()? else {
@@ -168,15 +174,16 @@ pub(super) async fn rm(request: RmRequest, effect: &Effect) -> Outcome {
     reply(&Empty {})
 }
 
-pub(super) async fn mkdir(request: MkdirRequest, effect: &Effect) -> Outcome {
-    let path = file::path(&request.path)?;
+pub(super) async fn mkdir(request: MkdirRequest, reach: &Reach, effect: &Effect) -> Outcome {
+    let (path, reach) = (file::path(&request.path)?, reach.clone());
     let mode = file::mode(request.mode.unwrap_or(0o755))?;
     effect.begins();
     file::blocking(move || {
         if request.parents {
-            file::above(&path)?;
+            file::above(&path, &reach)?;
         }
         let name = Name::find(path)?;
+        reach.changes(&name.dir, &name.name)?;
         match fs::mkdirat(&name.dir, &name.name, Mode::from_raw_mode(0o700)) {
             Ok(()) => {}
             Err(Errno::EXIST) if request.parents => {

@@ -22,6 +22,7 @@ use crate::Agent;
 use crate::account::{self, Account};
 use crate::conn::Stream;
 use crate::dedupe::Outcome;
+use crate::policy::Reach;
 
 const DEFAULT_MODE: u32 = 0o644;
 /// The most that is read of a file in one go for the digest, in bytes.
@@ -51,7 +52,13 @@ struct Draft {
     _claim: Option<Claim>,
 }
 
-pub(super) async fn run(agent: &Agent, stream: &Stream, request: PutRequest, effect: &Effect) -> Outcome {
+pub(super) async fn run(
+    agent: &Agent,
+    stream: &Stream,
+    request: PutRequest,
+    reach: &Reach,
+    effect: &Effect,
+) -> Outcome {
     let _place = file::place(agent)?;
     let path = file::path(&request.path)?;
     let looks = Looks {
@@ -67,7 +74,8 @@ pub(super) async fn run(agent: &Agent, stream: &Stream, request: PutRequest, eff
     let walk = Walk::new(request.size, request.ranges.as_deref()).map_err(|e| invalid(e.to_string()))?;
     let travelling = walk.travelling();
     let dirs = request.create_dirs;
-    let target = file::blocking(move || find(path, dirs)).await?;
+    let within = reach.clone();
+    let target = file::blocking(move || find(path, dirs, &within)).await?;
     let (hidden, claim) = match &request.partial {
         None => (partial::name(&target.name, &ulid::Ulid::new().to_string()), None),
         Some(token) => {
@@ -128,11 +136,12 @@ async fn next(stream: &Stream, stopped: &CancellationToken) -> Result<Option<Byt
 }
 
 /// The name to write, if a file may have it.
-fn find(path: PathBuf, create_dirs: bool) -> Result<Name, ErrorBody> {
+fn find(path: PathBuf, create_dirs: bool, reach: &Reach) -> Result<Name, ErrorBody> {
     if create_dirs {
-        file::above(&path)?;
+        file::above(&path, reach)?;
     }
     let name = Name::find(path)?;
+    reach.changes(&name.dir, &name.name)?;
     match name.stat()?.map(|stat| held::kind(&stat)) {
         None | Some(FileType::RegularFile | FileType::Symlink) => Ok(name),
         Some(FileType::Directory) => {

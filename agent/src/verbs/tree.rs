@@ -19,6 +19,7 @@ use super::{Effect, file, invalid, partial, reply};
 use crate::account::{self, Account};
 use crate::conn::Stream;
 use crate::dedupe::Outcome;
+use crate::policy::Reach;
 use crate::{Agent, log};
 
 /// The most that is read in one go, in bytes.
@@ -26,11 +27,12 @@ const BATCH: u64 = 64 * 1024;
 /// Permission bits that travel to a guest: nothing in a folder runs with another's rights for having travelled.
 const MODE_MASK: u32 = 0o1777;
 
-pub(super) async fn pack(agent: &Agent, stream: &Stream, request: PackRequest) -> Outcome {
+pub(super) async fn pack(agent: &Agent, stream: &Stream, request: PackRequest, reach: &Reach) -> Outcome {
     let _place = file::place(agent)?;
     let path = file::path(&request.path)?;
     let max = request.max_size_bytes.unwrap_or(u64::MAX);
-    let (folder, path, head) = file::blocking(move || survey(path, max)).await?;
+    let reach = reach.clone();
+    let (folder, path, head) = file::blocking(move || survey(path, max, &reach)).await?;
     stream.head(codec::encode(&head).map_err(|e| invalid(e.to_string()))?);
     let (mut reader, writer) =
         pipes(|(reader, writer)| Ok((pipe::Receiver::from_owned_fd(reader)?, writer)))?;
@@ -57,13 +59,15 @@ pub(super) async fn unpack(
     agent: &Agent,
     stream: &Stream,
     request: UnpackRequest,
+    reach: &Reach,
     effect: &Effect,
 ) -> Outcome {
     let _place = file::place(agent)?;
     let path = file::path(&request.path)?;
     let owner = request.owner.as_deref().map(account::resolve).transpose()?;
     let (dirs, replace, size) = (request.create_dirs, request.replace, request.size_bytes);
-    let (draft, target) = file::blocking(move || begin(path, dirs, replace, size)).await?;
+    let reach = reach.clone();
+    let (draft, target) = file::blocking(move || begin(path, dirs, replace, size, &reach)).await?;
     let rules = Rules {
         owner: owner.map(|Account { uid, gid, .. }| (uid, gid)),
         mode_mask: MODE_MASK,
@@ -99,9 +103,10 @@ pub(super) async fn unpack(
     reply(&result(tally))
 }
 
-fn survey(path: PathBuf, max: u64) -> Result<(OwnedFd, PathBuf, PackHead), ErrorBody> {
+fn survey(path: PathBuf, max: u64, reach: &Reach) -> Result<(OwnedFd, PathBuf, PackHead), ErrorBody> {
     let folder = held::open(&path, OFlags::RDONLY | OFlags::DIRECTORY)
         .map_err(|e| file::refused("open the directory", &path, &e))?;
+    reach.reads(&folder)?;
     let found = drover_tree::survey(&folder).map_err(|e| refused("read", &path, &e))?;
     if found.size_bytes > max {
         let text =
@@ -112,11 +117,18 @@ fn survey(path: PathBuf, max: u64) -> Result<(OwnedFd, PathBuf, PackHead), Error
 }
 
 /// The name to write, and the folder that will have it.
-fn begin(path: PathBuf, create_dirs: bool, replace: bool, size: u64) -> Result<(Draft, Name), ErrorBody> {
+fn begin(
+    path: PathBuf,
+    create_dirs: bool,
+    replace: bool,
+    size: u64,
+    reach: &Reach,
+) -> Result<(Draft, Name), ErrorBody> {
     if create_dirs {
-        file::above(&path)?;
+        file::above(&path, reach)?;
     }
     let name = Name::find(path)?;
+    reach.changes(&name.dir, &name.name)?;
     if !replace && name.stat()?.is_some() {
         return Err(taken(&name.path));
     }

@@ -209,6 +209,7 @@ impl Host {
             request_id: id,
             deadline_ms: None,
             traceparent: None,
+            caller: None,
             credit: WINDOW,
             body: codec::encode(body).unwrap().into(),
         };

@@ -1,6 +1,6 @@
 //! What a caller writes about a VM ([`VmSpec`]) and what it becomes ([`ResolvedSpec`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -146,7 +146,7 @@ impl Default for RestartSpec {
     }
 }
 
-/// Whether and how long drover waits for the guest agent.
+/// The guest agent: whether there is one, how long drover waits for it, and what it may be asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct AgentSpec {
@@ -154,11 +154,26 @@ pub struct AgentSpec {
     pub enabled: bool,
     /// After a boot, how long until a silent agent is reported, in milliseconds.
     pub ready_timeout_ms: u64,
+    /// Verbs of the guest that are carried out; all of them if left out. A request narrows its template's list and
+    /// cannot widen it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow: Option<BTreeSet<String>>,
+    /// Verbs of the guest that are refused, whatever `allow` says; those of the template too.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub deny: BTreeSet<String>,
+}
+
+impl AgentSpec {
+    /// Whether a verb of the guest is carried out.
+    #[must_use]
+    pub fn allows(&self, verb: &str) -> bool {
+        !self.deny.contains(verb) && self.allow.as_ref().is_none_or(|allowed| allowed.contains(verb))
+    }
 }
 
 impl Default for AgentSpec {
     fn default() -> Self {
-        Self { enabled: true, ready_timeout_ms: 60_000 }
+        Self { enabled: true, ready_timeout_ms: 60_000, allow: None, deny: BTreeSet::new() }
     }
 }
 

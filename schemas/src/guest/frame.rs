@@ -71,6 +71,9 @@ pub struct AgentHello {
     pub hostname: String,
     /// The verbs and optional parts that the agent offers.
     pub capabilities: Vec<String>,
+    /// Those of the verbs that the owner of the guest allows, where the guest has a policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed: Option<Vec<String>>,
     /// A virtual machine, or processes.
     pub guest: GuestKind,
     /// How many bytes the host may send on each channel of a new stream before the first credit.
@@ -95,6 +98,9 @@ pub struct Request {
     /// W3C trace context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// Who asks, by the host's word; for the agent's log only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<String>,
     /// The first limit of every channel that the agent sends, in bytes.
     #[serde(default)]
     pub credit: u64,

@@ -71,6 +71,9 @@ pub struct InfoResult {
     /// Network interfaces, without loopback.
     #[serde(default)]
     pub interfaces: Vec<InterfaceInfo>,
+    /// The verbs that the owner of the guest allows, where the guest has a policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed: Option<Vec<String>>,
 }
 
 /// How much attention the guest needs.

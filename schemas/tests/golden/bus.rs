@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use drover_schemas::audit::{AuditAction, AuditEvent, AuditKind, Caller};
+use drover_schemas::audit::{AuditAction, AuditEvent, AuditKind, Caller, GuestTarget};
 use drover_schemas::blob::Blob;
 use drover_schemas::body::guest::{
     AttachReply, ExecControl, ExecReply, ExecRequest, ExecResult, PackReply, PutRequest,
@@ -254,11 +254,28 @@ fn events_and_frames_are_pinned() {
         namespace: Some(token("acme")),
         vm: Some(token("web")),
         verb: Some("stop".into()),
+        target: None,
         request_id: Some(request_id()),
         error: Some(ErrorCode::InvalidState),
         count: 1,
     };
     check("bus", "audit", &refused, decode);
+    let command = GuestTarget {
+        program: Some("backup".into()),
+        user: Some("app".into()),
+        run: None,
+        path: None,
+        sha256: None,
+    };
+    let done = AuditEvent {
+        kind: AuditKind::Done,
+        subject: "drover.v1.cmd.acme.vm.web.guest.exec".into(),
+        verb: Some("exec".into()),
+        target: Some(command),
+        error: None,
+        ..refused
+    };
+    check("bus", "audit-guest", &done, decode);
     check(
         "bus",
         "stream-opened",

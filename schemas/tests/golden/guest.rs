@@ -47,6 +47,7 @@ fn frames_of_the_host() {
             request_id: Some(RequestId::from_u128(1)),
             deadline_ms: Some(5_000),
             traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+            caller: Some("acme/alice".into()),
             credit: 65_536,
             body: blob(&[0x80]),
         }),
@@ -59,6 +60,7 @@ fn frames_of_the_host() {
             request_id: None,
             deadline_ms: None,
             traceparent: None,
+            caller: None,
             credit: 0,
             body: Blob::default(),
         }),
@@ -87,6 +89,7 @@ fn frames_of_the_agent() {
             kernel: "6.1.0".into(),
             hostname: "web-1".into(),
             capabilities: vec![verb::PING.into(), verb::EXEC.into()],
+            allowed: Some(vec![verb::PING.into()]),
             guest: GuestKind::Vm,
             stream_credit: 65_536,
             max_streams: 64,
@@ -237,6 +240,7 @@ fn bodies() {
                 addresses: vec!["10.0.0.2/24".into()],
                 up: true,
             }],
+            allowed: None,
         },
     );
     body(

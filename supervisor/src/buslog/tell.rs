@@ -168,6 +168,7 @@ impl AuditStream {
             namespace: named.and_then(|subject| namespace_of(subject).cloned()),
             vm: named.and_then(|subject| vm_of(subject).cloned()),
             verb: named.and_then(row_of).map(|row| row.verb.to_owned()),
+            target: None,
             request_id: None,
             error: None,
             subject,

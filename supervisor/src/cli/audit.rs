@@ -135,12 +135,12 @@ fn line(event: &AuditEvent) -> String {
     if event.kind == AuditKind::Suppressed {
         let of = match (&event.namespace, &event.caller.user) {
             (Some(ns), _) => format!(" of {ns}"),
-            (None, Some(_)) => format!(" by {}", who(event)),
+            (None, Some(_)) => format!(" by {}", event.caller.line()),
             (None, None) => String::new(),
         };
         return format!("{head} {} more{of} were not told", event.count);
     }
-    let mut line = format!("{head} {}", who(event));
+    let mut line = format!("{head} {}", event.caller.line());
     let mut add = |text: &str| {
         if !text.is_empty() {
             line.push_str("  ");
@@ -151,23 +151,10 @@ fn line(event: &AuditEvent) -> String {
         add(event.action.as_str());
     }
     add(&event.subject);
+    add(&event.target.as_ref().map_or_else(String::new, |target| target.line()));
     add(event.error.map_or("", |code| code.as_str()));
     add(&event.request_id.map(|id| id.to_string()).unwrap_or_default());
     line
-}
-
-fn who(event: &AuditEvent) -> String {
-    let caller = &event.caller;
-    let user = caller.user.as_deref().unwrap_or("somebody");
-    let name = match &caller.account {
-        Some(account) => format!("{account}/{user}"),
-        None => user.to_owned(),
-    };
-    let doubt = if caller.verified { "" } else { "?" };
-    match &caller.address {
-        Some(address) => format!("{name}{doubt} at {address}"),
-        None => format!("{name}{doubt}"),
-    }
 }
 
 #[cfg(test)]
@@ -189,6 +176,7 @@ mod tests {
             namespace: Token::new("acme").ok(),
             vm: None,
             verb: Some("stop".into()),
+            target: None,
             request_id: None,
             error: Some(ErrorCode::InvalidState),
             count: 1,

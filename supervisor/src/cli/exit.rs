@@ -246,7 +246,15 @@ pub fn next_step(error: &ErrorBody, vm: Option<&str>) -> String {
         }
         ErrorCode::GuestError => "the guest refused; the message is its own".into(),
         ErrorCode::VmmError => format!("`drover vm explain {vm}` shows what the hypervisor said"),
-        ErrorCode::PermissionDenied => "ask the operator of the bus for a role that may do this".into(),
+        ErrorCode::PermissionDenied => match detail("policy") {
+            Some("guest") => {
+                "ask the owner of the guest, whose /etc/drover-agent/policy says what its host may do".into()
+            }
+            Some(_) => format!(
+                "`drover vm get {vm} -o json` shows spec.agent, which says what its guest may be asked"
+            ),
+            None => "ask the operator of the bus for a role that may do this".into(),
+        },
         ErrorCode::Unsupported => "`drover host get` shows the features of the host".into(),
         ErrorCode::Internal if detail("cause") == Some("start") => {
             "put right what the message names, then start it again".into()

@@ -19,6 +19,7 @@ fn hello() -> AgentHello {
         arch: "x86_64".into(),
         kernel: String::new(),
         hostname: String::new(),
+        allowed: None,
         capabilities: vec![verb::EXEC.into(), verb::PING.into()],
         guest: GuestKind::Vm,
         stream_credit: 1000,

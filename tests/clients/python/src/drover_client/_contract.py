@@ -73,7 +73,11 @@ VERBS: dict[str, Verb] = {
 
 
 class AgentSpec(TypedDict):
-    """Whether and how long drover waits for the guest agent."""
+    """The guest agent: whether there is one, how long drover waits for it, and what it may be asked for."""
+    # Verbs of the guest that are carried out; all of them if left out. A request narrows its template's list and cannot widen it.
+    allow: NotRequired[list[str] | None]
+    # Verbs of the guest that are refused, whatever `allow` says; those of the template too.
+    deny: NotRequired[list[str]]
     # The guest has an agent.
     enabled: NotRequired[bool]
     # After a boot, how long until a silent agent is reported, in milliseconds.
@@ -170,6 +174,8 @@ class AuditEvent(TypedDict):
     seq: int
     # The subject that was asked or tried; at most 256 bytes of it.
     subject: str
+    # What of the guest it was about.
+    target: NotRequired[GuestTarget | None]
     # When, by the reporter's clock.
     time_unix_ms: int
     # The verb, if it is one of the contract's.
@@ -687,6 +693,20 @@ class GuestShutdownRequest(TypedDict):
     mode: NotRequired[ShutdownMode]
 
 
+class GuestTarget(TypedDict):
+    """What of a guest a request was about. A program's further arguments, its environment and its input are never told."""
+    # The file or folder.
+    path: NotRequired[str | None]
+    # The program.
+    program: NotRequired[str | None]
+    # The detached program.
+    run: NotRequired[str | None]
+    # The SHA-256 of a new agent.
+    sha256: NotRequired[str | None]
+    # As whom, if it was said: a user, or the owner of a file.
+    user: NotRequired[str | None]
+
+
 class HealthResult(TypedDict):
     """How the guest is."""
     # CPU time used since boot by everything, in milliseconds.
@@ -967,6 +987,8 @@ class InfoResult(TypedDict):
     """What the guest is."""
     # The version of the agent.
     agent_version: str
+    # The verbs that the owner of the guest allows, where the guest has a policy.
+    allowed: NotRequired[list[str] | None]
     # The machine (`x86_64`, `aarch64`).
     arch: str
     # Changes with every boot.

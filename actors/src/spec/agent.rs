@@ -1,0 +1,87 @@
+//! What of the guest agent a request and its template say together.
+
+use std::collections::BTreeSet;
+
+use drover_schemas::ErrorBody;
+use drover_schemas::body::spec::AgentSpec;
+use drover_schemas::verbs::{self, Plane, VERBS};
+
+use super::{closest, invalid};
+
+/// Single values of the request replace the template's; what the template refuses stays refused.
+pub(super) fn resolve(spec: Option<&AgentSpec>, base: Option<&AgentSpec>) -> Result<AgentSpec, ErrorBody> {
+    for said in [spec, base].into_iter().flatten() {
+        check("spec.agent.allow", said.allow.iter().flatten())?;
+        check("spec.agent.deny", &said.deny)?;
+    }
+    let mut agent = spec.or(base).cloned().unwrap_or_default();
+    if let Some(base) = base {
+        agent.deny.extend(base.deny.iter().cloned());
+        agent.allow = match (agent.allow, &base.allow) {
+            (Some(own), Some(base)) => Some(&own & base),
+            (own, base) => own.or_else(|| base.clone()),
+        };
+    }
+    // Both lists say the same of a verb then.
+    agent.allow = agent.allow.map(|allow| &allow - &agent.deny);
+    Ok(agent)
+}
+
+fn check<'a>(field: &str, named: impl IntoIterator<Item = &'a String>) -> Result<(), ErrorBody> {
+    let known: BTreeSet<&str> = VERBS.iter().filter(|r| r.plane == Plane::VmGuest).map(|r| r.verb).collect();
+    for verb in named {
+        if !known.contains(verb.as_str()) {
+            let known: Vec<&str> = known.into_iter().collect();
+            let hint = closest(verb, &known).map(|c| format!("did you mean {c:?}? ")).unwrap_or_default();
+            let shown: String = verb.chars().take(40).collect();
+            return Err(invalid(
+                field,
+                format!("{shown:?} is no verb of a guest; {hint}known: {}", verbs::names(Plane::VmGuest)),
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent(allow: Option<&[&str]>, deny: &[&str]) -> AgentSpec {
+        let set = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+        AgentSpec { allow: allow.map(set), deny: set(deny), ..AgentSpec::default() }
+    }
+
+    #[test]
+    fn without_a_word_everything_is_allowed() {
+        let resolved = resolve(None, None).unwrap();
+        assert_eq!(resolved, AgentSpec::default());
+        assert!(VERBS.iter().filter(|r| r.plane == Plane::VmGuest).all(|r| resolved.allows(r.verb)));
+    }
+
+    #[test]
+    fn a_request_narrows_its_template_and_cannot_widen_it() {
+        let template = agent(Some(&["ping", "info", "exec"]), &["put"]);
+        let resolved = resolve(Some(&AgentSpec::default()), Some(&template)).unwrap();
+        assert!(resolved.allows("exec") && !resolved.allows("put") && !resolved.allows("get"));
+        let asked = agent(Some(&["ping", "get", "put", "exec"]), &["exec"]);
+        let resolved = resolve(Some(&asked), Some(&template)).unwrap();
+        assert_eq!(resolved, agent(Some(&["ping"]), &["exec", "put"]));
+        let resolved = resolve(Some(&asked), None).unwrap();
+        assert_eq!(resolved, agent(Some(&["get", "ping", "put"]), &["exec"]));
+    }
+
+    #[test]
+    fn what_is_no_verb_is_refused_with_what_was_meant() {
+        for (spec, field) in [
+            (agent(Some(&["ping", "exce"]), &[]), "spec.agent.allow"),
+            (agent(None, &["exce"]), "spec.agent.deny"),
+        ] {
+            let error = resolve(Some(&spec), None).unwrap_err();
+            assert_eq!(error.details["field"], field);
+            assert!(error.message.contains("did you mean \"exec\"?"), "{error}");
+        }
+        // A verb of the VM itself is none of its guest.
+        resolve(Some(&agent(None, &["delete"])), None).unwrap_err();
+    }
+}
