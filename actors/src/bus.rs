@@ -11,6 +11,7 @@ pub mod connect;
 pub mod egress;
 pub mod lanes;
 pub mod log;
+pub mod objects;
 pub mod permissions;
 pub mod refusal;
 #[cfg(test)]

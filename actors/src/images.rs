@@ -4,22 +4,28 @@
 //! is read when the daemon starts. Others are imported by an operator, into a [`store`] that the daemon alone writes.
 
 mod error;
+pub mod fleet;
+mod follow;
 mod head;
 pub mod import;
+mod once;
 mod pins;
 pub mod store;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use drover_schemas::body::image::{ImageShareReply, ImageShareRequest};
 use drover_schemas::body::spec::{ImageKind, ResolvedImage, ResolvedSpec};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-pub use self::error::ImportError;
+pub use self::error::{FleetError, ImportError};
+pub use self::follow::follow;
 use self::import::{Imports, contents_of, images_of};
+use self::once::Once;
 pub use self::pins::Pinned;
 use self::pins::Pins;
 use self::store::{Named, Store};
@@ -28,14 +34,55 @@ use crate::spec::ImageCatalogue;
 /// The name of the list of images.
 pub const MANIFEST: &str = "manifest.json";
 
+/// What a host brings from the fleet by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Follows {
+    /// Nothing: `image.pull` is asked for.
+    #[default]
+    Nothing,
+    /// Every image that the fleet shares.
+    All,
+}
+
+/// How imported images are kept.
+#[derive(Debug, Clone, Default)]
+pub struct StoreSettings {
+    /// Directories of the host below which files may be imported.
+    pub import_dirs: Vec<PathBuf>,
+    /// What all contents together may take, in bytes.
+    pub max_bytes: Option<u64>,
+    /// What is brought from the fleet unasked.
+    pub follows: Follows,
+}
+
 /// The images of a host.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Images {
     by_name: RwLock<BTreeMap<String, Image>>,
     store: Option<Store>,
+    /// Ids of chunks on the bus, with the names of the objects, that may be part of none.
+    left: Mutex<Vec<(String, String)>>,
+    follows: Follows,
     imports: Imports,
+    shares: Arc<Once<ImageShareRequest, ImageShareReply>>,
     pins: Pins,
     changes: watch::Sender<u64>,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self {
+            by_name: RwLock::default(),
+            store: None,
+            left: Mutex::default(),
+            follows: Follows::default(),
+            imports: Imports::default(),
+            shares: Arc::new(Once::new("image.share")),
+            pins: Pins::default(),
+            changes: watch::Sender::default(),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -44,6 +91,7 @@ struct Image {
     path: PathBuf,
     /// When it was imported; none for those of the host.
     imported_unix_ms: Option<u64>,
+    from_fleet: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -156,25 +204,27 @@ impl Images {
                 kind: entry.kind,
                 size_bytes: entry.size_bytes,
             };
-            by_name.insert(entry.name, Image { resolved, path, imported_unix_ms: None });
+            by_name.insert(entry.name, Image { resolved, path, imported_unix_ms: None, from_fleet: false });
         }
         Ok(Self { by_name: by_name.into(), ..Self::default() })
     }
 
-    /// Adds the images of the store in `dir`, into which files below `import_dirs` can be imported from now on. A name
-    /// that came with the host goes before an imported one. Blocks.
+    /// Adds the images of the store in `dir`, into which others can be brought from now on. A name that came with the
+    /// host goes before an imported one. Blocks.
     ///
     /// # Errors
     /// [`ImageError::Store`].
-    pub fn with_store(mut self, dir: &Path, import_dirs: Vec<PathBuf>) -> Result<Self, ImageError> {
+    pub fn with_store(mut self, dir: &Path, settings: StoreSettings) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Store { path: dir.to_owned(), source };
-        let store = Store::open(dir).map_err(failed)?;
+        let store = Store::open(dir, settings.max_bytes).map_err(failed)?;
         for named in store.names().map_err(failed)? {
             let image = image_of(&store, &named);
             self.write().entry(named.name).or_insert(image);
         }
+        self.left = store.uploads().map_err(failed)?.into();
         self.store = Some(store);
-        self.imports = Imports::new(import_dirs);
+        self.follows = settings.follows;
+        self.imports = Imports::new(settings.import_dirs);
         Ok(self)
     }
 
@@ -229,10 +279,10 @@ impl Images {
 }
 
 fn image_of(store: &Store, named: &Named) -> Image {
-    let Named { name, kind, sha256, size_bytes, imported_unix_ms } = named.clone();
+    let Named { name, kind, sha256, size_bytes, imported_unix_ms, from_fleet } = named.clone();
     let path = store.content(&sha256);
     let resolved = ResolvedImage { name, sha256, kind, size_bytes };
-    Image { resolved, path, imported_unix_ms: Some(imported_unix_ms) }
+    Image { resolved, path, imported_unix_ms: Some(imported_unix_ms), from_fleet }
 }
 
 fn digest(path: &Path) -> std::io::Result<String> {

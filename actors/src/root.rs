@@ -42,6 +42,7 @@ use crate::hypervisor::notify::NotifySocket;
 use crate::hypervisor::pidfd;
 use crate::hypervisor::run_dir::RunRoot;
 use crate::images::Images;
+use crate::images::fleet::FleetImages;
 use crate::ingress::request::ReplyPolicy;
 use crate::journal::{self, Batch, JournalConfig, JournalHandle, Op, OutboxLimits, Snapshot};
 use crate::manager::{Manager, ManagerArgs, ManagerMsg};
@@ -202,6 +203,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let load_error =
         |source: journal::JournalError| StartError::Load { path: path.clone(), source: Box::new(source) };
     let events_stream = setup.assets.events_stream();
+    let fleet_images = FleetImages::new(&bus, &bulk, setup.assets.images_bucket());
     let claims = Claims::new(async_nats::jetstream::new(bus.client.clone()), &setup.assets);
     let states = States::new(async_nats::jetstream::new(bus.client.clone()), &setup.assets.state_bucket());
     let hosts_bucket = setup.assets.hosts_bucket();
@@ -255,6 +257,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         claims,
         network: network.clone(),
         images: setup.images,
+        fleet_images,
         templates: setup.templates,
         run_root,
         disks: setup.disks,

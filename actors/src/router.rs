@@ -9,7 +9,10 @@ use drover_schemas::body::guest::{ExecReply, ExecRequest, GetRequest, GuestShutd
 use drover_schemas::body::host::{
     DrainRequest, ForgetRequest, HostsRequest, OrphanRemoveRequest, PlacedRequest,
 };
-use drover_schemas::body::image::{ImageImportRequest, ImageNameRequest, ImagesRequest};
+use drover_schemas::body::image::{
+    ImageImportRequest, ImageNameRequest, ImagePullRequest, ImageShareRequest, ImageUnshareRequest,
+    ImagesRequest,
+};
 use drover_schemas::body::vm::{
     ChangeReply, ChangeRequest, ListRequest, LookupReply, LookupRequest, ShutdownRequest, StopRequest,
     ValidateReply, ValidateRequest, Wait,
@@ -28,7 +31,7 @@ use crate::audit::{Asked, row_of};
 use crate::bus::claims::{NameKey, Phase};
 use crate::create::{Creator, interrupted};
 use crate::directory::{Directory, Slot};
-use crate::images::import as images;
+use crate::images::{fleet as shared, import as images};
 use crate::ingress::permits::{Permit, Permits};
 use crate::ingress::request::{Arrived, Refused, ReplyPolicy, Request, header, namespace_of};
 use crate::manager::ManagerMsg;
@@ -403,6 +406,22 @@ impl Router {
             "image.gc" => {
                 let _: Empty = request.decode()?;
                 body_of(request, &images::collect(&self.services).await?)
+            }
+            "image.share" => {
+                let body: ImageShareRequest = request.decode()?;
+                body_of(request, &shared::share(&self.services, body).await?)
+            }
+            "image.unshare" => {
+                let body: ImageUnshareRequest = request.decode()?;
+                body_of(request, &shared::unshare(&self.services, &body).await?)
+            }
+            "image.pull" => {
+                let body: ImagePullRequest = request.decode()?;
+                body_of(request, &shared::pull(&self.services, body).await?)
+            }
+            "image.shared" => {
+                let body: ImagesRequest = request.decode()?;
+                body_of(request, &shared::list(&self.services, &body).await?)
             }
             "placed" => {
                 let body: PlacedRequest = request.decode()?;

@@ -25,6 +25,7 @@ use crate::hypervisor::launcher::Launcher;
 use crate::hypervisor::run_dir::RunRoot;
 use crate::hypervisor::version::VmmVersion;
 use crate::images::Images;
+use crate::images::fleet::FleetImages;
 use crate::journal::JournalHandle;
 use crate::metrics::Metrics;
 use crate::network::NetworkHandle;
@@ -100,6 +101,8 @@ pub struct Services {
     pub network: NetworkHandle,
     /// Images by name.
     pub images: Images,
+    /// What the fleet shares of them.
+    pub fleet_images: FleetImages,
     /// Templates by name.
     pub templates: Templates,
     /// Where VMs have their run directories.

@@ -236,8 +236,8 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
     let host = host_name(&config)?;
     let programs = programs(&config).await?;
     let (images_dir, templates_dir) = (config.images(), config.templates_dir.clone());
-    let (store_dir, import_dirs) = (config.image_store(), config.images.import_dirs.clone());
-    let load = move || Images::load(&images_dir)?.with_store(&store_dir, import_dirs);
+    let (store_dir, store) = (config.image_store(), config.images.settings());
+    let load = move || Images::load(&images_dir)?.with_store(&store_dir, store);
     let images = blocking(load).await.map_err(|source| AppError::Images { source })?;
     let templates = blocking(move || match templates_dir {
         Some(dir) => Templates::load(&dir),

@@ -19,8 +19,10 @@ use serde_json::Value;
 
 use crate::telemetry::LogConfig;
 
+mod images;
 mod quotas;
 
+pub use images::ImagesConfig;
 pub use quotas::QuotasConfig;
 
 /// Where the configuration is looked for if nobody says.
@@ -72,16 +74,6 @@ pub struct HostConfig {
     pub reply_prefixes: Vec<String>,
     /// Labels of the host: VMs may ask for them in `spec.placement.labels`.
     pub labels: BTreeMap<String, String>,
-}
-
-/// Images that are imported over the bus.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ImagesConfig {
-    /// Directories below which files may be imported; none, and nothing is.
-    pub import_dirs: Vec<PathBuf>,
-    /// Where they are kept; `store` below `state_dir` if left out.
-    pub store_dir: Option<PathBuf>,
 }
 
 /// Retention of events.

@@ -9,6 +9,8 @@ use async_nats::jetstream::context::{Context, GetStreamErrorKind};
 use async_nats::jetstream::stream::{self, Compression, DiscardPolicy, RetentionPolicy, StorageType};
 use drover_schemas::Token;
 
+use crate::chain;
+
 /// Names and limits of the assets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AssetsConfig {
@@ -66,14 +68,28 @@ impl AssetsConfig {
         self.name("STATE")
     }
 
+    /// The bucket of names of images that the fleet shares, and that of their contents.
+    #[must_use]
+    pub fn images_bucket(&self) -> String {
+        self.name("IMAGES")
+    }
+
+    /// The stream of the contents of shared images.
+    #[must_use]
+    pub fn images_stream(&self) -> String {
+        format!("OBJ_{}", self.images_bucket())
+    }
+
     /// Every asset as this drover makes it.
     #[must_use]
-    pub fn streams(&self) -> [stream::Config; 4] {
+    pub fn streams(&self) -> [stream::Config; 6] {
         [
             self.events(),
             self.bucket(&self.vms_bucket(), "Who owns which VM name"),
             self.bucket(&self.hosts_bucket(), "Hosts with their capacity, while they live"),
             self.bucket(&self.state_bucket(), "The last acknowledged state of each VM"),
+            self.bucket(&self.images_bucket(), "What a name of a shared image means"),
+            self.objects(),
         ]
     }
 
@@ -97,6 +113,29 @@ impl AssetsConfig {
             // Never S2: where links were cut and servers killed, two of three of nats-server 2.15.1 could not read a
             // block that they had compressed ("s2: unsupported input"), and no event was stored any more.
             compression: Some(Compression::None),
+            ..stream::Config::default()
+        }
+    }
+
+    /// The object store of shared images, written as the stream that it is. No limit of its own: what the bus may hold
+    /// is its server's to say.
+    fn objects(&self) -> stream::Config {
+        let bucket = self.images_bucket();
+        stream::Config {
+            name: self.images_stream(),
+            description: Some("Contents of shared images".to_owned()),
+            subjects: vec![format!("$O.{bucket}.C.>"), format!("$O.{bucket}.M.>")],
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::New,
+            storage: StorageType::File,
+            num_replicas: self.replicas,
+            max_messages_per_subject: -1,
+            max_messages: -1,
+            max_bytes: -1,
+            max_consumers: -1,
+            max_message_size: -1,
+            allow_rollup: true,
+            allow_direct: true,
             ..stream::Config::default()
         }
     }
@@ -132,6 +171,8 @@ impl AssetsConfig {
 pub struct AssetsReport {
     /// Assets that were absent and were made.
     pub created: Vec<String>,
+    /// Assets of shared images that are absent and could not be made, with why; all else works without them.
+    pub without: Vec<String>,
     /// What is not as this drover would make it.
     pub differences: Vec<Difference>,
     /// When the stream of events was made: another value means another stream.
@@ -190,15 +231,17 @@ pub async fn ensure(js: &Context, config: &AssetsConfig) -> Result<AssetsReport,
     let mut report = AssetsReport::default();
     for expected in config.streams() {
         let stream = expected.name.clone();
-        let info = match find(js, &stream).await? {
-            Some(found) => found,
-            None => {
-                let created = js.create_stream(expected.clone()).await;
-                let created =
-                    created.map_err(|source| AssetsError::Create { stream: stream.clone(), source })?;
-                report.created.push(stream.clone());
-                created.cached_info().clone()
+        let info = match find_or_make(js, &expected).await {
+            Ok((info, made)) => {
+                report.created.extend(made.then(|| stream.clone()));
+                info
             }
+            // A bus of an earlier version that grants hosts nothing of them.
+            Err(error) if stream.ends_with(&config.images_bucket()) => {
+                report.without.push(format!("{stream}: {}", chain(&error)));
+                continue;
+            }
+            Err(error) => return Err(error),
         };
         if stream == config.events_stream() {
             report.stream_identity = info.created.unix_timestamp_nanos().to_string();
@@ -207,6 +250,16 @@ pub async fn ensure(js: &Context, config: &AssetsConfig) -> Result<AssetsReport,
         compare(&expected, &info.config, &mut report.differences);
     }
     Ok(report)
+}
+
+/// The asset, and whether it was made just now.
+async fn find_or_make(js: &Context, expected: &stream::Config) -> Result<(stream::Info, bool), AssetsError> {
+    if let Some(found) = find(js, &expected.name).await? {
+        return Ok((found, false));
+    }
+    let made = js.create_stream(expected.clone()).await;
+    let made = made.map_err(|source| AssetsError::Create { stream: expected.name.clone(), source })?;
+    Ok((made.cached_info().clone(), true))
 }
 
 /// What of the assets is absent, and what is not as this drover would make it; makes nothing.

@@ -1,5 +1,5 @@
 //! What a host needs of JetStream, and nothing more: it reads the stream and the buckets and writes entries,
-//! but changes, purges and deletes none of them. `drover bus config` gives hosts these subjects; the
+//! but changes and deletes none of them, and purges none but the contents of shared images. `drover bus config` gives hosts these subjects; the
 //! test of `permissions` says what they leave out.
 
 use drover_schemas::Token;
@@ -41,6 +41,10 @@ pub fn of_host(assets: &AssetsConfig, host: &Token, may_create: bool) -> Vec<Str
     subjects.push(format!("$KV.{}.{host}.>", assets.hosts_bucket()));
     subjects.push(format!("$KV.{}.>", assets.vms_bucket()));
     subjects.push(format!("$KV.{}.>", assets.state_bucket()));
+    subjects.push(format!("$KV.{}.>", assets.images_bucket()));
+    subjects.push(format!("$O.{}.>", assets.images_bucket()));
+    // The chunks of an image that is not shared any more, or was not sent whole.
+    subjects.push(format!("$JS.API.STREAM.PURGE.{}", assets.images_stream()));
     subjects
 }
 
@@ -63,16 +67,24 @@ mod tests {
     use drover_schemas::subject::matches;
 
     #[test]
-    fn a_host_changes_purges_and_deletes_no_stream() {
+    fn a_host_changes_and_deletes_no_stream_and_purges_none_but_contents_of_images() {
         let assets = AssetsConfig::new(Token::new("drover").unwrap());
         let host = Token::new("h1").unwrap();
         for may_create in [false, true] {
             let granted = of_host(&assets, &host, may_create);
             let may = |subject: &str| granted.iter().any(|pattern| matches(pattern, subject));
-            for stream in ["DROVER_EVENTS", "KV_DROVER_VMS", "KV_DROVER_HOSTS", "KV_DROVER_STATE", "OTHER"] {
-                for verb in
-                    ["UPDATE", "PURGE", "DELETE", "MSG.DELETE", "SNAPSHOT", "RESTORE", "LEADER.STEPDOWN"]
-                {
+            for stream in [
+                "DROVER_EVENTS",
+                "KV_DROVER_VMS",
+                "KV_DROVER_HOSTS",
+                "KV_DROVER_STATE",
+                "KV_DROVER_IMAGES",
+                "OBJ_DROVER_IMAGES",
+                "OTHER",
+            ] {
+                let purges = may(&format!("$JS.API.STREAM.PURGE.{stream}"));
+                assert_eq!(purges, stream == "OBJ_DROVER_IMAGES");
+                for verb in ["UPDATE", "DELETE", "MSG.DELETE", "SNAPSHOT", "RESTORE", "LEADER.STEPDOWN"] {
                     assert!(!may(&format!("$JS.API.STREAM.{verb}.{stream}")), "{verb} {stream}");
                 }
                 let ours = stream != "OTHER";

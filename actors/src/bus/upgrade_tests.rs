@@ -27,7 +27,7 @@ async fn what_is_absent_is_made_once_and_a_second_time_changes_nothing() {
     let js = js(&server).await;
     for change in [false, true] {
         let made = bring_up(&js, &root(), &Wishes::default(), change).await.unwrap();
-        assert_eq!(made.len(), 4);
+        assert_eq!(made.len(), 6);
         let wanted = if change { Outcome::Unchanged } else { Outcome::Created };
         assert!(made.iter().all(|(_, outcome)| *outcome == wanted), "{made:?}");
     }

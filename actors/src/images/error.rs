@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use drover_schemas::body::spec::ImageKind;
 use drover_schemas::{ErrorBody, ErrorCode};
 
+use crate::bus::claims::kv::KvError;
+use crate::bus::objects::ObjectError;
 use crate::chain;
 
 /// An import that did not happen; nothing is kept of it.
@@ -73,6 +75,34 @@ pub enum ImportError {
         /// What there is.
         left: u64,
     },
+    /// The store may hold no more.
+    #[error(
+        "the store of images holds {held} bytes of {limit} and the image needs {needed}; remove images, see \
+         image.gc, or raise images.max_size of the host"
+    )]
+    Quota {
+        /// What it takes.
+        needed: u64,
+        /// What is there.
+        held: u64,
+        /// What may be there.
+        limit: u64,
+    },
+    /// Nobody shares it.
+    #[error("no host shares an image {name}; see image.shared")]
+    NotShared {
+        /// The name.
+        name: String,
+    },
+    /// The bus does not tell what is shared.
+    #[error("ask the bus for the shared image {name}; repeat it later")]
+    Fleet {
+        /// The name.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<FleetError>,
+    },
     /// The file cannot be read.
     #[error("read the file")]
     Read(#[source] std::io::Error),
@@ -106,7 +136,8 @@ impl ImportError {
     #[must_use]
     pub fn is_full(&self) -> bool {
         let full = |error: &std::io::Error| error.kind() == std::io::ErrorKind::StorageFull;
-        matches!(self, Self::Room { .. }) || matches!(self, Self::Write { source, .. } if full(source))
+        matches!(self, Self::Room { .. } | Self::Quota { .. })
+            || matches!(self, Self::Write { source, .. } if full(source))
     }
 
     /// What a client is told.
@@ -114,6 +145,8 @@ impl ImportError {
     pub fn to_body(&self) -> ErrorBody {
         let code = match self {
             _ if self.is_full() => ErrorCode::ResourceExhausted,
+            Self::NotShared { .. } => ErrorCode::NotFound,
+            Self::Fleet { source, .. } => source.code(),
             Self::NoDirectories | Self::Outside { .. } => ErrorCode::PermissionDenied,
             Self::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorCode::NotFound,
             Self::Open { .. } => ErrorCode::PermissionDenied,
@@ -129,10 +162,62 @@ impl ImportError {
             Self::Room { needed, left } => {
                 error.with("resource", "bytes of images").with("needed", needed).with("left", left)
             }
+            Self::Quota { needed, held, limit } => error
+                .with("resource", "images.max_size")
+                .with("needed", needed)
+                .with("held", held)
+                .with("limit", limit),
             Self::Digest { expected, found } => error.with("expected", expected).with("found", found),
             Self::Exists { sha256, .. } => error.with("sha256", sha256),
             _ => error,
         }
+    }
+}
+
+/// What the fleet shares could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    /// The names.
+    #[error("read or change the names of shared images; repeat it later")]
+    Names(#[source] KvError),
+    /// The contents.
+    #[error("read or change the contents of shared images; repeat it later")]
+    Objects(#[source] ObjectError),
+    /// The content on this host.
+    #[error("read the image on this host")]
+    Disk(#[source] std::io::Error),
+    /// The content on this host is not what it should be.
+    #[error("the image is damaged on this host: its SHA-256 is {found} and not {sha256}; import it again")]
+    Damaged {
+        /// What it should be.
+        sha256: String,
+        /// What it is.
+        found: String,
+    },
+    /// Others change it all the time.
+    #[error("others change the image at the same time; repeat it")]
+    Contended,
+}
+
+impl FleetError {
+    /// Its code on the bus.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Objects(error) if error.is_full() => ErrorCode::ResourceExhausted,
+            Self::Names(_) | Self::Objects(_) => ErrorCode::Unavailable,
+            Self::Contended => ErrorCode::Busy,
+            Self::Disk(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                ErrorCode::ResourceExhausted
+            }
+            Self::Disk(_) | Self::Damaged { .. } => ErrorCode::Internal,
+        }
+    }
+
+    /// What a client is told.
+    #[must_use]
+    pub fn to_body(&self) -> ErrorBody {
+        ErrorBody::new(self.code(), chain(self).to_string())
     }
 }
 

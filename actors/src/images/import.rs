@@ -1,45 +1,74 @@
 //! The verbs of images. What takes long is done in a task of its own: whoever asks again waits for the same one.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use drover_schemas::body::image::{
     DamagedImage, ImageGcReply, ImageImportReply, ImageImportRequest, ImageInfo, ImageNameRequest,
-    ImageVerifyReply, ImagesReply, ImagesRequest,
+    ImagePullRequest, ImageVerifyReply, ImagesReply, ImagesRequest,
 };
 use drover_schemas::body::spec::{ResolvedImage, ResolvedSpec};
 use drover_schemas::event::HostEventKind;
 use drover_schemas::{ErrorBody, ErrorCode, Token};
-use futures_util::future::{BoxFuture, FutureExt as _, Shared as SharedFuture};
 use tokio::sync::{Semaphore, watch};
 use tracing::{info, warn};
 
 use super::error::ImportError;
+use super::once::{Once, broke_off};
 use super::store::{Named, Store, open_below};
-use super::{Image, digest, image_of};
+use super::{Image, digest, fleet, image_of};
 use crate::chain;
 use crate::host_log::HostNote;
 use crate::services::{Shared, now_ms};
 
 /// Imports that read and write at once; others wait.
 const AT_ONCE: usize = 2;
-/// Imports that wait, those at work included.
-const WAITING: usize = 64;
 /// How often the bus hears how far an import is.
 const PROGRESS: Duration = Duration::from_secs(5);
 /// Images of one page if the caller does not say, and at the most.
-const PAGE: u32 = 100;
-const PAGE_MAX: u32 = 500;
+pub(super) const PAGE: u32 = 100;
+pub(super) const PAGE_MAX: u32 = 500;
 
-type Outcome = SharedFuture<BoxFuture<'static, Result<ImageImportReply, ErrorBody>>>;
+/// What brings a content into the store; the same again at the same time is done once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// From a file of the host.
+    File(ImageImportRequest),
+    /// From the fleet.
+    Fleet(ImagePullRequest),
+}
+
+impl Arrival {
+    const fn name(&self) -> &Token {
+        match self {
+            Self::File(request) => &request.name,
+            Self::Fleet(request) => &request.name,
+        }
+    }
+
+    const fn replace(&self) -> bool {
+        match self {
+            Self::File(request) => request.replace,
+            Self::Fleet(request) => request.replace,
+        }
+    }
+
+    /// Where from, for the log.
+    fn source(&self) -> &str {
+        match self {
+            Self::File(request) => &request.path,
+            Self::Fleet(_) => "the fleet",
+        }
+    }
+}
 
 /// Imports that are under way.
 #[derive(Debug)]
 pub(super) struct Imports {
     dirs: Vec<PathBuf>,
-    running: Mutex<HashMap<Token, (ImageImportRequest, Outcome)>>,
+    once: Arc<Once<Arrival, ImageImportReply>>,
     at_once: Arc<Semaphore>,
     /// Held while a content gets its name, and while contents without one are removed.
     names: tokio::sync::Mutex<()>,
@@ -54,7 +83,8 @@ impl Default for Imports {
 impl Imports {
     pub(super) fn new(dirs: Vec<PathBuf>) -> Self {
         let at_once = Arc::new(Semaphore::new(AT_ONCE));
-        Self { dirs, running: Mutex::default(), at_once, names: tokio::sync::Mutex::default() }
+        let once = Arc::new(Once::new("image.import"));
+        Self { dirs, once, at_once, names: tokio::sync::Mutex::default() }
     }
 }
 
@@ -63,92 +93,70 @@ impl Imports {
 /// # Errors
 /// A coded error; nothing is kept then.
 pub async fn import(services: &Shared, request: ImageImportRequest) -> Result<ImageImportReply, ErrorBody> {
-    let outcome = {
-        let mut running = services.images.imports.running.lock().unwrap_or_else(PoisonError::into_inner);
-        match running.get(&request.name) {
-            Some((other, outcome)) if *other == request => outcome.clone(),
-            Some(_) => {
-                let text = format!("another import of image {} is under way; repeat it later", request.name);
-                return Err(ErrorBody::new(ErrorCode::Busy, text).with("operation", "image.import"));
-            }
-            None if running.len() >= WAITING => {
-                let text = "too many imports are under way; repeat it later";
-                return Err(ErrorBody::new(ErrorCode::Busy, text).with("limit", WAITING));
-            }
-            None => {
-                // Whoever asked may stop waiting; what was begun is carried out.
-                let (own, asked) = (Arc::clone(services), request.clone());
-                let task = tokio::spawn(async move {
-                    let _ended = Ended(Arc::clone(&own), asked.name.clone());
-                    carry_out(&own, &asked).await
-                });
-                let ended = async { task.await.unwrap_or_else(|_| Err(broke_off())) };
-                let outcome = ended.boxed().shared();
-                running.insert(request.name.clone(), (request, outcome.clone()));
-                outcome
-            }
-        }
-    };
-    outcome.await
+    arrive(services, Arrival::File(request)).await
 }
 
-/// Takes an import out of those under way, however it ends.
-struct Ended(Shared, Token);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let mut running = self.0.images.imports.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.remove(&self.1);
-    }
+/// Brings a content into the store and lets a name mean it.
+pub(super) async fn arrive(services: &Shared, arrival: Arrival) -> Result<ImageImportReply, ErrorBody> {
+    let (own, asked) = (Arc::clone(services), arrival.clone());
+    let name = arrival.name().clone();
+    services.images.imports.once.run(name, arrival, async move { carry_out(&own, &asked).await }).await
 }
 
-fn broke_off() -> ErrorBody {
-    ErrorBody::new(ErrorCode::Internal, "the import broke off; see the host's log")
-}
-
-async fn carry_out(services: &Shared, request: &ImageImportRequest) -> Result<ImageImportReply, ErrorBody> {
-    let ImageImportRequest { name, kind, path, sha256, .. } = request;
+async fn carry_out(services: &Shared, arrival: &Arrival) -> Result<ImageImportReply, ErrorBody> {
+    let (name, source) = (arrival.name(), arrival.source());
     let note = |text: &str, phase: &str| {
         HostNote::new(HostEventKind::Image, text).with("image", name).with("phase", phase)
     };
-    let result = copy(services, request).await;
+    let result = copy(services, arrival).await;
     match result {
         Ok(image) => {
             let (sha256, size) = (&image.resolved.sha256, image.resolved.size_bytes);
-            info!(image = %name, ?kind, path, sha256, size, "imported");
+            info!(image = %name, kind = ?image.resolved.kind, source, sha256, size, "imported");
             let done = note("an image is there", "imported").with("sha256", sha256).with("size_bytes", size);
             services.log.note(done);
             let vms = uses(services).await?.get(sha256).copied().unwrap_or_default();
             Ok(ImageImportReply { image: info_of(&image, vms) })
         }
         Err(error) => {
-            warn!(image = %name, ?kind, path, ?sha256, error = %chain(&error), "not imported");
+            warn!(image = %name, source, error = %chain(&error), "not imported");
             services.log.note(note("an image was not imported", "failed").with("reason", chain(&error)));
             Err(error.to_body())
         }
     }
 }
 
-async fn copy(services: &Shared, request: &ImageImportRequest) -> Result<Image, ImportError> {
+async fn copy(services: &Shared, arrival: &Arrival) -> Result<Image, ImportError> {
     let images = &services.images;
     let Some(store) = images.store.clone() else { return Err(ImportError::NoDirectories) };
-    let digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
-    if request.sha256.as_ref().is_some_and(|sha| sha.len() != 64 || !sha.chars().all(digit)) {
+    // What can be told without reading anything.
+    let expected = match arrival {
+        Arrival::File(request) => request.sha256.clone(),
+        Arrival::Fleet(request) => Some(fleet::find(services, &request.name).await?.sha256),
+    };
+    if expected.as_ref().is_some_and(|sha256| !is_digest(sha256)) {
         return Err(ImportError::NotADigest);
     }
-    // What can be told without reading the file.
-    allowed(services, request, request.sha256.as_deref())?;
+    allowed(services, arrival, expected.as_deref())?;
     let _turn = Arc::clone(&images.imports.at_once).acquire_owned().await;
     let (progress, heard) = watch::channel((0, 0));
-    let (dirs, asked, from) = (images.imports.dirs.clone(), request.clone(), store.clone());
-    let work = tokio::task::spawn_blocking(move || {
-        let source = open_below(&dirs, &asked.path)?;
-        let size = source.metadata().map_err(ImportError::Read)?.len();
-        from.take(source, asked.kind, asked.sha256.as_deref(), |done| {
-            progress.send_replace((done, size));
-        })
-    });
-    let told = tell(services, &request.name, heard);
+    let (work, kind) = match arrival {
+        Arrival::File(request) => {
+            let (dirs, asked, kind) = (images.imports.dirs.clone(), request.clone(), request.kind);
+            let from = store.clone();
+            let work = tokio::task::spawn_blocking(move || {
+                let source = open_below(&dirs, &asked.path)?;
+                let size = source.metadata().map_err(ImportError::Read)?.len();
+                from.take(source, size, kind, asked.sha256.as_deref(), |done| {
+                    progress.send_replace((done, size));
+                })
+            });
+            (work, kind)
+        }
+        // The name may mean another content by now; the newest counts.
+        Arrival::Fleet(request) => fleet::fetch(services, store.clone(), &request.name, progress).await?,
+    };
+    let told = tell(services, arrival.name(), heard);
     let taken = tokio::select! {
         taken = work => taken,
         () = told => return Err(ended()),
@@ -156,13 +164,14 @@ async fn copy(services: &Shared, request: &ImageImportRequest) -> Result<Image, 
     let taken = taken.map_err(|_| ended())??;
     let _naming = images.imports.names.lock().await;
     let named = Named {
-        name: request.name.to_string(),
-        kind: request.kind,
+        name: arrival.name().to_string(),
+        kind,
         sha256: taken.sha256.clone(),
         size_bytes: taken.size_bytes,
         imported_unix_ms: now_ms(),
+        from_fleet: matches!(arrival, Arrival::Fleet(_)),
     };
-    allowed(services, request, Some(&named.sha256))?;
+    allowed(services, arrival, Some(&named.sha256))?;
     let image = image_of(&store, &named);
     let key = named.name.clone();
     let put = tokio::task::spawn_blocking(move || store.put(&taken, &named));
@@ -172,13 +181,18 @@ async fn copy(services: &Shared, request: &ImageImportRequest) -> Result<Image, 
     Ok(image)
 }
 
+/// 64 lower-case hexadecimal digits.
+fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c))
+}
+
 /// Whether the name may mean a content, as far as that is known.
-fn allowed(services: &Shared, request: &ImageImportRequest, wanted: Option<&str>) -> Result<(), ImportError> {
-    let name = request.name.to_string();
+fn allowed(services: &Shared, arrival: &Arrival, wanted: Option<&str>) -> Result<(), ImportError> {
+    let name = arrival.name().to_string();
     let names = services.images.read();
     match names.get(&name) {
         Some(image) if image.imported_unix_ms.is_none() => Err(ImportError::BuiltIn { name }),
-        Some(image) if !request.replace && wanted.is_some_and(|wanted| wanted != image.resolved.sha256) => {
+        Some(image) if !arrival.replace() && wanted.is_some_and(|wanted| wanted != image.resolved.sha256) => {
             Err(ImportError::Exists { name, sha256: image.resolved.sha256.clone() })
         }
         _ => Ok(()),
@@ -202,7 +216,7 @@ async fn tell(services: &Shared, name: &Token, heard: watch::Receiver<(u64, u64)
 }
 
 fn info_of(image: &Image, vms: u64) -> ImageInfo {
-    let Image { resolved, imported_unix_ms, .. } = image.clone();
+    let Image { resolved, imported_unix_ms, from_fleet, .. } = image.clone();
     ImageInfo {
         name: resolved.name,
         kind: resolved.kind,
@@ -210,6 +224,7 @@ fn info_of(image: &Image, vms: u64) -> ImageInfo {
         size_bytes: resolved.size_bytes,
         built_in: imported_unix_ms.is_none(),
         imported_unix_ms,
+        from_fleet,
         vms,
     }
 }
@@ -257,13 +272,7 @@ pub async fn list(services: &Shared, request: &ImagesRequest) -> Result<ImagesRe
     images.truncate(limit);
     let next_cursor = images.last().filter(|_| more).map(|last| last.name.clone());
     let (store_bytes, free_bytes) = match services.images.store.clone() {
-        Some(store) => {
-            on_store(move || {
-                let held = store.contents()?.iter().map(|(_, size)| size).sum();
-                Ok((held, store.free()?))
-            })
-            .await?
-        }
+        Some(store) => on_store(move || Ok((store.held()?, store.free()?))).await?,
         None => (0, 0),
     };
     Ok(ImagesReply { images, store_bytes, free_bytes, next_cursor })

@@ -37,6 +37,9 @@ pub struct Named {
     pub size_bytes: u64,
     /// When it was imported.
     pub imported_unix_ms: u64,
+    /// It came from the fleet, and goes with what the fleet means by the name.
+    #[serde(default)]
+    pub from_fleet: bool,
 }
 
 /// A content that was written and is not in its place yet; dropped, it is gone.
@@ -60,6 +63,8 @@ impl Drop for Taken {
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
+    /// Contents beyond this are not taken.
+    max_bytes: Option<u64>,
 }
 
 impl Store {
@@ -67,9 +72,9 @@ impl Store {
     ///
     /// # Errors
     /// The folders cannot be made or read.
-    pub fn open(dir: &Path) -> io::Result<Self> {
-        let store = Self { dir: dir.to_owned() };
-        for folder in ["sha256", "names", "tmp"] {
+    pub fn open(dir: &Path, max_bytes: Option<u64>) -> io::Result<Self> {
+        let store = Self { dir: dir.to_owned(), max_bytes };
+        for folder in ["sha256", "names", "tmp", "uploads"] {
             fs::create_dir_all(dir.join(folder))?;
         }
         for left in fs::read_dir(dir.join("tmp"))? {
@@ -123,19 +128,25 @@ impl Store {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
-    /// Copies a file into the store, checked. `progress` hears how many bytes are there.
+    /// Copies what says that it has `size` bytes into the store, checked. `progress` hears how many bytes are there.
     ///
     /// # Errors
     /// [`ImportError`]; nothing is left then.
     pub fn take(
         &self,
-        mut source: File,
+        mut source: impl io::Read,
+        size: u64,
         kind: ImageKind,
         expected: Option<&str>,
         mut progress: impl FnMut(u64),
     ) -> Result<Taken, ImportError> {
         let write = |source| ImportError::Write { path: self.dir.clone(), source };
-        let size = source.metadata().map_err(ImportError::Read)?.len();
+        if let Some(limit) = self.max_bytes {
+            let held = self.held().map_err(write)?;
+            if held.saturating_add(size) > limit {
+                return Err(ImportError::Quota { needed: size, held, limit });
+            }
+        }
         let left = self.free().map_err(write)?.saturating_sub(SPARE);
         if size > left {
             return Err(ImportError::Room { needed: size, left });
@@ -233,6 +244,51 @@ impl Store {
             Ok((entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.len()))
         });
         sized.collect()
+    }
+
+    /// What all contents take, in bytes.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn held(&self) -> io::Result<u64> {
+        Ok(self.contents()?.iter().map(|(_, size)| size).sum())
+    }
+
+    /// Notes that chunks of an object are about to be written to the bus under `id`, so that they can be taken away
+    /// though the daemon dies.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn note_upload(&self, id: &str, object: &str) -> io::Result<()> {
+        let folder = self.dir.join("uploads");
+        let mut file = File::create_new(folder.join(id))?;
+        file.write_all(object.as_bytes())?;
+        file.sync_all()?;
+        sync(&folder)
+    }
+
+    /// The chunks are part of an object, or gone.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn forget_upload(&self, id: &str) -> io::Result<()> {
+        fs::remove_file(self.dir.join("uploads").join(id))
+    }
+
+    /// Uploads that did not end: their ids with the names of the objects.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn uploads(&self) -> io::Result<Vec<(String, String)>> {
+        let entries = fs::read_dir(self.dir.join("uploads"))?;
+        let noted = entries.map(|entry| {
+            let path = entry?.path();
+            let mut object = String::new();
+            File::open(&path)?.take(MAX_NAME_BYTES).read_to_string(&mut object)?;
+            let id = path.file_name().map(|id| id.to_string_lossy().into_owned()).unwrap_or_default();
+            Ok((id, object))
+        });
+        noted.collect()
     }
 
     /// Removes a content.

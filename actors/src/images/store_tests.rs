@@ -11,8 +11,12 @@ fn file(dir: &Path, name: &str, bytes: &[u8]) -> File {
     File::open(dir.join(name)).unwrap()
 }
 
+fn len(file: &File) -> u64 {
+    file.metadata().unwrap().len()
+}
+
 fn import(store: &Store, source: File, name: &str) -> Named {
-    let taken = store.take(source, ImageKind::Disk, None, |_| ()).unwrap();
+    let taken = store.take(&source, len(&source), ImageKind::Disk, None, |_| ()).unwrap();
     let Taken { sha256, size_bytes, .. } = &taken;
     let named = Named {
         name: name.into(),
@@ -20,6 +24,7 @@ fn import(store: &Store, source: File, name: &str) -> Named {
         sha256: sha256.clone(),
         size_bytes: *size_bytes,
         imported_unix_ms: 1,
+        from_fleet: false,
     };
     store.put(&taken, &named).unwrap();
     named
@@ -32,7 +37,7 @@ fn left(dir: &Path) -> usize {
 #[test]
 fn what_is_imported_is_there_after_a_start_and_what_was_not_finished_is_gone() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, at) = (Store::open(&dir.path().join("s")).unwrap(), dir.path().join("s"));
+    let (store, at) = (Store::open(&dir.path().join("s"), None).unwrap(), dir.path().join("s"));
     let bytes = disk(3 * CHUNK + 512);
     let named = import(&store, file(dir.path(), "d", &bytes), "root");
     assert_eq!(named.sha256, hex(&Sha256::digest(&bytes)));
@@ -48,7 +53,7 @@ fn what_is_imported_is_there_after_a_start_and_what_was_not_finished_is_gone() {
     fs::write(at.join("tmp/x"), b"half").unwrap();
     let other = import(&store, file(dir.path(), "e", &disk(1_024)), "other");
     fs::remove_file(at.join("names/other.json")).unwrap();
-    let store = Store::open(&at).unwrap();
+    let store = Store::open(&at, None).unwrap();
     assert_eq!(left(&at), 0);
     let mut names = store.names().unwrap();
     names.sort_by(|a, b| a.name.cmp(&b.name));
@@ -73,9 +78,10 @@ fn what_is_imported_is_there_after_a_start_and_what_was_not_finished_is_gone() {
 fn what_is_refused_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().join("s");
-    let store = Store::open(&at).unwrap();
+    let store = Store::open(&at, None).unwrap();
     let take = |name: &str, bytes: &[u8], kind, expected: Option<&str>| {
-        let error = store.take(file(dir.path(), name, bytes), kind, expected, |_| ()).unwrap_err();
+        let size = bytes.len() as u64;
+        let error = store.take(file(dir.path(), name, bytes), size, kind, expected, |_| ()).unwrap_err();
         assert_eq!((left(&at), store.contents().unwrap().len()), (0, 0), "{error}");
         error
     };
@@ -85,16 +91,28 @@ fn what_is_refused_leaves_nothing() {
     // Larger than all that there is, and not a byte of it on the disk.
     let huge = File::create_new(dir.path().join("huge")).unwrap();
     huge.set_len(1 << 50).unwrap_or_else(|_| huge.set_len(1 << 43).unwrap());
-    let error =
-        store.take(File::open(dir.path().join("huge")).unwrap(), ImageKind::Disk, None, |_| ()).unwrap_err();
+    let source = File::open(dir.path().join("huge")).unwrap();
+    let error = store.take(&source, len(&source), ImageKind::Disk, None, |_| ()).unwrap_err();
     assert!(matches!(error, ImportError::Room { .. }) && error.is_full(), "{error}");
     // The file grows while it is read.
     let mut writer = File::options().append(true).open(dir.path().join("a")).unwrap();
     let source = File::open(dir.path().join("a")).unwrap();
-    let error =
-        store.take(source, ImageKind::Disk, None, |_| writer.write_all(&disk(512)).unwrap()).unwrap_err();
+    let grow = |_| writer.write_all(&disk(512)).unwrap();
+    let error = store.take(&source, len(&source), ImageKind::Disk, None, grow).unwrap_err();
     assert!(matches!(error, ImportError::Changed { expected: 512, .. }), "{error}");
     assert_eq!(left(&at), 0);
+}
+
+#[test]
+fn a_store_holds_no_more_than_it_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("s"), Some(2048)).unwrap();
+    import(&store, file(dir.path(), "a", &disk(1024)), "a");
+    let source = file(dir.path(), "b", &disk(1536));
+    let error = store.take(&source, len(&source), ImageKind::Disk, None, |_| ()).unwrap_err();
+    let expected = ImportError::Quota { needed: 1536, held: 1024, limit: 2048 };
+    assert_eq!((error.to_string(), error.is_full()), (expected.to_string(), true));
+    import(&store, file(dir.path(), "c", &disk(512)), "c");
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //! | `alarms` | makes events of what the egress found |
 //! | `net_watch` | mends what others do to the network of VMs |
 //! | `watch` | looks at the stream of events and the bus server's clock |
+//! | `images` | brings images that the fleet shares, if it is to |
 //! | `reaper` | forgets requests, leases and uids whose time is over |
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use crate::directory::Directory;
 use crate::fleet::{fence, inventory, presence};
 use crate::host_log::HostNote;
 use crate::hypervisor::notify::NotifySocket;
+use crate::images;
 use crate::journal;
 use crate::manager::ManagerMsg;
 use crate::mended::Mended;
@@ -82,6 +84,7 @@ pub(super) async fn supervise_all(
         supervise(root, metrics, "alarms", with(|p| Box::pin(raise_alarms(p)))).await?,
         supervise(root, metrics, "net_watch", with(|p| Box::pin(watch_network(p)))).await?,
         supervise(root, metrics, "watch", with(|p| Box::pin(watch_stream(p)))).await?,
+        supervise(root, metrics, "images", with(|p| Box::pin(follow_images(p)))).await?,
         supervise(root, metrics, "reaper", with(|p| Box::pin(reap(p)))).await?,
     ])
 }
@@ -89,6 +92,11 @@ pub(super) async fn supervise_all(
 async fn ingress(parts: Arc<Parts>) {
     let Parts { services, directory, router, bus, .. } = &*parts;
     subscribe_all(services.clone(), Arc::clone(directory), router.clone(), bus.clone()).await;
+}
+
+async fn follow_images(parts: Arc<Parts>) {
+    let Parts { services, bus, .. } = &*parts;
+    images::follow(services, bus).await;
 }
 
 async fn samples(parts: Arc<Parts>) {

@@ -31,7 +31,77 @@ pub struct ImageNameRequest {
     pub name: Option<Token>,
 }
 
-/// Request of `image.list`.
+/// Request of `image.share`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageShareRequest {
+    /// The image of this host; the fleet means it by the same name.
+    pub name: Token,
+    /// Let the fleet mean this content by the name though it means another.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+/// Request of `image.unshare`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageUnshareRequest {
+    /// The name in the fleet.
+    pub name: Token,
+}
+
+/// Request of `image.pull`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImagePullRequest {
+    /// The name in the fleet, and then on this host.
+    pub name: Token,
+    /// Let the name mean this content on this host though it means another. VMs keep what they were created with.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+/// What a name means in the fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SharedImage {
+    /// The name.
+    pub name: Token,
+    /// What it is good for.
+    pub kind: ImageKind,
+    /// SHA-256 of the content.
+    pub sha256: String,
+    /// Its length.
+    pub size_bytes: u64,
+    /// The host that shared it.
+    pub host: Token,
+    /// When it did.
+    pub shared_unix_ms: u64,
+}
+
+/// Reply of `image.share`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageShareReply {
+    /// What the fleet knows.
+    pub image: SharedImage,
+    /// What was sent to the bus; nothing if the content was there.
+    pub uploaded_bytes: u64,
+}
+
+/// Reply of `image.unshare`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageUnshareReply {
+    /// What went from the bus; nothing while another name means the content.
+    pub freed_bytes: u64,
+}
+
+/// Reply of `image.shared`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SharedImagesReply {
+    /// By name.
+    pub images: Vec<SharedImage>,
+    /// Where to go on; absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// Request of `image.list` and `image.shared`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImagesRequest {
     /// Begin after this name; `next_cursor` of the page before.
@@ -58,6 +128,9 @@ pub struct ImageInfo {
     /// When it was imported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported_unix_ms: Option<u64>,
+    /// It came from the fleet.
+    #[serde(default)]
+    pub from_fleet: bool,
     /// How many VMs of the host were created with it.
     pub vms: u64,
 }

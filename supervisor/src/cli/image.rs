@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use drover_schemas::Token;
-use drover_schemas::body::image::{ImageGcReply, ImageImportRequest, ImageVerifyReply, ImagesReply};
+use drover_schemas::body::image::{
+    ImageGcReply, ImageImportReply, ImageImportRequest, ImagePullRequest, ImageShareRequest,
+    ImageVerifyReply, ImagesReply, SharedImagesReply,
+};
 use drover_schemas::body::spec::ImageKind;
 
 use super::Global;
@@ -21,6 +24,9 @@ pub enum ImageCommand {
     /// List the images of a host.
     #[command(visible_alias = "list")]
     Ls {
+        /// What the fleet shares, instead.
+        #[arg(long)]
+        shared: bool,
         /// The host; without it, the one that answers first.
         #[arg(long, value_name = "HOST")]
         host: Option<Token>,
@@ -38,6 +44,36 @@ pub enum ImageCommand {
         #[arg(long, value_name = "DIGEST")]
         sha256: Option<String>,
         /// Let the name mean this from now on, though it means something else.
+        #[arg(long)]
+        replace: bool,
+        /// The host; without it, the one that answers first.
+        #[arg(long, value_name = "HOST")]
+        host: Option<Token>,
+    },
+    /// Give an image of the host to the fleet, through the bus.
+    Share {
+        /// The image; the fleet means it by the same name.
+        name: Token,
+        /// Let the fleet mean this from now on, though it means something else.
+        #[arg(long)]
+        replace: bool,
+        /// The host; without it, the one that answers first.
+        #[arg(long, value_name = "HOST")]
+        host: Option<Token>,
+    },
+    /// Take a name of the fleet away; hosts keep what they have.
+    Unshare {
+        /// The name in the fleet.
+        name: Token,
+        /// The host that does it; without it, the one that answers first.
+        #[arg(long, value_name = "HOST")]
+        host: Option<Token>,
+    },
+    /// Bring an image that the fleet shares to a host.
+    Pull {
+        /// The name in the fleet, and then on the host.
+        name: Token,
+        /// Let the name mean this on the host from now on, though it means something else.
         #[arg(long)]
         replace: bool,
         /// The host; without it, the one that answers first.
@@ -88,9 +124,38 @@ pub enum Kind {
 pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError> {
     let mut damaged = false;
     match command {
-        ImageCommand::Ls { host } => {
+        ImageCommand::Ls { shared: true, host } => {
+            let (client, host, deadline) = connect(global, host.as_ref()).await?;
+            global.output.print(&client.shared_images(&host, deadline).await?, shared)?;
+        }
+        ImageCommand::Ls { shared: false, host } => {
             let (client, host, deadline) = connect(global, host.as_ref()).await?;
             global.output.print(&client.images(&host, deadline).await?, list)?;
+        }
+        ImageCommand::Share { name, replace, host } => {
+            let (client, host, _) = connect(global, host.as_ref()).await?;
+            let request = ImageShareRequest { name: name.clone(), replace: *replace };
+            let reply = client.image_share(&host, &request, global.deadline(LONG)).await?;
+            global.output.print(&reply, |reply| {
+                let sent = match reply.uploaded_bytes {
+                    0 => "the bus had it".to_owned(),
+                    bytes => format!("{} sent", mib(bytes)),
+                };
+                format!("{host}: {} is shared, {sent}, sha256 {}", reply.image.name, reply.image.sha256)
+            })?;
+        }
+        ImageCommand::Unshare { name, host } => {
+            let (client, host, _) = connect(global, host.as_ref()).await?;
+            let reply = client.image_unshare(&host, name.clone(), global.deadline(LONG)).await?;
+            global.output.print(&reply, |reply| {
+                format!("{name} is not shared any more, {} freed on the bus", mib(reply.freed_bytes))
+            })?;
+        }
+        ImageCommand::Pull { name, replace, host } => {
+            let (client, host, _) = connect(global, host.as_ref()).await?;
+            let request = ImagePullRequest { name: name.clone(), replace: *replace };
+            let reply = client.image_pull(&host, &request, global.deadline(LONG)).await?;
+            global.output.print(&reply, |reply| there(&host, reply))?;
         }
         ImageCommand::Import { name, path, kind, sha256, replace, host } => {
             let (client, host, _) = connect(global, host.as_ref()).await?;
@@ -107,10 +172,7 @@ pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError
                 replace: *replace,
             };
             let reply = client.image_import(&host, &request, global.deadline(LONG)).await?;
-            global.output.print(&reply, |reply| {
-                let image = &reply.image;
-                format!("{host}: {} is there, {}, sha256 {}", image.name, mib(image.size_bytes), image.sha256)
-            })?;
+            global.output.print(&reply, |reply| there(&host, reply))?;
         }
         ImageCommand::Verify { name, host } => {
             let (client, host, _) = connect(global, host.as_ref()).await?;
@@ -130,19 +192,47 @@ pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError
     Ok(u8::from(damaged))
 }
 
+fn there(host: &Token, reply: &ImageImportReply) -> String {
+    let image = &reply.image;
+    format!("{host}: {} is there, {}, sha256 {}", image.name, mib(image.size_bytes), image.sha256)
+}
+
+fn kind_of(kind: ImageKind) -> String {
+    serde_json::to_value(kind).ok().and_then(|kind| kind.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn short(sha256: &str) -> String {
+    sha256.get(..12).unwrap_or(sha256).to_owned()
+}
+
+fn shared(reply: &SharedImagesReply) -> String {
+    let mut table = output::table(&["NAME", "KIND", "SIZE", "SHA256", "BY", "SHARED"]);
+    for image in &reply.images {
+        table.add_row([
+            image.name.to_string(),
+            kind_of(image.kind),
+            mib(image.size_bytes),
+            short(&image.sha256),
+            image.host.to_string(),
+            format!("{} ago", time::age(image.shared_unix_ms)),
+        ]);
+    }
+    render(&mut table)
+}
+
 fn list(reply: &ImagesReply) -> String {
     let mut table = output::table(&["NAME", "KIND", "SIZE", "SHA256", "VMS", "IMPORTED"]);
     for image in &reply.images {
-        let kind = serde_json::to_value(image.kind).ok().and_then(|kind| kind.as_str().map(str::to_owned));
         let imported = match image.imported_unix_ms {
+            Some(at) if image.from_fleet => format!("{} ago, from the fleet", time::age(at)),
             Some(at) => format!("{} ago", time::age(at)),
             None => "with the host".to_owned(),
         };
         table.add_row([
             image.name.clone(),
-            kind.unwrap_or_default(),
+            kind_of(image.kind),
             mib(image.size_bytes),
-            image.sha256.get(..12).unwrap_or(&image.sha256).to_owned(),
+            short(&image.sha256),
             image.vms.to_string(),
             imported,
         ]);

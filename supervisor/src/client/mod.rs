@@ -15,6 +15,7 @@ mod lookup;
 mod request;
 mod session;
 mod session_io;
+mod shared_images;
 pub mod time;
 pub mod trace;
 mod verbs;

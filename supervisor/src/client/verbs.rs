@@ -277,7 +277,7 @@ impl Client {
         self.host(host, "image.gc", &Empty {}, deadline).await
     }
 
-    async fn host<Q, R>(
+    pub(super) async fn host<Q, R>(
         &self,
         host: &Token,
         verb: &str,

@@ -131,7 +131,7 @@ impl Seen {
     /// A host publishes a message.
     pub fn said(&mut self, message: &Publication) {
         let begins = |with: &str| message.subject.starts_with(with);
-        if begins("$JS.") || begins("$KV.") {
+        if begins("$JS.") || begins("$KV.") || begins("$O.") {
             let words: Vec<&str> = message.subject.split('.').take(2).collect();
             *self.counts.entry(format!("{}.>", words.join("."))).or_default() += 1;
         } else if begins("drover.v1.evt.") || begins("drover.v1.metric.") {

@@ -70,21 +70,27 @@ pub(crate) fn is_value(headers: Option<&HeaderMap>) -> bool {
 #[derive(Debug, Clone)]
 pub(crate) struct Kv {
     js: Context,
-    bucket: String,
+    stream: String,
+    prefix: String,
 }
 
 impl Kv {
     pub(crate) fn new(js: Context, bucket: &str) -> Self {
-        Self { js, bucket: bucket.to_owned() }
+        Self { js, stream: format!("KV_{bucket}"), prefix: format!("$KV.{bucket}.") }
+    }
+
+    /// The descriptions of a bucket of objects.
+    pub(crate) fn of_objects(js: Context, bucket: &str) -> Self {
+        Self { js, stream: format!("OBJ_{bucket}"), prefix: format!("$O.{bucket}.M.") }
     }
 
     fn subject(&self, key: &str) -> String {
-        format!("$KV.{}.{key}", self.bucket)
+        format!("{}{key}", self.prefix)
     }
 
     /// From the stream's leader: a replica may lag behind a write that was acknowledged.
     pub(crate) async fn get(&self, key: &str) -> Result<Entry, KvError> {
-        let stream = self.js.get_stream_no_info(format!("KV_{}", self.bucket)).await;
+        let stream = self.js.get_stream_no_info(&self.stream).await;
         let stream = stream.map_err(KvError::Bucket)?;
         match stream.get_last_raw_message_by_subject(&self.subject(key)).await {
             Ok(message) => {
@@ -110,7 +116,7 @@ impl Kv {
         mut pick: impl FnMut(&str, &[u8]) -> Option<T>,
     ) -> Result<Vec<T>, KvError> {
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| KvError::Scan(e);
-        let stream = self.js.get_stream(format!("KV_{}", self.bucket)).await.map_err(KvError::Bucket)?;
+        let stream = self.js.get_stream(&self.stream).await.map_err(KvError::Bucket)?;
         let config = pull::OrderedConfig {
             filter_subject: self.subject(keys),
             deliver_policy: DeliverPolicy::LastPerSubject,
@@ -146,7 +152,7 @@ impl Kv {
         keys: &str,
         mut pick: impl FnMut(&str) -> Option<T>,
     ) -> Result<Vec<T>, KvError> {
-        let stream = self.js.get_stream_no_info(format!("KV_{}", self.bucket)).await;
+        let stream = self.js.get_stream_no_info(&self.stream).await;
         let stream = stream.map_err(KvError::Bucket)?;
         let prefix = self.subject("");
         let info = stream.info_with_subjects(self.subject(keys)).await;

@@ -157,12 +157,28 @@ fn errors_name_the_setting_to_look_at() {
 }
 
 #[tokio::test]
+async fn a_bus_that_grants_nothing_of_shared_images_serves_all_else() {
+    let rules = r#"
+        accounts { A { jetstream: enabled, users: [{user: a, password: a, permissions: {publish: {deny: [
+            "$JS.API.STREAM.*.KV_DROVER_IMAGES", "$JS.API.STREAM.*.OBJ_DROVER_IMAGES"]}}}] } }
+        no_auth_user: a"#;
+    let Some(server) = NatsServer::start(rules).await else { return };
+    let mut js = async_nats::jetstream::new(server.bus().await.client);
+    js.set_timeout(Duration::from_millis(500));
+    let config = AssetsConfig::new(drover_schemas::Token::new("drover").unwrap());
+    let report = assets::ensure(&js, &config).await.unwrap();
+    assert_eq!((report.created.len(), report.without.len()), (4, 2), "{report:?}");
+}
+
+#[tokio::test]
 async fn assets_are_made_once_and_never_changed() {
     let Some(server) = NatsServer::start("").await else { return };
     let js = async_nats::jetstream::new(server.bus().await.client);
     let config = AssetsConfig::new(drover_schemas::Token::new("drover").unwrap());
     let first = assets::ensure(&js, &config).await.unwrap();
-    assert_eq!(first.created, ["DROVER_EVENTS", "KV_DROVER_VMS", "KV_DROVER_HOSTS", "KV_DROVER_STATE"]);
+    let events = ["DROVER_EVENTS", "KV_DROVER_VMS", "KV_DROVER_HOSTS", "KV_DROVER_STATE"];
+    let images = ["KV_DROVER_IMAGES", "OBJ_DROVER_IMAGES"];
+    assert_eq!(first.created, [&events[..], &images[..]].concat());
     assert_eq!(first.differences, []);
     let other = AssetsConfig { events_max_bytes: 1 << 20, ..config };
     let second = assets::ensure(&js, &other).await.unwrap();

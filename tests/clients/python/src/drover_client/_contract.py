@@ -47,7 +47,11 @@ VERBS: dict[str, Verb] = {
     "host.image.gc": Verb("host.{host}.image.gc", False, None),
     "host.image.import": Verb("host.{host}.image.import", False, None),
     "host.image.list": Verb("host.{host}.image.list", False, None),
+    "host.image.pull": Verb("host.{host}.image.pull", False, None),
     "host.image.remove": Verb("host.{host}.image.remove", False, None),
+    "host.image.share": Verb("host.{host}.image.share", False, None),
+    "host.image.shared": Verb("host.{host}.image.shared", False, None),
+    "host.image.unshare": Verb("host.{host}.image.unshare", False, None),
     "host.image.verify": Verb("host.{host}.image.verify", False, None),
     "host.info": Verb("host.{host}.info", False, None),
     "host.list": Verb("host.{host}.list", False, None),
@@ -935,6 +939,8 @@ class ImageInfo(TypedDict):
     """An image of a host."""
     # It came with the host's configuration and cannot be removed over the bus.
     built_in: bool
+    # It came from the fleet.
+    from_fleet: NotRequired[bool]
     # When it was imported.
     imported_unix_ms: NotRequired[int | None]
     # What it is good for.
@@ -953,6 +959,42 @@ class ImageNameRequest(TypedDict):
     """Request of `image.remove` and, of all where it has no name, of `image.verify`."""
     # The image.
     name: NotRequired[Token | None]
+
+
+class ImagePullRequest(TypedDict):
+    """Request of `image.pull`."""
+    # The name in the fleet, and then on this host.
+    name: Token
+    # Let the name mean this content on this host though it means another. VMs keep what they were created with.
+    replace: NotRequired[bool]
+
+
+class ImageShareReply(TypedDict):
+    """Reply of `image.share`."""
+    # What the fleet knows.
+    image: SharedImage
+    # What was sent to the bus; nothing if the content was there.
+    uploaded_bytes: int
+
+
+class ImageShareRequest(TypedDict):
+    """Request of `image.share`."""
+    # The image of this host; the fleet means it by the same name.
+    name: Token
+    # Let the fleet mean this content by the name though it means another.
+    replace: NotRequired[bool]
+
+
+class ImageUnshareReply(TypedDict):
+    """Reply of `image.unshare`."""
+    # What went from the bus; nothing while another name means the content.
+    freed_bytes: int
+
+
+class ImageUnshareRequest(TypedDict):
+    """Request of `image.unshare`."""
+    # The name in the fleet.
+    name: Token
 
 
 class ImageVerifyReply(TypedDict):
@@ -976,7 +1018,7 @@ class ImagesReply(TypedDict):
 
 
 class ImagesRequest(TypedDict):
-    """Request of `image.list`."""
+    """Request of `image.list` and `image.shared`."""
     # Begin after this name; `next_cursor` of the page before.
     cursor: NotRequired[str | None]
     # Images of a page; 100 if left out, 500 at the most.
@@ -1491,6 +1533,30 @@ class RunsResult(TypedDict):
     """The runs of this boot."""
     # Oldest first.
     runs: list[RunInfo]
+
+
+class SharedImage(TypedDict):
+    """What a name means in the fleet."""
+    # The host that shared it.
+    host: Token
+    # What it is good for.
+    kind: ImageKind
+    # The name.
+    name: Token
+    # SHA-256 of the content.
+    sha256: str
+    # When it did.
+    shared_unix_ms: int
+    # Its length.
+    size_bytes: int
+
+
+class SharedImagesReply(TypedDict):
+    """Reply of `image.shared`."""
+    # By name.
+    images: list[SharedImage]
+    # Where to go on; absent on the last page.
+    next_cursor: NotRequired[str | None]
 
 
 class ShutdownRequest(TypedDict):

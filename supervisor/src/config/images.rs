@@ -1,0 +1,30 @@
+//! `images`: what is brought into the store of images.
+
+use std::path::PathBuf;
+
+use drover_actors::images::{Follows, StoreSettings};
+use drover_schemas::size::ByteSize;
+use serde::Deserialize;
+
+/// Images that come over the bus or by it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagesConfig {
+    /// Directories below which files may be imported; none, and nothing is.
+    pub import_dirs: Vec<PathBuf>,
+    /// Where they are kept; `store` below `state_dir` if left out.
+    pub store_dir: Option<PathBuf>,
+    /// What the store may hold; what its file system has if left out.
+    pub max_size: Option<ByteSize>,
+    /// What is brought from the fleet unasked.
+    pub follow: Follows,
+}
+
+impl ImagesConfig {
+    /// What the store is told.
+    #[must_use]
+    pub fn settings(&self) -> StoreSettings {
+        let Self { import_dirs, max_size, follow, .. } = self.clone();
+        StoreSettings { import_dirs, max_bytes: max_size.map(|size| size.0), follows: follow }
+    }
+}
