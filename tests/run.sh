@@ -19,6 +19,8 @@
 #                certificates, other versions; three hosts beside a model while for --budget seconds (20) by --seed
 #                links are cut, servers and daemons killed
 #   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
+#                deadlines, detached ones that outlive the daemon; policies of hosts and guests; on real kernels in QEMU's
+#                software emulation
 #   images       files into the store of images, to VMs, to other hosts of the fleet, and away; what is refused; daemons and
 #                servers that die meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
