@@ -20,7 +20,7 @@
 #                links are cut, servers and daemons killed
 #   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
 #                deadlines, detached ones that outlive the daemon; policies of hosts and guests; on real kernels in QEMU's
-#                software emulation
+#                software emulation; its package and scripts, and a Debian with systemd and sshd that it is installed in
 #   images       files into the store of images, to VMs, to other hosts of the fleet, and away; what is refused; daemons and
 #                servers that die meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
@@ -223,12 +223,27 @@ if wants bus; then
     grep -hE '^(FLOOD|STREAM)|Tally' "$LOGS"/bus-*.log
 fi
 
+# debian_disk : the disk, unless there is none to be had: then that is said, and DROVER_DEBIAN is not set.
+debian_disk() {
+    timeout 900 deploy/guest/build-debian.sh --agent "$DROVER_AGENT" "$CACHE/debian-images"
+    case $? in
+        0) export DROVER_DEBIAN=$CACHE/debian-images ;;
+        75 | 124) echo "SKIP all that needs Debian: the mirror of its packages cannot be reached" ;;
+        *) return 1 ;;
+    esac
+}
+
 if wants agent; then
-    need_debian tmux=tmux
+    need_debian tmux=tmux ssh=openssh-client shellcheck=shellcheck
     step agent "the agent by itself" cargo test --locked --workspace --test commands --test runs --test host
     step agent "shells, commands and runs" real agent 1
     step agent "files" real files 2
     step agent "what a guest is asked for" real policy 2
+    step agent "a root disk with Debian" debian_disk
+    if [ -n "${DROVER_DEBIAN:-}" ]; then
+        step agent "Debian" real debian 1
+        step agent "the agent's package" tests/package.sh "$DROVER_AGENT" "$CACHE"/guest/debian-*.tar
+    fi
     wants e2e || step agent "the client in Python" python3 -W ignore tests/clients/python/test_client.py
 fi
 

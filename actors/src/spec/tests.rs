@@ -8,14 +8,14 @@ impl ImageCatalogue for Images {
         let kind = match reference {
             "drover-kernel" => ImageKind::Kernel,
             "drover-initramfs" => ImageKind::Initramfs,
-            "drover-rootfs" => ImageKind::Disk,
+            "drover-rootfs" | "drover-debian" => ImageKind::Disk,
             "ovmf" => ImageKind::Firmware,
             _ => return None,
         };
         Some(ResolvedImage { name: reference.into(), sha256: "0".repeat(64), kind, size_bytes: 1 })
     }
     fn names(&self, kind: ImageKind) -> Vec<String> {
-        ["drover-kernel", "drover-initramfs", "drover-rootfs", "ovmf"]
+        ["drover-kernel", "drover-initramfs", "drover-rootfs", "drover-debian", "ovmf"]
             .into_iter()
             .filter(|n| self.find(n).is_some_and(|i| i.kind == kind))
             .map(str::to_owned)
@@ -79,7 +79,7 @@ fn a_misspelt_template_is_answered_with_the_right_one() {
     assert_eq!(
         error.message,
         "spec.template: there is no template \"linux-defualt\"; did you mean \"linux-default\"? \
-         known: linux-default, linux-microvm"
+         known: linux-debian, linux-default, linux-microvm"
     );
 }
 

@@ -1,0 +1,282 @@
+//! The agent on Debian: under systemd, beside sshd, on a disk that was imported. A boot in software emulation takes
+//! most of the time, so all of it is shown on one guest, a function for each part.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use drover_schemas::RequestId;
+use drover_schemas::body::guest::{ExecReply, ExecResult};
+use drover_schemas::body::image::ImageImportReply;
+use drover_schemas::body::status::{AgentState, VmStatus};
+use drover_schemas::body::vm::ChangeReply;
+use drover_schemas::guest::{RunInfo, RunState, RunsResult};
+use drover_schemas::state::VmState;
+use drover_tests::tmux::Terminal;
+use drover_tests::wait::until_within;
+use drover_tests::world::{Options, URL, World, run};
+use drover_tests::{events, leak};
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+/// For a boot in software emulation, with others beside it on a small machine.
+const BOOT: Duration = Duration::from_secs(300);
+/// For work of a guest in software emulation.
+const WORK: Duration = Duration::from_secs(120);
+const VM: &str = "deb";
+
+/// The guest, as its user has it.
+struct Guest<'a> {
+    world: &'a World,
+    vm: VmStatus,
+}
+
+#[test]
+fn debian_is_used_through_its_agent() {
+    let test = "debian_is_used_through_its_agent";
+    let Some(folder) = std::env::var_os("DROVER_DEBIAN").map(PathBuf::from) else {
+        return println!(
+            "SKIP {test}: DROVER_DEBIAN is not set; tests/run.sh agent builds the disk and sets it"
+        );
+    };
+    let options =
+        Options { guest: "qemu", budget: Duration::from_secs(900), started: false, ..Options::default() };
+    run(test, options, async move |world| {
+        world.up_with(|config| config["images"] = json!({"import_dirs": [folder]})).await;
+        let guest = Guest { vm: boot(world, &folder).await, world };
+        guest.is_one_of_systemds_services().await;
+        guest.runs_commands_as_its_users().await;
+        guest.has_a_shell_in_a_terminal().await;
+        guest.takes_and_gives_files_and_folders().await;
+        guest.is_logged_in_to_with_a_key_that_the_agent_put().await;
+        guest.has_its_agent_back_when_it_is_killed().await;
+        guest.gets_another_package_of_the_agent(&folder).await;
+        guest.goes_down_in_order().await;
+        world.bus.change(VM, "delete").await.unwrap();
+        events::log(&world.bus).await;
+    });
+}
+
+/// Imports the disk and boots it.
+async fn boot(world: &World, folder: &std::path::Path) -> VmStatus {
+    let bus = &world.bus;
+    let began = Instant::now();
+    let image = json!({"name": "drover-debian", "kind": "disk", "path": folder.join("debian.raw")});
+    let import = bus.ask("drover.v1.host.h1.image.import", &image).within(Duration::from_secs(90));
+    let imported: ImageImportReply = import.get().await.unwrap();
+    println!("{} MiB imported in {:?}", imported.image.size_bytes >> 20, began.elapsed());
+    let began = Instant::now();
+    let agent = json!({"enabled": true, "ready_timeout_ms": 300_000});
+    let body = json!({"name": VM, "spec": {"template": "linux-debian", "agent": agent}});
+    let ask = bus.ask("vm.create", &body).id(RequestId::generate()).within(Duration::from_secs(90));
+    ask.get::<ChangeReply>().await.unwrap_or_else(|e| panic!("create {VM}: {e}"));
+    let vm = until_within(BOOT, "the agent", async || {
+        bus.status(VM).await.ok().filter(|vm| vm.agent.state == AgentState::Ready)
+    })
+    .await;
+    println!("from create to agent in {:?}", began.elapsed());
+    vm
+}
+
+/// What it printed, without the end of the last line.
+fn text(result: &ExecResult) -> String {
+    let bytes = result.stdout.as_ref().map(|bytes| bytes.as_slice()).unwrap_or_default();
+    String::from_utf8_lossy(bytes).trim_end().to_owned()
+}
+
+impl Guest<'_> {
+    async fn exec(&self, body: Value) -> ExecResult {
+        let ask = self.world.bus.ask(&format!("vm.{VM}.guest.exec"), &body).id(RequestId::generate());
+        match ask.within(WORK.min(Duration::from_secs(90))).get().await.unwrap() {
+            ExecReply::Result(result) => result,
+            _ => panic!("neither a stream nor a run was asked for"),
+        }
+    }
+
+    /// What a script of root's prints; it succeeds.
+    async fn says(&self, script: &str) -> String {
+        let result = self.exec(json!({"argv": ["bash", "-c", script]})).await;
+        assert_eq!(result.exit_code, Some(0), "{script}: {result:?}");
+        text(&result)
+    }
+
+    /// What a command of the command line prints; it succeeds.
+    async fn drover(&self, args: &[&str]) -> String {
+        let done = self.world.drover(args).await;
+        assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap().trim_end().to_owned()
+    }
+
+    /// Waits until a script of root's succeeds; an agent that has just ended does not matter.
+    async fn until(&self, what: &str, script: &str) {
+        let body = json!({"argv": ["bash", "-c", script]});
+        until_within(WORK, what, async || {
+            let ask = self.world.bus.ask(&format!("vm.{VM}.guest.exec"), &body).id(RequestId::generate());
+            let reply = ask.get::<ExecReply>().await;
+            matches!(reply, Ok(ExecReply::Result(ExecResult { exit_code: Some(0), .. }))).then_some(())
+        })
+        .await;
+    }
+
+    async fn is_one_of_systemds_services(&self) {
+        self.until("systemd has started everything", "systemctl is-system-running").await;
+        println!("{}", self.says("systemd-analyze time | head -n 1").await);
+        assert_eq!(self.says("cat /proc/1/comm; hostname").await, format!("systemd\n{VM}"));
+        assert_eq!(self.says("systemctl is-enabled drover-agent").await, "enabled");
+        let agents = "pgrep -f '^/usr/bin/drover-agent$'; systemctl show --value -p MainPID drover-agent";
+        let pids = self.says(agents).await;
+        let (all, main) = pids.rsplit_once('\n').unwrap();
+        assert!(all.lines().any(|pid| pid == main), "{pids}");
+        // A command is of the agent's unit, and nothing that the unit asks for is in its way.
+        let script =
+            "cat /proc/self/cgroup /proc/self/oom_score_adj; touch /usr/x /boot/x && rm /usr/x /boot/x";
+        assert_eq!(self.says(script).await, "0::/system.slice/drover-agent.service\n0");
+    }
+
+    async fn runs_commands_as_its_users(&self) {
+        let mut body = json!({"argv": ["sh", "-c", "id -un; id -Gn; pwd"], "user": "debian"});
+        assert_eq!(text(&self.exec(body.clone()).await), "debian\ndebian adm users\n/home/debian");
+        body["user"] = json!("nobody");
+        assert_eq!(text(&self.exec(body).await).lines().next(), Some("nobody"));
+    }
+
+    async fn has_a_shell_in_a_terminal(&self) {
+        if !Terminal::is_there() {
+            return println!("SKIP the shell in a terminal: tmux is not installed");
+        }
+        let command = format!(
+            "DROVER_NATS_URL={URL} {} vm exec -it --user debian --env PS1='debian$ ' {VM} -- bash --norc",
+            self.world.bin("drover").display()
+        );
+        let terminal = Terminal::start(self.world.path("tmux"), (24, 80), &command);
+        terminal.shows("debian$").await;
+        terminal.line("systemctl is-active ssh; stty size; tty");
+        terminal.shows("/dev/pts/0").await;
+        let screen = terminal.screen();
+        assert!(screen.contains("active") && screen.contains("24 80"), "{screen}");
+        // What bash does with a terminal: a job in the background, the line that was typed before.
+        terminal.line("clear; sleep 1000 & kill %1; wait %1; echo \"job $?\"");
+        terminal.shows("job 143").await;
+        terminal.line("exit 3");
+        assert_eq!(terminal.ended().await, 3);
+    }
+
+    async fn takes_and_gives_files_and_folders(&self) {
+        let (there, back) = (self.world.path("there"), self.world.path("back"));
+        fs::create_dir_all(there.join("deep")).unwrap();
+        let bytes: Vec<u8> =
+            (0..2_u32 << 20).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+        fs::write(there.join("deep/file"), &bytes).unwrap();
+        fs::write(there.join("note"), "of the host").unwrap();
+        let (file, folder) = (there.join("deep/file"), there.to_str().unwrap());
+        let (file, to) = (file.to_str().unwrap(), format!("{VM}:/home/debian/file"));
+        self.drover(&["vm", "cp", file, &to, "--mode", "0640"]).await;
+        self.drover(&["vm", "cp", "--recursive", folder, &format!("{VM}:/home/debian/tree")]).await;
+        let script = "cd /home/debian; cmp file tree/deep/file && stat -c %a file; cat tree/note; echo guest > tree/new";
+        assert_eq!(self.says(script).await, "640\nof the host");
+        let back = back.to_str().unwrap();
+        self.drover(&["vm", "cp", "--recursive", &format!("{VM}:/home/debian/tree"), back]).await;
+        assert!(fs::read(format!("{back}/deep/file")).unwrap() == bytes);
+        assert_eq!(fs::read_to_string(format!("{back}/new")).unwrap(), "guest\n");
+    }
+
+    /// A command over SSH, with a key, to a guest whose own key is known.
+    async fn ssh(&self, key: &str, known: &str, command: &str) -> Output {
+        let address = format!("debian@{}", self.vm.nics[0].ipv4);
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-F", "none", "-i", key, "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"]);
+        ssh.args(["-o", "StrictHostKeyChecking=yes", "-o", &format!("UserKnownHostsFile={known}")]);
+        ssh.args(["-o", "ConnectTimeout=60", &address, command]).kill_on_drop(true);
+        tokio::time::timeout(WORK, ssh.output()).await.unwrap().unwrap()
+    }
+
+    async fn is_logged_in_to_with_a_key_that_the_agent_put(&self) {
+        let (key, known) = (self.world.path("key"), self.world.path("known"));
+        let (key, known) = (key.to_str().unwrap(), known.to_str().unwrap());
+        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", key]).status();
+        assert!(made.await.unwrap().success());
+        // Its host key comes over the link too: nothing is trusted that the network says.
+        let host_key = self.world.path("host.pub").display().to_string();
+        let in_guest = format!("{VM}:/etc/ssh/ssh_host_ed25519_key.pub");
+        self.drover(&["vm", "cp", &in_guest, &host_key]).await;
+        let host_key = fs::read_to_string(host_key).unwrap();
+        fs::write(known, format!("{} {host_key}", self.vm.nics[0].ipv4)).unwrap();
+        let refused = self.ssh(key, known, "true").await;
+        let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(255) && why.contains("Permission denied"), "{why}");
+        let file = format!("{VM}:/home/debian/.ssh/authorized_keys");
+        self.drover(&["vm", "file", "mkdir", &format!("{VM}:/home/debian/.ssh"), "--parents"]).await;
+        self.drover(&["vm", "cp", &format!("{key}.pub"), &file, "--mode", "0600"]).await;
+        self.says("chmod 700 /home/debian/.ssh; chown -R debian: /home/debian/.ssh").await;
+        let done = self.ssh(key, known, "id -un; hostname; cat; exit 9 < /dev/null").await;
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        let why = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert_eq!(
+            (done.status.code(), said.as_str()),
+            (Some(9), format!("debian\n{VM}\n").as_str()),
+            "{why}"
+        );
+    }
+
+    async fn has_its_agent_back_when_it_is_killed(&self) {
+        let script = "until [ -e /run/go-on ]; do sleep 0.2; done; echo went on; exit 4";
+        let run = self.drover(&["vm", "exec", "-d", VM, "--", "sh", "-c", script]).await;
+        let before = self.says("systemctl show --value -p MainPID drover-agent").await;
+        let gone = json!({"argv": ["kill", "-KILL", before]});
+        // Whoever asks does not hear: the answer's way ends with it.
+        let _ = self
+            .world
+            .bus
+            .ask(&format!("vm.{VM}.guest.exec"), &gone)
+            .id(RequestId::generate())
+            .get::<ExecReply>()
+            .await;
+        let other = format!("[ \"$(systemctl show --value -p MainPID drover-agent)\" != {before} ]");
+        self.until("another agent", &other).await;
+        assert_eq!(self.says("systemctl show --value -p NRestarts drover-agent").await, "1");
+        // What was detached has not noticed, and its end is read.
+        self.says("touch /run/go-on").await;
+        let attached = self.world.drover(&["vm", "runs", "attach", VM, &run]).await;
+        assert_eq!((attached.status.code(), attached.stdout.as_slice()), (Some(4), b"went on\n".as_slice()));
+    }
+
+    async fn gets_another_package_of_the_agent(&self, folder: &std::path::Path) {
+        let deb = folder.join("drover-agent.deb").display().to_string();
+        self.drover(&["vm", "cp", &deb, &format!("{VM}:/root/agent.deb")]).await;
+        let before = self.says("systemctl show --value -p MainPID drover-agent").await;
+        // The command that upgrades is the agent's own, and outlives it.
+        let dpkg = ["vm", "exec", "-d", VM, "--", "dpkg", "-i", "/root/agent.deb"];
+        let run: RequestId = self.drover(&dpkg).await.parse().unwrap();
+        let bus = &self.world.bus;
+        let ended: RunInfo = until_within(WORK, "the end of dpkg", async || {
+            let found =
+                bus.ask(&format!("vm.{VM}.guest.runs"), &json!({"run": run})).get::<RunsResult>().await;
+            found.ok()?.runs.pop().filter(|info| info.state == RunState::Ended)
+        })
+        .await;
+        let said = self.world.drover(&["vm", "runs", "attach", VM, &run.to_string()]).await;
+        assert_eq!(ended.result.unwrap().exit_code, Some(0), "{said:?}");
+        let after = self.says("systemctl show --value -p MainPID drover-agent").await;
+        assert_ne!(before, after);
+        assert_eq!(
+            self.says("systemctl is-active drover-agent; systemctl --failed --plain -q").await,
+            "active"
+        );
+    }
+
+    async fn goes_down_in_order(&self) {
+        let began = Instant::now();
+        self.drover(&["vm", "shutdown", VM]).await;
+        let bus = &self.world.bus;
+        let stopped = until_within(WORK, "the guest has powered off", async || {
+            bus.status(VM).await.ok().filter(|vm| vm.state == VmState::Stopped)
+        })
+        .await;
+        println!("down in {:?}: {:?}", began.elapsed(), stopped.cause);
+        let told = self.drover(&["vm", "logs", VM]).await;
+        assert!(told.contains("reboot: Power down") || told.contains("Power down"), "{told}");
+        assert_eq!(leak::processes(self.world.run_dir(), self.vm.vm_id), []);
+    }
+}
