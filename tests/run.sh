@@ -19,8 +19,9 @@
 #                certificates, other versions; three hosts beside a model while for --budget seconds (20) by --seed
 #                links are cut, servers and daemons killed
 #   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
-#                deadlines, detached ones that outlive the daemon; policies of hosts and guests; on real kernels in QEMU's
-#                software emulation; its package and scripts, and a Debian with systemd and sshd that it is installed in
+#                deadlines, detached ones that outlive the daemon; policies of hosts and guests; disks that are frozen and
+#                thawed, whoever dies meanwhile; on real kernels in QEMU's software emulation; its package and scripts, and
+#                a Debian with systemd and sshd that it is installed in
 #   images       files into the store of images, to VMs, to other hosts of the fleet, and away; what is refused; daemons and
 #                servers that die meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
@@ -239,6 +240,7 @@ if wants agent; then
     step agent "shells, commands and runs" real agent 1
     step agent "files" real files 2
     step agent "what a guest is asked for" real policy 2
+    step agent "work for the host" real work 1
     step agent "a root disk with Debian" debian_disk
     if [ -n "${DROVER_DEBIAN:-}" ]; then
         step agent "Debian" real debian 1

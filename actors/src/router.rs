@@ -52,6 +52,7 @@ mod fleet;
 mod guest;
 mod pool;
 mod usage;
+mod work;
 
 pub(crate) use usage::QuotaGauges;
 

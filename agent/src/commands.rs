@@ -39,7 +39,9 @@ impl Commands {
     /// Notes how a request ended. What only looks at the guest as a whole is left to `--log debug`.
     pub fn note(&self, request: &Request, error: Option<&ErrorBody>) {
         let text = line(request, error);
-        if matches!(request.verb.as_str(), verb::PING | verb::INFO | verb::HEALTH) && error.is_none() {
+        if matches!(request.verb.as_str(), verb::PING | verb::INFO | verb::HEALTH | verb::FROZEN)
+            && error.is_none()
+        {
             return log::debug(format_args!("{text}"));
         }
         match self.0.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now()) {

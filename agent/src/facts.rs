@@ -119,6 +119,9 @@ pub fn capabilities() -> Vec<String> {
         verb::UNPACK,
         verb::INFO,
         verb::HEALTH,
+        verb::FREEZE,
+        verb::THAW,
+        verb::FROZEN,
         verb::SHUTDOWN,
     ];
     verbs.map(str::to_owned).to_vec()

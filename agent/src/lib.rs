@@ -20,6 +20,7 @@ pub mod power;
 pub mod process;
 pub mod runs;
 pub mod verbs;
+pub mod work;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,6 +35,7 @@ use crate::policy::Policy;
 use crate::power::Power;
 use crate::runs::Runs;
 use crate::verbs::Partials;
+use crate::work::freeze::Freezer;
 
 /// How many connections are served at a time; further ones are closed at once.
 pub const MAX_CONNECTIONS: usize = 8;
@@ -65,6 +67,8 @@ pub struct Agent {
     pub commands: Commands,
     /// What may be gone on with of files on the way.
     pub partials: Partials,
+    /// File systems that may stand still.
+    pub freezer: Freezer,
     /// Connections that are open.
     connections: AtomicUsize,
 }
@@ -73,6 +77,7 @@ impl Agent {
     /// An agent that knows of no connection and no request yet, but of detached commands of an earlier one.
     #[must_use]
     pub fn new(facts: Facts, power: Power, runs: Runs) -> Arc<Self> {
+        let freezer = Freezer::new(runs.home(), runs.program());
         Arc::new(Self {
             facts,
             power,
@@ -83,6 +88,7 @@ impl Agent {
             policy: Policy::default(),
             commands: Commands::default(),
             partials: Partials::default(),
+            freezer,
             connections: AtomicUsize::new(0),
         })
     }

@@ -4,7 +4,13 @@
 use std::fmt::Arguments;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 
+/// How many lines are held back at most; later ones are counted.
+const MAX_HELD: usize = 100;
+
+/// Lines that are held back, and how many more there were.
+static HELD: Mutex<Option<(Vec<String>, u64)>> = Mutex::new(None);
 static LEVEL: AtomicU8 = AtomicU8::new(Level::Info as u8);
 
 /// How much is said.
@@ -41,7 +47,35 @@ pub fn set_level(level: Level) {
 
 fn line(level: Level, name: &str, text: Arguments<'_>) {
     if level as u8 <= LEVEL.load(Ordering::Relaxed) {
+        match &mut *HELD.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => {}
+            Some((lines, _)) if lines.len() < MAX_HELD => {
+                return lines.push(format!("drover-agent: {name}: {text}"));
+            }
+            Some((_, more)) => {
+                *more += 1;
+                return;
+            }
+        }
         eprintln!("drover-agent: {name}: {text}");
+    }
+}
+
+/// Holds lines back from now on, or writes what was held: while file systems are frozen, who writes to one waits, and so
+/// may whoever reads these lines.
+pub fn hold(on: bool) {
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    match (on, held.take()) {
+        (true, before) => *held = Some(before.unwrap_or_default()),
+        (false, Some((lines, more))) => {
+            lines.iter().for_each(|line| eprintln!("{line}"));
+            if more > 0 {
+                eprintln!(
+                    "drover-agent: warn: {more} further lines were not kept while file systems were frozen"
+                );
+            }
+        }
+        (false, None) => {}
     }
 }
 

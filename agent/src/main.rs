@@ -8,6 +8,7 @@ use drover_agent::listen::{Address, Listener};
 use drover_agent::log::{self, Level};
 use drover_agent::power::Power;
 use drover_agent::runs::Runs;
+use drover_agent::work::freezer;
 use drover_agent::{Agent, RUN_DIR, baseline, process, runs, serve};
 use drover_schemas::guest::{GuestKind, PORT};
 
@@ -33,6 +34,8 @@ struct Options {
     level: Level,
     /// Keep the detached command of this folder; no part of the usage.
     keep: Option<PathBuf>,
+    /// Freeze file systems, as told by the standard input; no part of the usage.
+    freeze: bool,
     /// Run as the plain program that `drover bench` compares with, on this file; no part of the usage.
     baseline: Option<PathBuf>,
 }
@@ -43,6 +46,7 @@ fn options() -> Result<Option<Options>, String> {
         run_dir: RUN_DIR.into(),
         level: Level::Info,
         keep: None,
+        freeze: false,
         baseline: None,
     };
     let mut args = std::env::args().skip(1);
@@ -56,6 +60,7 @@ fn options() -> Result<Option<Options>, String> {
             "--listen" => options.listen = value()?.parse()?,
             "--run-dir" => options.run_dir = value()?.into(),
             "--keep" => options.keep = Some(value()?.into()),
+            "--freeze" => options.freeze = true,
             "--baseline" => options.baseline = Some(value()?.into()),
             "--log" => options.level = value()?.parse()?,
             "--version" | "-V" => {
@@ -94,6 +99,9 @@ fn main() -> ExitCode {
     log::set_level(options.level);
     if let Some(folder) = options.keep {
         return exit_code(runs::keep::main(folder));
+    }
+    if options.freeze {
+        return exit_code(freezer::main());
     }
     if let Some(file) = &options.baseline {
         return exit_code(baseline::run(&options.listen, file));

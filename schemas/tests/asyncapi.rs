@@ -10,8 +10,9 @@ use drover_schemas::body::{guest, host, image, samples, vm};
 use drover_schemas::contract::ContractReply;
 use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent, ce};
 use drover_schemas::guest::{
-    AttachRequest, AttachResult, FileStat, HealthResult, InfoResult, KillRequest, LsReply, LsRequest,
-    MkdirRequest, PackRequest, RmRequest, RunsRequest, RunsResult, StatRequest, TreeResult, UnpackRequest,
+    AttachRequest, AttachResult, FileStat, FreezeRequest, FreezeResult, FrozenResult, HealthResult,
+    InfoResult, KillRequest, LsReply, LsRequest, MkdirRequest, PackRequest, RmRequest, RunsRequest,
+    RunsResult, StatRequest, ThawResult, TreeResult, UnpackRequest,
 };
 use drover_schemas::stream::{StreamFrame, StreamOpened};
 use drover_schemas::verbs::{Class, Plane, VERBS, VerbRow, stream};
@@ -80,6 +81,10 @@ fn schemas() -> Map<String, Value> {
         TreeResult,
         InfoResult,
         HealthResult,
+        FreezeRequest,
+        FreezeResult,
+        ThawResult,
+        FrozenResult,
         StreamOpened,
         StreamFrame,
         EventsReadRequest,

@@ -13,6 +13,8 @@ use serde::Serialize;
 mod bus;
 #[path = "golden/guest.rs"]
 mod guest;
+#[path = "golden/work.rs"]
+mod work;
 
 fn path(group: &str, name: &str, ext: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(group).join(format!("{name}.{ext}"))

@@ -76,6 +76,7 @@ impl Router {
                     guest_calls::alike(&link, verb, request.request_id, left, &body).await?;
                 body_of(request, &done)
             }
+            "freeze" | "thaw" | "frozen" => self.work(ns, name, verb, request).await,
             "exec" => self.exec(ns, name, request, left).await,
             "runs" => {
                 let body = request.decode()?;
@@ -96,7 +97,7 @@ impl Router {
     }
 
     /// The link to the agent, or why there is none.
-    async fn link(&self, ns: &Token, name: &Token) -> Result<Link, ErrorBody> {
+    pub(super) async fn link(&self, ns: &Token, name: &Token) -> Result<Link, ErrorBody> {
         let view = self.view(ns, name).await?;
         let state = view.machine.state;
         // Nobody knows what of a request was done before the pause, so it is never said that nothing was.
@@ -117,7 +118,12 @@ impl Router {
     }
 
     /// The link for a request that must not be carried out twice by one agent: another forgets ids.
-    async fn link_for(&self, ns: &Token, name: &Token, request: &Request) -> Result<Link, ErrorBody> {
+    pub(super) async fn link_for(
+        &self,
+        ns: &Token,
+        name: &Token,
+        request: &Request,
+    ) -> Result<Link, ErrorBody> {
         let link = self.link(ns, name).await?;
         if let Some(id) = request.request_id {
             let hello = link.hello();

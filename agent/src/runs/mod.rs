@@ -64,6 +64,18 @@ impl Runs {
         }
     }
 
+    /// The folder below which the agent keeps what lives as long as a boot.
+    #[must_use]
+    pub fn home(&self) -> PathBuf {
+        self.dir.parent().unwrap_or(&self.dir).to_owned()
+    }
+
+    /// The agent's own program.
+    #[must_use]
+    pub fn program(&self) -> PathBuf {
+        self.program.clone()
+    }
+
     fn folder(&self, run: RequestId) -> Folder {
         Folder::new(self.dir.join(run.to_string()))
     }

@@ -22,8 +22,8 @@ use drover_schemas::guest::{
     Channel, ExecRequest, InfoResult, KillRequest, PingResult, Request, RunsRequest, RunsResult, verb,
 };
 use drover_schemas::{ErrorBody, ErrorCode};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -31,8 +31,8 @@ pub use self::partial::Partials;
 use crate::Agent;
 use crate::conn::Stream;
 use crate::dedupe::{Admission, Outcome};
-use crate::facts;
 use crate::policy::Permit;
+use crate::{facts, work};
 
 /// Whether a request may have changed the guest already: its failure is remembered from then on.
 #[derive(Debug, Default)]
@@ -61,7 +61,15 @@ pub async fn run(agent: &Agent, stream: &Stream, request: &Request) -> Outcome {
     let permit = agent.policy.check(&request.verb)?;
     let mutating = matches!(
         request.verb.as_str(),
-        verb::EXEC | verb::KILL | verb::PUT | verb::UNPACK | verb::RM | verb::MKDIR | verb::SHUTDOWN
+        verb::EXEC
+            | verb::KILL
+            | verb::PUT
+            | verb::UNPACK
+            | verb::RM
+            | verb::MKDIR
+            | verb::FREEZE
+            | verb::THAW
+            | verb::SHUTDOWN
     );
     let effect = Effect::default();
     match request.request_id.filter(|_| mutating) {
@@ -124,6 +132,7 @@ async fn work(
 ) -> Outcome {
     let body = request.body.as_slice();
     let reach = &permit.reach;
+    agent.freezer.admit(&request.verb)?;
     match request.verb.as_str() {
         verb::PING => reply(&PingResult {
             boot_id: agent.facts.boot_id.clone(),
@@ -167,7 +176,27 @@ async fn work(
             reply(&InfoResult { allowed, ..info::gather(&agent.facts) })
         }
         verb::HEALTH => reply(&health::gather(&agent.facts)),
-        verb::SHUTDOWN => shutdown::run(agent, decode(body)?, effect),
+        verb::FREEZE => {
+            work::own_kernel(&agent.facts, "file systems to freeze")?;
+            or_ending(stream, async {
+                let frozen = agent.freezer.freeze(decode(body)?).await?;
+                effect.begins();
+                reply(&frozen)
+            })
+            .await
+        }
+        verb::THAW => {
+            work::own_kernel(&agent.facts, "file systems to freeze")?;
+            let _: Empty = decode(body)?;
+            effect.begins();
+            let thawed = agent.freezer.thaw().await?;
+            reply(&thawed)
+        }
+        verb::FROZEN => reply(&agent.freezer.status()),
+        verb::SHUTDOWN => {
+            agent.freezer.release().await;
+            shutdown::run(agent, decode(body)?, effect)
+        }
         other => Err(ErrorBody::new(
             ErrorCode::Unsupported,
             format!("this agent has no verb {other:?}; its greeting lists what it can do"),
@@ -175,7 +204,7 @@ async fn work(
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Empty {}
 
 /// Starts a detached command. Its end is looked for in its own folder, so nothing ends it here.

@@ -60,6 +60,7 @@ mod exec;
 mod file;
 pub mod flow;
 mod frame;
+mod freeze;
 pub mod ranges;
 mod run;
 mod state;
@@ -75,6 +76,10 @@ pub use file::{
 pub use frame::{
     AgentFrame, AgentHello, Bye, Cancel, Channel, Control, Credit, Data, Event, FrameKind, GuestKind, Head,
     HostFrame, HostHello, Ping, Pong, Request, Response,
+};
+pub use freeze::{
+    FREEZE_MS, FreezeRequest, FreezeResult, FreezeState, FrozenMount, FrozenResult, MAX_FREEZE_MS,
+    MAX_FROZEN, SkippedMount, ThawResult, ThawedBy,
 };
 pub use ranges::FileRange;
 pub use run::{

@@ -18,6 +18,9 @@
 //! | `unpack` | [`UnpackRequest`](super::UnpackRequest) | | host: `data` | [`TreeResult`](super::TreeResult) | by id |
 //! | `info` | – | | | [`InfoResult`](super::InfoResult) | yes |
 //! | `health` | – | | | [`HealthResult`](super::HealthResult) | yes |
+//! | `freeze` | [`FreezeRequest`](super::FreezeRequest) | | | [`FreezeResult`](super::FreezeResult) | by id |
+//! | `thaw` | – | | | [`ThawResult`](super::ThawResult) | by id |
+//! | `frozen` | – | | | [`FrozenResult`](super::FrozenResult) | yes |
 //! | `shutdown` | [`ShutdownRequest`](super::ShutdownRequest) | | | [`ShutdownResult`](super::ShutdownResult) | by id |
 //!
 //! Verbs are text on the wire, so that an agent can name one it does not know (`unsupported`). What
@@ -57,5 +60,11 @@ pub const UNPACK: &str = "unpack";
 pub const INFO: &str = "info";
 /// How the guest is.
 pub const HEALTH: &str = "health";
+/// Lets file systems stand still.
+pub const FREEZE: &str = "freeze";
+/// Lets them go on.
+pub const THAW: &str = "thaw";
+/// What stands still.
+pub const FROZEN: &str = "frozen";
 /// Powers the guest off, or reboots it.
 pub const SHUTDOWN: &str = "shutdown";

@@ -6,6 +6,7 @@ mod copy;
 mod create;
 mod exec;
 mod folder;
+mod guest;
 mod names;
 mod runs;
 mod set;
@@ -64,6 +65,9 @@ pub enum VmCommand {
     /// Look at, list, remove and make names in a guest.
     #[command(subcommand)]
     File(names::FileCommand),
+    /// Work that the guest does for its host.
+    #[command(subcommand)]
+    Guest(guest::GuestCommand),
     /// Show the end of a log.
     Logs {
         /// The VM.
@@ -115,6 +119,7 @@ impl VmCommand {
             Self::Console(args) => args.name(),
             Self::Cp(args) => return args.name(),
             Self::File(command) => command.name(),
+            Self::Guest(command) => command.name(),
         };
         Some(name.to_string())
     }
@@ -144,6 +149,7 @@ pub(super) async fn run(command: &VmCommand, global: &Global) -> Result<u8, CliE
         VmCommand::Runs(command) => return runs::run(command, &client, global).await,
         VmCommand::Cp(args) => copy::run(args, &client, global).await?,
         VmCommand::File(command) => names::run(command, &client, global).await?,
+        VmCommand::Guest(command) => guest::run(command, &client, global).await?,
         VmCommand::Console(args) => return console::run(args, &client, global).await,
         VmCommand::Logs { name, source, tail, follow } => {
             let source = match source {

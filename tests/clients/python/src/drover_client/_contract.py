@@ -26,6 +26,8 @@ VERBS: dict[str, Verb] = {
     "events.read": Verb("cmd.{ns}.events.read", False, None),
     "guest.attach": Verb("cmd.{ns}.vm.{name}.guest.attach", True, Stream(("stdin", "ctl",), ("stdout", "stderr",))),
     "guest.exec": Verb("cmd.{ns}.vm.{name}.guest.exec", True, Stream(("stdin", "ctl",), ("stdout", "stderr",))),
+    "guest.freeze": Verb("cmd.{ns}.vm.{name}.guest.freeze", True, None),
+    "guest.frozen": Verb("cmd.{ns}.vm.{name}.guest.frozen", False, None),
     "guest.get": Verb("cmd.{ns}.vm.{name}.guest.get", True, Stream((), ("data",))),
     "guest.health": Verb("cmd.{ns}.vm.{name}.guest.health", False, None),
     "guest.info": Verb("cmd.{ns}.vm.{name}.guest.info", False, None),
@@ -39,6 +41,7 @@ VERBS: dict[str, Verb] = {
     "guest.runs": Verb("cmd.{ns}.vm.{name}.guest.runs", False, None),
     "guest.shutdown": Verb("cmd.{ns}.vm.{name}.guest.shutdown", True, None),
     "guest.stat": Verb("cmd.{ns}.vm.{name}.guest.stat", False, None),
+    "guest.thaw": Verb("cmd.{ns}.vm.{name}.guest.thaw", True, None),
     "guest.unpack": Verb("cmd.{ns}.vm.{name}.guest.unpack", True, Stream(("data",), ())),
     "host.backup": Verb("host.{host}.backup", False, None),
     "host.create": Verb("host.{host}.create", True, None),
@@ -679,6 +682,50 @@ class ForwardSpec(TypedDict):
     protocol: NotRequired[Protocol]
     # From where alone it may be used, as IPv4 prefixes such as `192.0.2.0/24`; from everywhere if there are none. At most 16.
     sources: NotRequired[list[str]]
+
+
+class FreezeRequest(TypedDict):
+    """Freezes the guest's local file systems that can be written."""
+    # Only those that are mounted at these places; all if left out.
+    mounts: NotRequired[list[str] | None]
+    # They are thawed after this time, whatever becomes of the host and of the agent, in milliseconds; 30,000 if left out, 300,000 at most.
+    timeout_ms: NotRequired[int | None]
+
+
+class FreezeResult(TypedDict):
+    """The file systems stand still."""
+    # What is frozen, in the order in which it was done.
+    frozen: list[FrozenMount]
+    # Programs of `/etc/drover-agent/freeze.d` that ran before.
+    hooks: NotRequired[list[str]]
+    # What one would expect to be frozen and is not.
+    skipped: NotRequired[list[SkippedMount]]
+    # In how many milliseconds they are thawed if nobody asks for it.
+    thaws_in_ms: int
+    # How long it took, in milliseconds.
+    took_ms: int
+
+
+class FrozenMount(TypedDict):
+    """A file system that stands still."""
+    # What it lies on.
+    device: str
+    # Its type (`ext4`, `xfs`).
+    fs_type: str
+    # Where it is mounted.
+    mount: str
+
+
+class FrozenResult(TypedDict):
+    """What is frozen."""
+    # Those that stand still.
+    frozen: NotRequired[list[FrozenMount]]
+    # How the last freeze that this agent knows of ended.
+    last: NotRequired[ThawResult | None]
+    # How they are.
+    state: FreezeState
+    # In how many milliseconds they are thawed if nobody asks for it.
+    thaws_in_ms: NotRequired[int | None]
 
 
 class GetRequest(TypedDict):
@@ -1569,6 +1616,14 @@ class ShutdownRequest(TypedDict):
     timeout_ms: NotRequired[int | None]
 
 
+class SkippedMount(TypedDict):
+    """A file system that was passed over, and why."""
+    # Where it is mounted.
+    mount: str
+    # Why.
+    reason: str
+
+
 class StatRequest(TypedDict):
     """Asks what a name is."""
     # Looks at what a symbolic link names, and not at the link.
@@ -1657,6 +1712,22 @@ class TermSize(TypedDict):
     cols: int
     # Lines.
     rows: int
+
+
+class ThawResult(TypedDict):
+    """The file systems go on."""
+    # Why.
+    by: ThawedBy
+    # When, by the guest's clock: milliseconds since the Unix epoch.
+    ended_unix_ms: int
+    # What did not stand still until then: something else in the guest had thawed it. What was copied of it may be torn.
+    failed: NotRequired[list[SkippedMount]]
+    # How long all of them stood still, in milliseconds.
+    frozen_ms: int
+    # Programs of `/etc/drover-agent/freeze.d` that failed afterwards, with what they said.
+    hooks_failed: NotRequired[list[str]]
+    # Where those are mounted that were thawed.
+    thawed: list[str]
 
 
 class TreeResult(TypedDict):
@@ -1862,6 +1933,9 @@ ExecReply = ExecReply1 | ExecReply2 | ExecReply3
 # What a name is.
 FileKind = str
 
+# What becomes of the file systems.
+FreezeState = str
+
 # How much attention the guest needs.
 HealthStatus = str
 
@@ -1904,6 +1978,9 @@ ShutdownMode = Literal["power_off", "reboot"]
 
 # The outcome of a stream.
 StreamEnd = StreamEnd1 | StreamEnd2
+
+# Why file systems were thawed.
+ThawedBy = str
 
 Token = str
 

@@ -25,12 +25,15 @@ from ._contract import (
     ExecResult,
     ExplainReply,
     FileResult,
+    FreezeResult,
+    FrozenResult,
     HostInfo,
     LogsReply,
     LookupReply,
     RunInfo,
     StoredEvent,
     StreamOpened,
+    ThawResult,
     TreeResult,
     ValidateReply,
     VmSpec,
@@ -308,6 +311,18 @@ class Client:
         async with self.open("guest.pack", {"path": path}, name=name) as (_, stream):
             folder = b"".join([chunk async for chunk in stream.read("data")])
             return folder, cast(TreeResult, await stream.result())
+
+    async def freeze(self, name: str, **body: Any) -> FreezeResult:
+        """Lets file systems stand still, for `timeout_ms` at most; only those of `mounts` if given."""
+        return cast(FreezeResult, await self.call("guest.freeze", body, name=name, deadline=60.0))
+
+    async def thaw(self, name: str) -> ThawResult:
+        """Lets them go on; an error if they did so before."""
+        return cast(ThawResult, await self.call("guest.thaw", {}, name=name, deadline=60.0))
+
+    async def frozen(self, name: str) -> FrozenResult:
+        """Which file systems stand still."""
+        return cast(FrozenResult, await self.call("guest.frozen", {}, name=name))
 
     @asynccontextmanager
     async def console(self, name: str, **body: Any) -> AsyncIterator[Stream[Any]]:

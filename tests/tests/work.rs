@@ -1,0 +1,267 @@
+//! Work that a guest does for its host, in guests with kernels of their own.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::time::Duration;
+
+use drover_schemas::body::guest::{Empty, ExecReply, ExecResult};
+use drover_schemas::body::status::{AgentState, VmStatus};
+use drover_schemas::body::vm::ChangeReply;
+use drover_schemas::guest::{
+    FreezeResult, FreezeState, FrozenResult, RunInfo, RunsResult, ThawResult, ThawedBy,
+};
+use drover_schemas::{ErrorCode, RequestId};
+use drover_tests::client::Bus;
+use drover_tests::wait::{pass, until_within};
+use drover_tests::world::{Options, World, run};
+use nix::sys::signal::Signal;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+/// For a boot in software emulation, with others beside it on a small machine.
+const BOOT: Duration = Duration::from_secs(300);
+/// For work of a guest in software emulation.
+const WORK: Duration = Duration::from_secs(120);
+
+fn emulated() -> Options {
+    Options { guest: "qemu", budget: Duration::from_secs(900), ..Options::default() }
+}
+
+/// A guest with a disk of its own beside the system in its memory.
+async fn boot(bus: &Bus, name: &str, more: Value) -> VmStatus {
+    let agent = json!({"enabled": true, "ready_timeout_ms": 300_000});
+    let mut spec =
+        json!({"template": "linux-microvm", "agent": agent, "disks": [{"image": "drover-rootfs"}]});
+    for (key, value) in more.as_object().unwrap() {
+        spec[key] = value.clone();
+    }
+    let ask = bus.ask("vm.create", &json!({"name": name, "spec": spec})).id(RequestId::generate());
+    let created = ask.within(Duration::from_secs(100)).get::<ChangeReply>().await;
+    created.unwrap_or_else(|e| panic!("create {name}: {e}"));
+    until_within(BOOT, &format!("the agent of {name}"), async || {
+        bus.status(name).await.ok().filter(|vm| vm.agent.state == AgentState::Ready)
+    })
+    .await
+}
+
+/// The guest `web`, and how it is asked.
+struct Guest(Bus);
+
+impl Guest {
+    async fn exec(&self, script: &str) -> ExecResult {
+        let body = json!({"argv": ["sh", "-c", script]});
+        match self.0.ask("vm.web.guest.exec", &body).id(RequestId::generate()).get().await.unwrap() {
+            ExecReply::Result(result) => result,
+            _ => panic!("neither a stream nor a run was asked for"),
+        }
+    }
+
+    /// What a script prints that must succeed.
+    async fn sh(&self, script: &str) -> String {
+        let done = self.exec(script).await;
+        let text = |blob: Option<drover_schemas::blob::Blob>| {
+            String::from_utf8_lossy(blob.unwrap_or_default().as_slice()).trim_end().to_owned()
+        };
+        assert_eq!(done.exit_code, Some(0), "{script}: {}", text(done.stderr));
+        text(done.stdout)
+    }
+
+    async fn detach(&self, script: &str) -> RequestId {
+        let body = json!({"argv": ["sh", "-c", script], "detach": true});
+        match self.0.ask("vm.web.guest.exec", &body).id(RequestId::generate()).get().await.unwrap() {
+            ExecReply::Run(run) => run.run,
+            _ => panic!("a run was asked for"),
+        }
+    }
+
+    async fn run(&self, run: RequestId) -> Option<RunInfo> {
+        let ask = self.0.ask("vm.web.guest.runs", &json!({"run": run})).within(Duration::from_secs(5));
+        ask.get::<RunsResult>().await.ok()?.runs.pop()
+    }
+
+    /// The agent may be killed by it before it can answer.
+    async fn signal(&self, run: RequestId, signal: Signal) {
+        let body = json!({"run": run, "signal": signal as i32});
+        let ask = self.0.ask("vm.web.guest.kill", &body).id(RequestId::generate());
+        let _ = ask.get::<Empty>().await;
+    }
+
+    async fn change<R: DeserializeOwned>(&self, verb: &str, body: Value) -> R {
+        let ask = self.0.ask(&format!("vm.web.guest.{verb}"), &body).id(RequestId::generate());
+        ask.get().await.unwrap_or_else(|e| panic!("{verb}: {e}"))
+    }
+
+    async fn refused(&self, verb: &str, body: Value, code: ErrorCode) -> drover_schemas::ErrorBody {
+        let ask = self.0.ask(&format!("vm.web.guest.{verb}"), &body).id(RequestId::generate());
+        ask.refused(code).await
+    }
+
+    /// What is frozen, once it is so.
+    async fn until_frozen(&self, what: &str, look: impl Fn(&FrozenResult) -> bool) -> FrozenResult {
+        until_within(WORK, what, async || {
+            let ask = self.0.ask("vm.web.guest.frozen", &json!({})).within(Duration::from_secs(5));
+            ask.get::<FrozenResult>().await.ok().filter(&look)
+        })
+        .await
+    }
+}
+
+/// A command of the command line that must succeed, and what it printed.
+async fn drover(world: &World, args: &[&str]) -> String {
+    let done = world.drover(args).await;
+    assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
+
+async fn json<R: DeserializeOwned>(world: &World, args: &[&str]) -> R {
+    let text = drover(world, &[&["-o", "json"], args].concat()).await;
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
+}
+
+/// Writes to the disk and tells of it where no disk is: one byte each.
+const WRITER: &str = "while :; do echo line >> /mnt/written; printf .; usleep 10000; done";
+/// Kills by signal, as no command can be started while something is frozen: the agent, what keeps the disk frozen,
+/// or both.
+const KILLER: &str = "agent=$1; freezer() { ps -o pid,args | awk '/[e]xe --freeze/ { print $1 }'; }
+    trap 'kill -9 $agent' USR1; trap 'kill -9 $(freezer)' USR2; trap 'kill -9 $agent $(freezer)' HUP
+    while :; do usleep 20000; done";
+/// The agent, and no process that it made of itself.
+const AGENT: &str =
+    r#"ps -o pid,ppid,args | awk '$2 == 1 && $3 == "/sbin/drover-agent" && NF == 3 { print $1 }'"#;
+
+#[test]
+fn a_disk_stands_still_while_it_is_frozen_and_goes_on_whoever_dies() {
+    let test = "a_disk_stands_still_while_it_is_frozen_and_goes_on_whoever_dies";
+    run(test, emulated(), async |world| {
+        let bus = world.bus.clone();
+        boot(&bus, "web", json!({})).await;
+        let guest = Guest(bus.clone());
+        guest.sh("mount /dev/vda /mnt && mkdir -p /etc/drover-agent/freeze.d").await;
+        let hook = "#!/bin/sh\\necho $1 >> /tmp/told\\n";
+        guest
+            .sh(&format!("cd /etc/drover-agent/freeze.d && printf '{hook}' > 10-note && chmod 755 10-note"))
+            .await;
+        let writer = guest.detach(WRITER).await;
+        let written = async || guest.run(writer).await.unwrap().stdout.end;
+        let goes_on = async |what: &str| {
+            let from = until_within(WORK, what, async || guest.run(writer).await).await.stdout.end;
+            // More than the one that was on its way when the disk stood still.
+            until_within(WORK, what, async || {
+                guest.run(writer).await.filter(|run| run.stdout.end > from + 2)
+            })
+            .await;
+        };
+        goes_on("the writer begins").await;
+
+        // Asked for and ended by the command line.
+        let freeze = ["vm", "guest", "freeze", "web", "--timeout", "300", "--mount", "/mnt"];
+        let frozen: FreezeResult = json(world, &freeze).await;
+        assert_eq!(frozen.frozen.len(), 1);
+        assert_eq!((frozen.frozen[0].mount.as_str(), frozen.frozen[0].fs_type.as_str()), ("/mnt", "ext4"));
+        assert_eq!(
+            (frozen.frozen[0].device.as_str(), frozen.hooks.as_slice()),
+            ("/dev/vda", &["10-note".to_owned()][..])
+        );
+        assert!((200_000..=300_000).contains(&frozen.thaws_in_ms), "{frozen:?}");
+        let before = written().await;
+        pass(Duration::from_secs(2)).await;
+        let after = written().await;
+        assert!(after <= before + 1, "the writer wrote {} times to a frozen disk", after - before);
+        let status = drover(world, &["vm", "guest", "frozen", "web"]).await;
+        assert!(status.starts_with("frozen for ") && status.contains("/mnt"), "{status}");
+        // What may write is refused at once, and so is a second freeze; what reads is not.
+        for (verb, body) in [
+            ("exec", json!({"argv": ["true"]})),
+            ("rm", json!({"path": "/mnt/written"})),
+            ("mkdir", json!({"path": "/mnt/new"})),
+        ] {
+            let error = guest.refused(verb, body, ErrorCode::Busy).await;
+            assert_eq!(error.details["cause"], "frozen", "{error:?}");
+            assert!(error.details.contains_key("thaws_in_ms"), "{error:?}");
+        }
+        let error = guest.refused("freeze", json!({}), ErrorCode::Conflict).await;
+        assert_eq!(error.details["cause"], "frozen");
+        drover(world, &["vm", "file", "ls", "web:/mnt"]).await;
+        let thawed: ThawResult = json(world, &["vm", "guest", "thaw", "web"]).await;
+        assert_eq!((thawed.thawed.as_slice(), thawed.by), (&["/mnt".to_owned()][..], ThawedBy::Request));
+        assert!(thawed.frozen_ms >= 2000 && thawed.failed.is_empty() && thawed.hooks_failed.is_empty());
+        goes_on("the writer goes on").await;
+        let error = guest.refused("thaw", json!({}), ErrorCode::Conflict).await;
+        assert_eq!(error.details["cause"], "not_frozen");
+        assert_eq!(guest.sh("cat /tmp/told").await, "freeze\nthaw");
+
+        // Nobody asks for the thaw.
+        guest.change::<FreezeResult>("freeze", json!({"timeout_ms": 1500})).await;
+        let now = guest.until_frozen("its time is over", |now| now.state == FreezeState::Thawed).await;
+        let last = now.last.unwrap();
+        assert_eq!(last.by, ThawedBy::Deadline);
+        assert!((1000..30_000).contains(&last.frozen_ms), "{last:?}");
+        let error = guest.refused("thaw", json!({}), ErrorCode::Conflict).await;
+        assert!(error.message.contains("may be torn"), "{error:?}");
+        goes_on("the writer goes on by itself").await;
+
+        // Nor can they: the daemon is killed.
+        guest.change::<FreezeResult>("freeze", json!({"timeout_ms": 4000})).await;
+        world.kill().await;
+        world.start();
+        world.ready().await;
+        let now =
+            guest.until_frozen("thawed without the daemon", |now| now.state == FreezeState::Thawed).await;
+        assert_eq!(now.last.unwrap().by, ThawedBy::Deadline);
+        goes_on("the writer goes on without the daemon").await;
+
+        // The agent is killed, then what keeps the disk frozen, then both at once. Of minutes that were left none is
+        // needed.
+        for (signal, by) in
+            [(Signal::SIGUSR1, None), (Signal::SIGUSR2, Some(ThawedBy::KeeperLost)), (Signal::SIGHUP, None)]
+        {
+            let agent = guest.sh(AGENT).await;
+            assert!(agent.parse::<u32>().is_ok(), "{agent:?}");
+            let killer = guest.detach(&KILLER.replacen("$1", &agent, 1)).await;
+            let frozen: FreezeResult = guest.change("freeze", json!({"timeout_ms": 300_000})).await;
+            assert_eq!(frozen.frozen.len(), 1);
+            guest.signal(killer, signal).await;
+            let is_over = |now: &FrozenResult| {
+                now.state == FreezeState::Thawed && now.last.as_ref().map(|last| last.by) == by
+            };
+            guest.until_frozen(&format!("thawed after signal {signal}"), is_over).await;
+            goes_on("the writer goes on").await;
+            guest.signal(killer, Signal::SIGKILL).await;
+        }
+
+        // What cannot be is said.
+        let error = guest.refused("freeze", json!({"mounts": ["/nowhere"]}), ErrorCode::NotFound).await;
+        assert!(error.message.contains("/nowhere"), "{error:?}");
+        guest.refused("freeze", json!({"mounts": ["/proc"]}), ErrorCode::InvalidArgument).await;
+        guest.refused("freeze", json!({"timeout_ms": 300_001}), ErrorCode::InvalidArgument).await;
+        guest.sh("echo 'exit 3' >> /etc/drover-agent/freeze.d/10-note").await;
+        let error = guest.refused("freeze", json!({}), ErrorCode::GuestError).await;
+        assert_eq!(error.details["hook"], "10-note");
+        guest.sh("chmod 777 /etc/drover-agent/freeze.d/10-note").await;
+        guest.refused("freeze", json!({}), ErrorCode::PermissionDenied).await;
+        guest.sh("rm /etc/drover-agent/freeze.d/10-note").await;
+
+        // A guest that is switched off goes on first.
+        guest.change::<FreezeResult>("freeze", json!({"timeout_ms": 300_000})).await;
+        let Empty {} = guest.change("shutdown", json!({})).await;
+        until_within(WORK, "the guest is off", async || {
+            bus.status("web").await.ok().filter(|vm| vm.vmm_pid.is_none())
+        })
+        .await;
+        bus.change("web", "delete").await.unwrap();
+    });
+}
+
+#[test]
+fn a_guest_of_processes_says_what_it_cannot_do() {
+    run("a_guest_of_processes_says_what_it_cannot_do", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        bus.up("web").await;
+        let guest = Guest(bus);
+        for verb in ["freeze", "thaw"] {
+            let error = guest.refused(verb, json!({}), ErrorCode::Unsupported).await;
+            assert!(error.message.contains("made of processes"), "{error:?}");
+        }
+        let now: FrozenResult = guest.0.ask("vm.web.guest.frozen", &json!({})).get().await.unwrap();
+        assert_eq!(now, FrozenResult::default());
+    });
+}
