@@ -181,7 +181,7 @@ async fn offer(services: &Shared, request: &ImageShareRequest) -> Result<ImageSh
     let fleet = &services.fleet_images;
     let bytes = image.resolved.size_bytes;
     let offer = Offer { store, path: image.path.clone(), sha256: sha256.clone(), size_bytes: bytes };
-    let meant = refuse_another(fleet, name, &sha256, *replace).await?;
+    let (before, _) = meant(fleet, name, &sha256, *replace).await?;
     let mut uploaded_bytes = place(services, &offer).await.map_err(|e| e.to_body())?;
     let shared = SharedImage {
         name: name.clone(),
@@ -191,23 +191,23 @@ async fn offer(services: &Shared, request: &ImageShareRequest) -> Result<ImageSh
         host: services.host.clone(),
         shared_unix_ms: now_ms(),
     };
-    if meant.is_none_or(|meant| meant.sha256 != sha256) {
+    if before.is_none_or(|before| before.sha256 != sha256) {
         set_name(fleet, &shared, *replace).await?;
     }
     uploaded_bytes += place(services, &offer).await.map_err(|e| e.to_body())?;
     Ok(ImageShareReply { image: shared, uploaded_bytes })
 }
 
-/// What the name means now.
-async fn refuse_another(
+/// What the name means now, and the revision that a change of it states. One that it may not take the place of is
+/// refused.
+async fn meant(
     fleet: &FleetImages,
     name: &Token,
     sha256: &str,
     replace: bool,
-) -> Result<Option<SharedImage>, ErrorBody> {
+) -> Result<(Option<SharedImage>, u64), ErrorBody> {
     let entry = fleet.names.get(name.as_str()).await.map_err(|e| FleetError::Names(e).to_body())?;
-    let meant = entry.value.as_deref().and_then(entry_of);
-    match meant {
+    match entry.value.as_deref().and_then(entry_of) {
         Some(other) if other.sha256 != sha256 && !replace => {
             let text = format!(
                 "the fleet means another content by image {name}, {}; give `replace` to let the name mean this one",
@@ -215,18 +215,17 @@ async fn refuse_another(
             );
             Err(ErrorBody::new(ErrorCode::AlreadyExists, text).with("sha256", other.sha256))
         }
-        meant => Ok(meant),
+        meant => Ok((meant, entry.revision)),
     }
 }
 
+/// Lets the name mean the content, as far as what it means at that very moment allows it.
 async fn set_name(fleet: &FleetImages, shared: &SharedImage, replace: bool) -> Result<(), ErrorBody> {
     let value = codec::encode(shared)
         .map_err(|e| ErrorBody::new(ErrorCode::Internal, format!("the name could not be encoded: {e}")))?;
     for _ in 0..RACES {
-        refuse_another(fleet, &shared.name, &shared.sha256, replace).await?;
-        let name = shared.name.as_str();
-        let revision = fleet.names.get(name).await.map_err(|e| FleetError::Names(e).to_body())?.revision;
-        let put = fleet.names.put(name, value.clone().into(), revision, None, &[]).await;
+        let (_, revision) = meant(fleet, &shared.name, &shared.sha256, replace).await?;
+        let put = fleet.names.put(shared.name.as_str(), value.clone().into(), revision, None, &[]).await;
         if let Written::Done { .. } = put.map_err(|e| FleetError::Names(e).to_body())? {
             return Ok(());
         }
