@@ -22,6 +22,7 @@ pub mod mended;
 pub mod metrics;
 pub mod network;
 pub mod orphans;
+mod page;
 mod pause;
 pub mod quota;
 pub mod rate;

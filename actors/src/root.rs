@@ -203,7 +203,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let load_error =
         |source: journal::JournalError| StartError::Load { path: path.clone(), source: Box::new(source) };
     let events_stream = setup.assets.events_stream();
-    let fleet_images = FleetImages::new(&bus, &bulk, setup.assets.images_bucket());
+    let fleet_images = FleetImages::new(&bus, &bulk, &setup.assets.images_bucket());
     let claims = Claims::new(async_nats::jetstream::new(bus.client.clone()), &setup.assets);
     let states = States::new(async_nats::jetstream::new(bus.client.clone()), &setup.assets.state_bucket());
     let hosts_bucket = setup.assets.hosts_bucket();

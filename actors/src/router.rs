@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::{Client, Message};
-use drover_schemas::body::guest::{ExecReply, ExecRequest, GetRequest, GuestShutdownRequest, PutRequest};
+use drover_schemas::body::guest::{
+    Empty, ExecReply, ExecRequest, GetRequest, GuestShutdownRequest, PutRequest,
+};
 use drover_schemas::body::host::{
     DrainRequest, ForgetRequest, HostsRequest, OrphanRemoveRequest, PlacedRequest,
 };
@@ -448,9 +450,6 @@ fn created_in(request: &Request) -> Option<Token> {
     namespace_of(&request.subject).cloned().or_else(placed)
 }
 
-#[derive(serde::Deserialize)]
-struct Empty {}
-
 /// Encodes a reply in the request's format.
 fn body_of<T: serde::Serialize>(request: &Request, value: &T) -> Answer {
     codec::encode_as(request.format, value)
@@ -487,7 +486,6 @@ fn unknown_verb(subject: &Subject) -> ErrorBody {
     };
     let known = verbs::names(plane);
     let names: Vec<&str> = known.split(", ").collect();
-    let hint =
-        crate::spec::closest(&verb, &names).map(|c| format!("did you mean {c:?}? ")).unwrap_or_default();
+    let hint = crate::spec::hint(&verb, &names);
     ErrorBody::new(ErrorCode::Unsupported, format!("there is no verb {verb:?} here; {hint}known: {known}"))
 }

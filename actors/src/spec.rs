@@ -144,8 +144,7 @@ impl Templates {
     fn get(&self, name: &Token) -> Result<&VmSpec, ErrorBody> {
         self.0.get(name).ok_or_else(|| {
             let known: Vec<&str> = self.0.keys().map(Token::as_str).collect();
-            let hint =
-                closest(name.as_str(), &known).map(|c| format!("did you mean {c:?}? ")).unwrap_or_default();
+            let hint = hint(name.as_str(), &known);
             invalid(
                 "spec.template",
                 format!("there is no template {name:?}; {hint}known: {}", known.join(", ")),
@@ -166,9 +165,14 @@ fn invalid(field: &str, message: impl Into<String>) -> ErrorBody {
     ErrorBody::new(ErrorCode::InvalidArgument, format!("{field}: {}", message.into())).with("field", field)
 }
 
-/// The known name that differs least from `name`, if it is close.
+/// Asks whether the known name was meant that differs least from `name`; nothing if none is close.
 #[must_use]
-pub fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+pub fn hint(name: &str, known: &[&str]) -> String {
+    closest(name, known).map(|meant| format!("did you mean {meant:?}? ")).unwrap_or_default()
+}
+
+/// The known name that differs least from `name`, if it is close.
+fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     known
         .iter()
         .map(|k| (distance(name, k), *k))
@@ -324,7 +328,7 @@ fn image(
     let known = images.names(kind);
     let Some(found) = images.find(reference) else {
         let names: Vec<&str> = known.iter().map(String::as_str).collect();
-        let hint = closest(reference, &names).map(|c| format!("did you mean {c:?}? ")).unwrap_or_default();
+        let hint = hint(reference, &names);
         let shown: String = reference.chars().take(100).collect();
         return Err(ErrorBody::new(
             ErrorCode::NotFound,

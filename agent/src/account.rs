@@ -1,7 +1,8 @@
 //! Users and groups, from `/etc/passwd` and `/etc/group` alone: a static program has no NSS.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 
 use drover_schemas::{ErrorBody, ErrorCode};
 
@@ -82,6 +83,12 @@ pub fn own() -> Account {
         shell: "/bin/sh".to_owned(),
     };
     Account { gid, ..resolve(&uid.to_string()).unwrap_or_else(|_| fallback(uid)) }
+}
+
+/// Whether nobody but these users, one of whom it belongs to, can write a file.
+#[must_use]
+pub fn is_theirs_alone(facts: &Metadata, users: &[u32]) -> bool {
+    users.contains(&facts.uid()) && facts.mode() & 0o022 == 0
 }
 
 /// Puts `names`, by name or number, in the place of an account's further groups.

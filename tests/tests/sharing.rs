@@ -78,6 +78,13 @@ async fn on_the_bus(bus: &Bus) -> u64 {
     ids.iter().map(|(_, chunks): &(String, usize)| *chunks as u64 * 128 * 1024).sum()
 }
 
+/// Kills the daemon of a host, and starts another that takes its place.
+async fn die_and_come_back(host: &mut Node, bus: &Bus) {
+    host.kill().await;
+    host.start();
+    host.ready_on(bus).await;
+}
+
 /// What a host holds of images: contents, and what is on its way.
 fn held(host: &Node) -> (usize, usize, usize) {
     let count = |folder: &str| fs::read_dir(host.state_dir().join("store").join(folder)).unwrap().count();
@@ -221,9 +228,7 @@ fn a_daemon_that_dies_while_images_move_leaves_nothing_half_done() {
             let kills = async {
                 until("so much is sent", async || (on_the_bus(&bus).await >= before + part).then_some(()))
                     .await;
-                host.kill().await;
-                host.start();
-                host.ready_on(&bus).await;
+                die_and_come_back(host, &bus).await;
             };
             let (reply, ()) = tokio::join!(asks, kills);
             assert_eq!(reply.unwrap().image.sha256, image.sha256);
@@ -246,9 +251,7 @@ fn a_daemon_that_dies_while_images_move_leaves_nothing_half_done() {
                     (come >= part || there.exists()).then_some(())
                 })
                 .await;
-                host.kill().await;
-                host.start();
-                host.ready_on(&bus).await;
+                die_and_come_back(host, &bus).await;
             };
             let (reply, ()) = tokio::join!(asks, kills);
             assert_eq!(reply.unwrap().image.sha256, image.sha256);

@@ -121,10 +121,28 @@ impl AssetsConfig {
     /// is its server's to say.
     fn objects(&self) -> stream::Config {
         let bucket = self.images_bucket();
+        let subjects = vec![format!("$O.{bucket}.C.>"), format!("$O.{bucket}.M.>")];
+        self.kept(self.images_stream(), "Contents of shared images", subjects)
+    }
+
+    /// A key-value bucket, written as the stream that it is: history 1, and limit markers from the
+    /// start, because a per-message TTL needs them and a server once lost them when added later.
+    fn bucket(&self, bucket: &str, description: &str) -> stream::Config {
         stream::Config {
-            name: self.images_stream(),
-            description: Some("Contents of shared images".to_owned()),
-            subjects: vec![format!("$O.{bucket}.C.>"), format!("$O.{bucket}.M.>")],
+            max_messages_per_subject: 1,
+            deny_delete: true,
+            allow_message_ttl: true,
+            subject_delete_marker_ttl: Some(Duration::from_secs(30)),
+            ..self.kept(format!("KV_{bucket}"), description, vec![format!("$KV.{bucket}.>")])
+        }
+    }
+
+    /// What stays until somebody takes it away.
+    fn kept(&self, name: String, description: &str, subjects: Vec<String>) -> stream::Config {
+        stream::Config {
+            name,
+            description: Some(description.to_owned()),
+            subjects,
             retention: RetentionPolicy::Limits,
             discard: DiscardPolicy::New,
             storage: StorageType::File,
@@ -140,29 +158,9 @@ impl AssetsConfig {
         }
     }
 
-    /// A key-value bucket, written as the stream that it is: history 1, and limit markers from the
-    /// start, because a per-message TTL needs them and a server once lost them when added later.
-    fn bucket(&self, bucket: &str, description: &str) -> stream::Config {
-        stream::Config {
-            name: format!("KV_{bucket}"),
-            description: Some(description.to_owned()),
-            subjects: vec![format!("$KV.{bucket}.>")],
-            retention: RetentionPolicy::Limits,
-            discard: DiscardPolicy::New,
-            storage: StorageType::File,
-            num_replicas: self.replicas,
-            max_messages_per_subject: 1,
-            max_messages: -1,
-            max_bytes: -1,
-            max_consumers: -1,
-            max_message_size: -1,
-            allow_rollup: true,
-            deny_delete: true,
-            allow_direct: true,
-            allow_message_ttl: true,
-            subject_delete_marker_ttl: Some(Duration::from_secs(30)),
-            ..stream::Config::default()
-        }
+    /// Whether all but the sharing of images works without an asset.
+    fn is_of_images(&self, stream: &str) -> bool {
+        [format!("KV_{}", self.images_bucket()), self.images_stream()].iter().any(|name| name == stream)
     }
 }
 
@@ -237,7 +235,7 @@ pub async fn ensure(js: &Context, config: &AssetsConfig) -> Result<AssetsReport,
                 info
             }
             // A bus of an earlier version that grants hosts nothing of them.
-            Err(error) if stream.ends_with(&config.images_bucket()) => {
+            Err(error) if config.is_of_images(&stream) => {
                 report.without.push(format!("{stream}: {}", chain(&error)));
                 continue;
             }

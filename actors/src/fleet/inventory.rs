@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::{Context, Message};
 use drover_schemas::body::host::{HostClaim, HostEntry, HostRecord};
 use drover_schemas::{Token, codec};
@@ -18,7 +17,7 @@ use tracing::{debug, warn};
 use super::placement::{Candidate, Pending};
 use crate::bus::claims::HOST_TTL;
 use crate::bus::claims::hosts::CLAIM_SUFFIX;
-use crate::bus::claims::kv::is_value;
+use crate::bus::claims::kv::{Kv, is_value};
 use crate::bus::connect::Bus;
 use crate::services::now_ms;
 
@@ -220,14 +219,8 @@ pub async fn watch(inventory: &Inventory, js: &Context, bucket: &str, bus: &Bus)
 }
 
 async fn follow(inventory: &Inventory, js: &Context, bucket: &str, reading: u64) -> Result<(), BoxError> {
-    let stream = js.get_stream(format!("KV_{bucket}")).await?;
-    let prefix = format!("$KV.{bucket}.");
-    let config = pull::OrderedConfig {
-        filter_subject: format!("{prefix}>"),
-        deliver_policy: DeliverPolicy::LastPerSubject,
-        ..pull::OrderedConfig::default()
-    };
-    let mut consumer = stream.create_consumer(config).await?;
+    let hosts = Kv::new(js.clone(), bucket);
+    let mut consumer = hosts.latest(">").await?;
     let mut whole = consumer.info().await?.num_pending == 0;
     if whole {
         inventory.read_whole(reading);
@@ -235,9 +228,7 @@ async fn follow(inventory: &Inventory, js: &Context, bucket: &str, reading: u64)
     let mut messages = consumer.messages().await?;
     while let Some(message) = messages.next().await {
         let message = message?;
-        if let Some((host, change)) =
-            message.subject.strip_prefix(&prefix).and_then(|key| change(key, &message))
-        {
+        if let Some((host, change)) = hosts.key(&message.subject).and_then(|key| change(key, &message)) {
             inventory.apply(&host, change, heard(&message), reading);
         }
         if !whole && message.info()?.pending == 0 {

@@ -31,6 +31,7 @@ use crate::bus::connect::Bus;
 use crate::bus::objects::{CHUNK, Objects};
 use crate::chain;
 use crate::host_log::HostNote;
+use crate::page::cut;
 use crate::services::{Shared, now_ms};
 
 /// How often a compare-and-set is tried anew.
@@ -43,7 +44,6 @@ pub(super) const MAX_ENTRY: usize = 4096;
 /// Where the fleet keeps what it shares.
 #[derive(Debug, Clone)]
 pub struct FleetImages {
-    pub(super) bucket: String,
     pub(super) names: Kv,
     pub(super) objects: Objects,
 }
@@ -51,10 +51,10 @@ pub struct FleetImages {
 impl FleetImages {
     /// `bulk` carries the contents.
     #[must_use]
-    pub fn new(bus: &Bus, bulk: &Bus, bucket: String) -> Self {
-        let names = Kv::new(async_nats::jetstream::new(bus.client.clone()), &bucket);
-        let objects = Objects::new(bulk.client.clone(), &bucket);
-        Self { bucket, names, objects }
+    pub fn new(bus: &Bus, bulk: &Bus, bucket: &str) -> Self {
+        let names = Kv::new(async_nats::jetstream::new(bus.client.clone()), bucket);
+        let objects = Objects::new(bulk.client.clone(), bucket);
+        Self { names, objects }
     }
 }
 
@@ -425,8 +425,6 @@ pub async fn list(services: &Shared, request: &ImagesRequest) -> Result<SharedIm
     let all = services.fleet_images.names.scan(">", later).await;
     let mut images = all.map_err(|e| FleetError::Names(e).to_body())?;
     images.sort_by(|a, b| a.name.cmp(&b.name));
-    let more = images.len() > limit;
-    images.truncate(limit);
-    let next_cursor = images.last().filter(|_| more).map(|last| last.name.to_string());
+    let next_cursor = cut(&mut images, limit, |last| last.name.to_string());
     Ok(SharedImagesReply { images, next_cursor })
 }

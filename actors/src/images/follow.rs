@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use drover_schemas::body::image::{ImagePullRequest, SharedImage};
 use futures_util::StreamExt as _;
 use tracing::{debug, info};
@@ -52,15 +51,7 @@ async fn bring(services: &Shared, bus: &Bus) {
 
 /// Brings each image as its name comes. A failure ends it, for then all names are looked at again.
 async fn bring_all(services: &Shared) -> Result<(), BoxError> {
-    let bucket = &services.fleet_images.bucket;
-    let js = async_nats::jetstream::new(services.client.clone());
-    let stream = js.get_stream_no_info(format!("KV_{bucket}")).await?;
-    let config = pull::OrderedConfig {
-        filter_subject: format!("$KV.{bucket}.>"),
-        deliver_policy: DeliverPolicy::LastPerSubject,
-        ..pull::OrderedConfig::default()
-    };
-    let mut messages = stream.create_consumer(config).await?.messages().await?;
+    let mut messages = services.fleet_images.names.latest(">").await?.messages().await?;
     while let Some(message) = messages.next().await {
         let message = message?;
         let shared = is_value(message.headers.as_ref()).then(|| entry_of(&message.payload)).flatten();

@@ -21,6 +21,7 @@ use super::store::{Named, Store, open_below};
 use super::{Image, digest, fleet, image_of};
 use crate::chain;
 use crate::host_log::HostNote;
+use crate::page::cut;
 use crate::services::{Shared, now_ms};
 
 /// Imports that read and write at once; others wait.
@@ -268,9 +269,7 @@ pub async fn list(services: &Shared, request: &ImagesRequest) -> Result<ImagesRe
         rest.map(|(_, image)| info_of(image, uses.get(&image.resolved.sha256).copied().unwrap_or(0)))
             .collect()
     };
-    let more = images.len() > limit;
-    images.truncate(limit);
-    let next_cursor = images.last().filter(|_| more).map(|last| last.name.clone());
+    let next_cursor = cut(&mut images, limit, |last| last.name.clone());
     let (store_bytes, free_bytes) = match services.images.store.clone() {
         Some(store) => on_store(move || Ok((store.held()?, store.free()?))).await?,
         None => (0, 0),

@@ -14,6 +14,7 @@ use crate::chain;
 use crate::directory::Slot;
 use crate::fleet::forget::forget;
 use crate::host_log::HostNote;
+use crate::page::cut;
 use crate::services::now_ms;
 
 /// Items of one page if the caller does not say.
@@ -117,9 +118,7 @@ fn unreadable(error: &crate::bus::claims::KvError) -> ErrorBody {
 pub(super) fn hosts(router: &Router, body: &HostsRequest) -> HostsReply {
     let limit = body.limit.unwrap_or(PAGE).clamp(1, HOSTS_MAX) as usize;
     let mut hosts = router.services.inventory.page(body.cursor.as_ref(), limit + 1);
-    let more = hosts.len() > limit;
-    hosts.truncate(limit);
-    let next_cursor = hosts.last().filter(|_| more).map(|last| last.host.clone());
+    let next_cursor = cut(&mut hosts, limit, |last| last.host.clone());
     HostsReply { hosts, next_cursor }
 }
 

@@ -48,34 +48,12 @@ impl Router {
                 let body: GuestShutdownRequest = request.decode()?;
                 let link = self.link_for(ns, name, request).await?;
                 guest_calls::shutdown(&link, request.request_id, left, &body).await?;
-                body_of(request, &drover_schemas::body::guest::Empty {})
+                body_of(request, &Empty {})
             }
-            "stat" => {
-                let body: StatRequest = request.decode()?;
-                let link = self.link(ns, name).await?;
-                let stat: FileStat = guest_calls::alike(&link, verb, None, left, &body).await?;
-                body_of(request, &stat)
-            }
-            "ls" => {
-                let body: LsRequest = request.decode()?;
-                let link = self.link(ns, name).await?;
-                let page: LsReply = guest_calls::alike(&link, verb, None, left, &body).await?;
-                body_of(request, &page)
-            }
-            "rm" => {
-                let body: RmRequest = request.decode()?;
-                let link = self.link_for(ns, name, request).await?;
-                let done: drover_schemas::body::guest::Empty =
-                    guest_calls::alike(&link, verb, request.request_id, left, &body).await?;
-                body_of(request, &done)
-            }
-            "mkdir" => {
-                let body: MkdirRequest = request.decode()?;
-                let link = self.link_for(ns, name, request).await?;
-                let done: drover_schemas::body::guest::Empty =
-                    guest_calls::alike(&link, verb, request.request_id, left, &body).await?;
-                body_of(request, &done)
-            }
+            "stat" => self.ask::<StatRequest, FileStat>(ns, name, verb, request).await,
+            "ls" => self.ask::<LsRequest, LsReply>(ns, name, verb, request).await,
+            "rm" => self.change::<RmRequest, Empty>(ns, name, verb, request).await,
+            "mkdir" => self.change::<MkdirRequest, Empty>(ns, name, verb, request).await,
             "freeze" | "thaw" | "frozen" => self.work(ns, name, verb, request).await,
             "exec" => self.exec(ns, name, request, left).await,
             "runs" => {
@@ -87,7 +65,7 @@ impl Router {
                 let body = request.decode()?;
                 let link = self.link_for(ns, name, request).await?;
                 run_calls::kill(&link, request.request_id, left, &body).await?;
-                body_of(request, &drover_schemas::body::guest::Empty {})
+                body_of(request, &Empty {})
             }
             "put" => self.put(ns, name, request).await,
             "pack" => self.pack(ns, name, request, left).await,

@@ -1,4 +1,4 @@
-//! Work that a guest does for its host: verbs whose request and answer agent and client see alike.
+//! Verbs whose request and answer agent and client see alike, such as the work that a guest does for its host.
 
 use drover_schemas::body::guest::Empty;
 use drover_schemas::guest::{FreezeRequest, FreezeResult, FrozenResult, ThawResult};
@@ -17,7 +17,7 @@ impl Router {
     }
 
     /// A verb that changes nothing.
-    async fn ask<Q, A>(&self, ns: &Token, name: &Token, verb: &str, request: &Request) -> Answer
+    pub(super) async fn ask<Q, A>(&self, ns: &Token, name: &Token, verb: &str, request: &Request) -> Answer
     where
         Q: Serialize + DeserializeOwned + Sync,
         A: Serialize + DeserializeOwned,
@@ -30,7 +30,7 @@ impl Router {
     }
 
     /// A verb that changes the guest, which its agent carries out once.
-    async fn change<Q, A>(&self, ns: &Token, name: &Token, verb: &str, request: &Request) -> Answer
+    pub(super) async fn change<Q, A>(&self, ns: &Token, name: &Token, verb: &str, request: &Request) -> Answer
     where
         Q: Serialize + DeserializeOwned + Sync,
         A: Serialize + DeserializeOwned,

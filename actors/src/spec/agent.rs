@@ -6,7 +6,7 @@ use drover_schemas::ErrorBody;
 use drover_schemas::body::spec::AgentSpec;
 use drover_schemas::verbs::{self, Plane, VERBS};
 
-use super::{closest, invalid};
+use super::{hint, invalid};
 
 /// Single values of the request replace the template's; what the template refuses stays refused.
 pub(super) fn resolve(spec: Option<&AgentSpec>, base: Option<&AgentSpec>) -> Result<AgentSpec, ErrorBody> {
@@ -32,7 +32,7 @@ fn check<'a>(field: &str, named: impl IntoIterator<Item = &'a String>) -> Result
     for verb in named {
         if !known.contains(verb.as_str()) {
             let known: Vec<&str> = known.into_iter().collect();
-            let hint = closest(verb, &known).map(|c| format!("did you mean {c:?}? ")).unwrap_or_default();
+            let hint = hint(verb, &known);
             let shown: String = verb.chars().take(40).collect();
             return Err(invalid(
                 field,

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use drover_schemas::body::guest::{
-    ExecReply, ExecRequest, ExecResult, FileResult, GetRequest, GuestShutdownRequest, PingReply, PutRequest,
-    ShutdownMode,
+    Empty, ExecReply, ExecRequest, ExecResult, FileResult, GetRequest, GuestShutdownRequest, PingReply,
+    PutRequest, ShutdownMode,
 };
 use drover_schemas::guest as proto;
 use drover_schemas::{ErrorBody, ErrorCode, RequestId, codec};
@@ -68,9 +68,6 @@ pub async fn ping(link: &Link, left: Duration) -> Result<PingReply, ErrorBody> {
         boot_id: pong.boot_id,
     })
 }
-
-#[derive(Serialize)]
-struct Empty {}
 
 /// `guest.info`
 ///

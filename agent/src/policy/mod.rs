@@ -26,7 +26,7 @@ mod rules;
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -143,8 +143,7 @@ impl Policy {
 
 /// Whether nobody but root, or the agent's own user, can change a file.
 fn owned(facts: &Metadata) -> Result<(), String> {
-    let is_owners = facts.uid() == 0 || facts.uid() == nix::unistd::geteuid().as_raw();
-    if is_owners && facts.mode() & 0o022 == 0 {
+    if account::is_theirs_alone(facts, &[0, nix::unistd::geteuid().as_raw()]) {
         return Ok(());
     }
     Err("must belong to root and be writable by nobody else".to_owned())

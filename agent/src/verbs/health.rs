@@ -7,6 +7,7 @@ use drover_schemas::guest::{DiskUse, HealthResult, HealthStatus};
 use nix::sys::statvfs::statvfs;
 
 use crate::facts::Facts;
+use crate::work::mounts::unescaped;
 
 /// How many file systems are listed at most.
 const MAX_MOUNTS: usize = 64;
@@ -73,7 +74,7 @@ fn disks(mounts: &str) -> Vec<DiskUse> {
             let (device, mount) = (words.next()?, words.next()?);
             // Network file systems are left out: asking a dead server would block the agent.
             let local = mount == "/" || (device.starts_with("/dev/") && seen.insert(device.to_owned()));
-            local.then(|| unescape(mount))
+            local.then(|| unescaped(mount.as_bytes()))
         })
         .take(MAX_MOUNTS)
         .filter_map(|mount| {
@@ -84,11 +85,6 @@ fn disks(mounts: &str) -> Vec<DiskUse> {
             (total_bytes > 0).then_some(DiskUse { mount, total_bytes, free_bytes })
         })
         .collect()
-}
-
-/// `/proc/mounts` writes a space as `\040`.
-fn unescape(text: &str) -> String {
-    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
 fn judge(health: &mut HealthResult, cpus: usize) {
@@ -147,7 +143,7 @@ mod tests {
         assert_eq!(cpu("cpu  10 0 5 80 5 0 0 0 0 0\ncpu0 1"), (150, 1000));
         assert_eq!(cpu(""), (0, 0));
         assert_eq!(load("0.5 0.25 x 1/2 3"), [0.5, 0.25, 0.0]);
-        assert_eq!(unescape("/a\\040b"), "/a b");
+        assert_eq!(unescaped(b"/a\\040b"), "/a b");
         let here = gather(&Facts::gather());
         assert!(here.memory_total_bytes > 0 && here.cpu_total_ms > 0);
         assert!(disks("none / x\nnone / x").len() <= 2);

@@ -17,13 +17,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use drover_schemas::body::guest::Empty;
 use drover_schemas::codec::{self, Format};
 use drover_schemas::guest::{
     Channel, ExecRequest, InfoResult, KillRequest, PingResult, Request, RunsRequest, RunsResult, verb,
 };
 use drover_schemas::{ErrorBody, ErrorCode};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -203,9 +204,6 @@ async fn work(
         )),
     }
 }
-
-#[derive(Serialize, Deserialize)]
-struct Empty {}
 
 /// Starts a detached command. Its end is looked for in its own folder, so nothing ends it here.
 async fn start_run(agent: &Agent, request: &Request, command: ExecRequest, effect: &Effect) -> Outcome {

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +16,8 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
+
+use crate::account;
 
 /// How many there may be.
 const MAX_HOOKS: usize = 32;
@@ -38,9 +40,7 @@ fn name(path: &Path) -> String {
 /// Whether others than root could have put it there.
 fn is_roots(path: &Path) -> io::Result<bool> {
     let meta = fs::symlink_metadata(path)?;
-    Ok(meta.uid() == nix::unistd::geteuid().as_raw()
-        && meta.permissions().mode() & 0o022 == 0
-        && !meta.is_symlink())
+    Ok(!meta.is_symlink() && account::is_theirs_alone(&meta, &[nix::unistd::geteuid().as_raw()]))
 }
 
 impl Hooks {

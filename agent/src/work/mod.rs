@@ -5,7 +5,7 @@ pub mod freeze;
 pub mod freezer;
 mod hooks;
 mod marks;
-mod mounts;
+pub(crate) mod mounts;
 
 use drover_schemas::guest::GuestKind;
 use drover_schemas::{ErrorBody, ErrorCode};

@@ -64,7 +64,8 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     out
 }
 
-fn text(bytes: &[u8]) -> String {
+/// A field of the kernel's lists of mounts, which write a space as `\040`.
+pub(crate) fn unescaped(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&unescape(bytes)).into_owned()
 }
 
@@ -81,7 +82,7 @@ fn line(line: &[u8]) -> Option<Mount> {
     let point = OsString::from_vec(unescape(fields.next()?)).into();
     // Options of the mount and optional fields, up to a lone dash.
     fields.by_ref().find(|field| *field == b"-")?;
-    let (fs_type, source) = (text(fields.next()?), text(fields.next()?));
+    let (fs_type, source) = (unescaped(fields.next()?), unescaped(fields.next()?));
     let writable = fields.next()?.split(|b| *b == b',').any(|option| option == b"rw");
     Some(Mount { id, dev, point, fs_type, source, writable })
 }

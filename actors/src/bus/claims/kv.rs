@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use async_nats::jetstream::Context;
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{Consumer, DeliverPolicy, pull};
 use async_nats::jetstream::context::{GetStreamError, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind};
@@ -108,6 +108,22 @@ impl Kv {
         }
     }
 
+    /// The key that a message of the bucket is about.
+    pub(crate) fn key<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        subject.strip_prefix(self.prefix.as_str())
+    }
+
+    /// The last message of each key that matches `keys`, and then those that follow.
+    pub(crate) async fn latest(&self, keys: &str) -> Result<Consumer<pull::OrderedConfig>, KvError> {
+        let stream = self.js.get_stream(&self.stream).await.map_err(KvError::Bucket)?;
+        let config = pull::OrderedConfig {
+            filter_subject: self.subject(keys),
+            deliver_policy: DeliverPolicy::LastPerSubject,
+            ..pull::OrderedConfig::default()
+        };
+        stream.create_consumer(config).await.map_err(|e| KvError::Scan(e.into()))
+    }
+
     /// Goes once over the values of keys that match `keys`, and keeps what `pick` makes of them: memory is set
     /// aside for that only.
     pub(crate) async fn scan<T>(
@@ -116,24 +132,17 @@ impl Kv {
         mut pick: impl FnMut(&str, &[u8]) -> Option<T>,
     ) -> Result<Vec<T>, KvError> {
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| KvError::Scan(e);
-        let stream = self.js.get_stream(&self.stream).await.map_err(KvError::Bucket)?;
-        let config = pull::OrderedConfig {
-            filter_subject: self.subject(keys),
-            deliver_policy: DeliverPolicy::LastPerSubject,
-            ..pull::OrderedConfig::default()
-        };
-        let mut consumer = stream.create_consumer(config).await.map_err(|e| failed(e.into()))?;
+        let mut consumer = self.latest(keys).await?;
         let waiting = consumer.info().await.map_err(|e| failed(e.into()))?.num_pending;
         let mut kept = Vec::new();
         if waiting == 0 {
             return Ok(kept);
         }
         let mut messages = consumer.messages().await.map_err(|e| failed(e.into()))?;
-        let prefix = self.subject("");
         while let Some(message) = messages.next().await {
             let message = message.map_err(|e| failed(e.into()))?;
             let last = message.info().map_err(failed)?.pending == 0;
-            if let Some(key) = message.subject.strip_prefix(&prefix)
+            if let Some(key) = self.key(&message.subject)
                 && is_value(message.headers.as_ref())
                 && let Some(found) = pick(key, &message.payload)
             {
@@ -154,12 +163,11 @@ impl Kv {
     ) -> Result<Vec<T>, KvError> {
         let stream = self.js.get_stream_no_info(&self.stream).await;
         let stream = stream.map_err(KvError::Bucket)?;
-        let prefix = self.subject("");
         let info = stream.info_with_subjects(self.subject(keys)).await;
         let mut info = info.map_err(|e| KvError::Scan(e.into()))?;
         let mut kept = Vec::new();
         while let Some((subject, _)) = info.try_next().await.map_err(|e| KvError::Scan(e.into()))? {
-            kept.extend(subject.strip_prefix(&prefix).and_then(&mut pick));
+            kept.extend(self.key(&subject).and_then(&mut pick));
         }
         Ok(kept)
     }
