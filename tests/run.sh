@@ -20,8 +20,9 @@
 #                links are cut, servers and daemons killed
 #   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
 #                deadlines, detached ones that outlive the daemon; policies of hosts and guests; disks that are frozen and
-#                thawed, whoever dies meanwhile; on real kernels in QEMU's software emulation; its package and scripts, and
-#                a Debian with systemd and sshd that it is installed in
+#                thawed, whoever dies meanwhile; events that programs of guests publish, whatever breaks on their way; on
+#                real kernels in QEMU's software emulation; its package and scripts, and a Debian with systemd and sshd that
+#                it is installed in
 #   images       files into the store of images, to VMs, to other hosts of the fleet, and away; what is refused; daemons and
 #                servers that die meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
@@ -240,6 +241,7 @@ if wants agent; then
     step agent "shells, commands and runs" real agent 1
     step agent "files" real files 2
     step agent "what a guest is asked for" real policy 2
+    step agent "events from inside" real emit 1
     step agent "work for the host" real work 1
     step agent "a root disk with Debian" debian_disk
     if [ -n "${DROVER_DEBIAN:-}" ]; then

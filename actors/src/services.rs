@@ -32,6 +32,7 @@ use crate::network::NetworkHandle;
 use crate::quota::EventBudget;
 use crate::spec::Templates;
 use crate::stream::Streams;
+use crate::vm::inside::EventLimits;
 
 /// How long a request waits for the assets of the bus.
 const ASSETS_WITHIN: Duration = Duration::from_secs(5);
@@ -70,6 +71,8 @@ pub struct Limits {
     pub first_uid: u32,
     /// How many users the range has.
     pub uids: u32,
+    /// Events that the programs of one guest may publish.
+    pub agent_events: EventLimits,
 }
 
 /// The shared part of a host.

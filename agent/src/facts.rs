@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use drover_schemas::guest::{AgentHello, GuestKind, MAX_STREAMS, verb};
+use drover_schemas::guest::{AgentHello, EVENTS, GuestKind, MAX_STREAMS, verb};
 use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
 
@@ -123,6 +123,7 @@ pub fn capabilities() -> Vec<String> {
         verb::THAW,
         verb::FROZEN,
         verb::SHUTDOWN,
+        EVENTS,
     ];
     verbs.map(str::to_owned).to_vec()
 }

@@ -12,6 +12,7 @@ pub mod command;
 pub mod commands;
 pub mod conn;
 pub mod dedupe;
+pub mod emit;
 pub mod facts;
 pub mod listen;
 pub mod log;
@@ -29,6 +30,8 @@ use tokio::sync::Semaphore;
 
 use crate::commands::Commands;
 use crate::dedupe::Memory;
+use crate::emit::Events;
+use crate::emit::own::Watched;
 use crate::facts::Facts;
 use crate::listen::{AcceptError, Listener};
 use crate::policy::Policy;
@@ -57,6 +60,10 @@ pub struct Agent {
     pub memory: Memory,
     /// Detached commands.
     pub runs: Runs,
+    /// Events from inside.
+    pub events: Arc<Events>,
+    /// What the agent itself looks at.
+    pub watched: Watched,
     /// Streams of all connections.
     pub streams: Arc<Semaphore>,
     /// Files on the way.
@@ -74,15 +81,18 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that knows of no connection and no request yet, but of detached commands of an earlier one.
+    /// An agent that knows of no connection and no request yet, but of detached commands and events of an earlier one.
     #[must_use]
-    pub fn new(facts: Facts, power: Power, runs: Runs) -> Arc<Self> {
+    pub fn new(facts: Facts, power: Power, runs: Runs, events: Arc<Events>) -> Arc<Self> {
         let freezer = Freezer::new(runs.home(), runs.program());
+        let watched = Watched::new(facts.kind, Arc::clone(&events));
         Arc::new(Self {
             facts,
             power,
             memory: Memory::default(),
             runs,
+            events,
+            watched,
             streams: Arc::new(Semaphore::new(MAX_STREAMS_IN_ALL)),
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
             policy: Policy::default(),

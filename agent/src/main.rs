@@ -1,8 +1,13 @@
 //! `drover-agent`: the guest's end of the link to its host.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use drover_agent::emit::own::end::Term;
+use drover_agent::emit::own::oom;
+use drover_agent::emit::socket::EventSocket;
+use drover_agent::emit::{self, Events, socket_beside};
 use drover_agent::facts::Facts;
 use drover_agent::listen::{Address, Listener};
 use drover_agent::log::{self, Level};
@@ -14,10 +19,13 @@ use drover_schemas::guest::{GuestKind, PORT};
 
 const USAGE: &str = "\
 usage: drover-agent [--listen vsock:PORT|unix:PATH] [--run-dir DIR] [--log error|warn|info|debug]
+       drover-agent emit TYPE [--data JSON | KEY=VALUE…] [--wait]   (see emit --help)
+       drover-agent unit-failed UNIT   (for systemd)
 
 Serves the host of this guest: commands, files, facts, power.
   --listen  where (default vsock:1023, for the host alone)
-  --run-dir where detached commands are kept (default /run/drover-agent)
+  --run-dir where detached commands and events are kept (default /run/drover-agent); programs publish events at the
+            socket beside it (/run/drover-agent.sock)
   --log     how much goes to stderr (default info)
   --version prints the version
 
@@ -87,7 +95,32 @@ fn exit_code(result: Result<(), impl std::error::Error + 'static>) -> ExitCode {
     }
 }
 
+/// Takes events of programs, and of the kernel. Without either the rest of the agent works all the same.
+fn watch(facts: &Facts, events: &Arc<Events>, local: &Path) {
+    match EventSocket::bind(local) {
+        Ok(socket) => drop(tokio::spawn(socket.serve(Arc::clone(events)))),
+        Err(error) => log::warn(format_args!("programs cannot publish events: {}", log::chain(&error))),
+    }
+    if facts.kind != GuestKind::Process {
+        let events = Arc::clone(events);
+        tokio::spawn(async move {
+            let all = events.is_new();
+            if let Err(error) = oom::watch(events, all).await {
+                log::warn(format_args!(
+                    "kills for memory are not told: the kernel's messages cannot be read: {error}"
+                ));
+            }
+        });
+    }
+}
+
 fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    match args.next().as_deref() {
+        Some("emit") => return emit::client::main(args),
+        Some("unit-failed") => return emit::client::unit_failed(args),
+        _ => {}
+    }
     let options = match options() {
         Ok(Some(options)) => options,
         Ok(None) => return ExitCode::SUCCESS,
@@ -135,8 +168,18 @@ fn main() -> ExitCode {
             let listener = Listener::bind(&options.listen).map_err(|e| failed(&e))?;
             log::info(format_args!("{} listens on {:?}", env!("CARGO_PKG_VERSION"), options.listen));
             // The program that runs, also after another was put in its place.
+            let events = Events::open(&options.run_dir, &facts.boot_id);
+            let local = socket_beside(&options.run_dir);
             let runs = Runs::new(options.run_dir, "/proc/self/exe".into(), &facts.boot_id);
-            serve(listener, Agent::new(facts, power, runs)).await.map_err(|e| failed(&e))
+            watch(&facts, &events, &local);
+            let term =
+                Term::watch().map_err(|e| log::error(format_args!("cannot watch for SIGTERM: {e}")))?;
+            tokio::select! {
+                served = serve(listener, Agent::new(facts, power, runs, Arc::clone(&events))) => {
+                    served.map_err(|e| failed(&e))
+                }
+                () = term.received(&events) => Ok(()),
+            }
         })
     });
     if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

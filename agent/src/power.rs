@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use drover_schemas::guest::ShutdownMode;
@@ -10,6 +11,8 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::emit::Events;
+use crate::emit::own::end;
 use crate::log;
 
 /// How long init has before the kernel is told directly.
@@ -47,7 +50,12 @@ impl Power {
     ///
     /// # Errors
     /// `unsupported` where the agent must not do this.
-    pub fn begin(self, mode: ShutdownMode, delay: Duration) -> Result<&'static str, ErrorBody> {
+    pub fn begin(
+        self,
+        mode: ShutdownMode,
+        delay: Duration,
+        events: Arc<Events>,
+    ) -> Result<&'static str, ErrorBody> {
         let method = match self {
             Self::Nobody => {
                 return Err(ErrorBody::new(
@@ -63,6 +71,7 @@ impl Power {
         };
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
+            events.end(end::by_host(mode)).await;
             log::info(format_args!("shutdown ({mode:?}) by {method}"));
             self.ask(mode);
             if self == Self::Guest {

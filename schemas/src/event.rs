@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::body::status::Cause;
 use crate::error::ErrorBody;
+use crate::guest::event::{EventData, EventType};
 use crate::id::{RequestId, VmId};
 use crate::state::VmState;
 use crate::token::Token;
@@ -43,9 +44,9 @@ pub enum VmEventKind {
     Rebooted,
     /// The guest's kernel panicked.
     Panic,
-    /// The link to the agent changed.
+    /// Something happened inside the guest (`agent_event` says what), or the link to the agent changed (`cause`).
     Agent,
-    /// Events of the guest's programs were dropped by the quota.
+    /// Events of the guest's programs were dropped: `dropped` says how many, and why.
     AgentDropped,
     /// A kind that this reader does not know.
     #[serde(other)]
@@ -116,6 +117,74 @@ pub struct VmEvent {
     /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
+    /// What a program of the guest, or its agent, has published, for `agent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_event: Option<AgentEvent>,
+    /// What was dropped since the last event of its kind, for `agent-dropped`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<DroppedEvents>,
+}
+
+/// An event from inside a guest. The guest says all of it: who it is of is as true as its kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentEvent {
+    /// What happened; what begins with `drover.` is said by the agent itself.
+    #[serde(rename = "type")]
+    pub kind: EventType,
+    /// User of the process that published it.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its process id.
+    pub pid: u32,
+    /// When, by the guest's clock.
+    pub time_unix_ms: u64,
+    /// What the publisher says about it.
+    #[serde(default)]
+    pub data: EventData,
+}
+
+/// Events of a guest that were dropped, by the reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct DroppedEvents {
+    /// All of them.
+    pub count: u64,
+    /// More or larger ones than the quota of the VM allows.
+    pub quota: u64,
+    /// What cannot be read: a type that is none, data that is none or too long.
+    pub malformed: u64,
+    /// More at once than an agent may send before they are acknowledged: not one of ours does so.
+    pub window: u64,
+    /// Refused by the agent in the guest, beyond its quota for a user or for all, or as too many waited for the host.
+    pub guest: u64,
+}
+
+impl DroppedEvents {
+    /// Adds others.
+    pub const fn add(&mut self, other: Self) {
+        self.quota = self.quota.saturating_add(other.quota);
+        self.malformed = self.malformed.saturating_add(other.malformed);
+        self.window = self.window.saturating_add(other.window);
+        self.guest = self.guest.saturating_add(other.guest);
+        let (some, rest) =
+            (self.quota.saturating_add(self.malformed), self.window.saturating_add(self.guest));
+        self.count = some.saturating_add(rest);
+    }
+}
+
+impl std::fmt::Display for DroppedEvents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts = [
+            (self.quota, "beyond the quota of the VM"),
+            (self.malformed, "could not be read"),
+            (self.window, "more at once than an agent may send"),
+            (self.guest, "refused by the agent"),
+        ];
+        let parts = parts.into_iter().filter(|(count, _)| *count > 0);
+        let parts: Vec<String> = parts.map(|(count, why)| format!("{count} {why}")).collect();
+        write!(f, "{} events of the guest were dropped: {}", self.count, parts.join(", "))
+    }
 }
 
 /// Kinds of host events; the last token of the subject.

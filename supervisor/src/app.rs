@@ -275,6 +275,7 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
             quarantine,
             first_uid: config.capacity.first_uid,
             uids: config.capacity.uids,
+            agent_events: config.agent_events.limits(),
         },
         totals: Totals {
             cpus: cpus(config.capacity.cpu_ratio),

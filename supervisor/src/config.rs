@@ -23,7 +23,7 @@ mod images;
 mod quotas;
 
 pub use images::ImagesConfig;
-pub use quotas::QuotasConfig;
+pub use quotas::{AgentEventsConfig, QuotasConfig};
 
 /// Where the configuration is looked for if nobody says.
 pub const DEFAULT_PATH: &str = "/etc/drover/host.yaml";
@@ -62,6 +62,8 @@ pub struct HostConfig {
     pub capacity: CapacityConfig,
     /// What one namespace may have of it.
     pub quotas: QuotasConfig,
+    /// Events that the programs of one guest may publish.
+    pub agent_events: AgentEventsConfig,
     /// Commands, consoles and files that clients have open.
     pub streams: StreamsConfig,
     /// What becomes of VMs when the daemon is stopped in order.
@@ -206,6 +208,7 @@ impl Default for HostConfig {
             vmm: VmmConfig::default(),
             capacity: CapacityConfig::default(),
             quotas: QuotasConfig::default(),
+            agent_events: AgentEventsConfig::default(),
             streams: StreamsConfig::default(),
             shutdown: ShutdownConfig::default(),
             admin: None,
@@ -461,6 +464,7 @@ mod tests {
         assert_eq!(shipped.streams.peer_timeout_s, default.streams.peer_timeout_s);
         assert_eq!(shipped.shutdown.vms, default.shutdown.vms);
         assert_eq!(shipped.quotas.quotas(), default.quotas.quotas());
+        assert_eq!(shipped.agent_events.limits(), default.agent_events.limits());
         assert_eq!(shipped.events.outbox, default.events.outbox);
         assert_eq!(shipped.shutdown.timeout_s, default.shutdown.timeout_s);
     }

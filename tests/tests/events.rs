@@ -34,6 +34,8 @@ fn event(number: u64) -> VmEvent {
         last: false,
         step: None,
         cause: None,
+        agent_event: None,
+        dropped: None,
     }
 }
 

@@ -18,6 +18,7 @@ use crate::journal::{Batch, RequestRow, RequestState, VmRow};
 use crate::manager::ManagerMsg;
 use crate::services::now_ms;
 use crate::vm::actor::outcome_result;
+use crate::vm::inside::InsideRow;
 use crate::vm::machine::Machine;
 use crate::vm::prepare::prepare;
 use crate::vm::row::Live;
@@ -176,6 +177,7 @@ impl Creator {
             released: false,
             previous: claim.previous.clone(),
             quarantined: None,
+            inside: InsideRow::default(),
         }
     }
 }

@@ -33,7 +33,8 @@ impl LastError {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set(&self, error: LinkError) {
+    /// Notes the reason.
+    pub fn set(&self, error: LinkError) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 }

@@ -83,6 +83,12 @@ pub enum LinkError {
         /// Which frame.
         frame: &'static str,
     },
+    /// The agent sent more events than it may before they are acknowledged.
+    #[error("the agent flooded the host with events: {beyond} more than it may send at once")]
+    Flood {
+        /// How many were too many.
+        beyond: u64,
+    },
     /// The agent answered no heartbeat.
     #[error("the agent was silent for {after_ms} ms")]
     Silent {

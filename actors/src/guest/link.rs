@@ -8,7 +8,7 @@ use bytes::Bytes;
 use drover_schemas::RequestId;
 use drover_schemas::guest::wire::{self, Decoder};
 use drover_schemas::guest::{
-    AgentFrame, AgentHello, HostFrame, HostHello, PORT, PROTO_MAX, PROTO_MIN, Request,
+    AgentFrame, AgentHello, EVENTS, HostFrame, HostHello, PORT, PROTO_MAX, PROTO_MIN, Request,
 };
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
@@ -41,7 +41,7 @@ impl Default for HelloInfo {
     fn default() -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: Vec::new(),
+            features: vec![EVENTS.to_owned()],
             heartbeat: Duration::from_secs(30),
             patience: Duration::from_secs(10),
         }
@@ -147,6 +147,10 @@ impl Link {
 
     pub(super) fn shared(&self) -> &Shared {
         &self.0.shared
+    }
+
+    pub(super) fn share(&self) -> Arc<Shared> {
+        Arc::clone(&self.0.shared)
     }
 
     /// The agent's greeting.

@@ -17,6 +17,7 @@
 mod dial;
 mod error;
 mod ids;
+mod inbox;
 mod link;
 mod stream;
 mod table;
@@ -25,6 +26,7 @@ mod task;
 pub use dial::{LastError, connect_when_ready, dial};
 pub use error::{CallError, LinkError};
 pub use ids::GuestIds;
+pub use inbox::{EventBatch, EventReader};
 pub use link::{HelloInfo, Link, Open, on_behalf_of};
 pub use stream::{GuestStream, StreamEvent};
 

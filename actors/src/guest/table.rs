@@ -13,6 +13,7 @@ use drover_schemas::guest::{
 use tokio::sync::Notify;
 
 use super::error::LinkError;
+use super::inbox::{Inbox, MAX_BEYOND};
 
 /// Data frames that may wait to be written.
 const MAX_BULK: usize = 4;
@@ -71,6 +72,10 @@ pub(super) struct State {
     bulk: VecDeque<Bytes>,
     pongs: VecDeque<Bytes>,
     credits: BTreeMap<(u32, Channel), u64>,
+    /// Events of the guest that nobody has taken yet.
+    pub(super) inbox: Inbox,
+    /// The latest acknowledgement of events; it holds for those before it.
+    ack: Option<Bytes>,
     /// Frames of later versions that were ignored.
     pub(super) unknown: u64,
     /// Why the link has ended.
@@ -85,6 +90,8 @@ pub(super) struct Shared {
     pub(super) wake: Notify,
     /// For everyone else: there is room for bulk, or the end.
     pub(super) changed: Notify,
+    /// For the reader of events: there are some, or the end.
+    pub(super) events: Notify,
 }
 
 impl Shared {
@@ -101,6 +108,7 @@ impl Shared {
             state.control.clear();
             state.bulk.clear();
             state.pongs.clear();
+            state.ack = None;
             for entry in state.streams.values_mut() {
                 entry.end.get_or_insert_with(|| Err(reason.clone().into()));
                 entry.changed.notify_waiters();
@@ -108,6 +116,7 @@ impl Shared {
         }
         self.changed.notify_waiters();
         self.wake.notify_one();
+        self.events.notify_one();
     }
 }
 
@@ -217,9 +226,17 @@ impl State {
         self.control.extend(write(&HostFrame::Ping(Ping { nonce })).ok());
     }
 
+    /// Answers events.
+    pub(super) fn acknowledge(&mut self, ack: Bytes) {
+        if self.closed.is_none() {
+            self.ack = Some(ack);
+        }
+    }
+
     /// The bytes to write next: control before credit before bulk.
     pub(super) fn next(&mut self) -> Option<Bytes> {
-        if let Some(bytes) = self.control.pop_front().or_else(|| self.pongs.pop_front()) {
+        let answer = |state: &mut Self| state.pongs.pop_front().or_else(|| state.ack.take());
+        if let Some(bytes) = self.control.pop_front().or_else(|| answer(self)) {
             return Some(bytes);
         }
         if let Some(((stream, ch), limit)) = self.credits.pop_first() {
@@ -277,7 +294,11 @@ impl State {
                 }
                 Ok(())
             }
-            AgentFrame::Pong(_) | AgentFrame::Event(_) => Ok(()),
+            AgentFrame::Event(event) => match self.inbox.push(event) {
+                Err(beyond) if beyond > MAX_BEYOND => Err(LinkError::Flood { beyond }),
+                _ => Ok(()),
+            },
+            AgentFrame::Pong(_) => Ok(()),
             AgentFrame::Unknown => {
                 self.unknown += 1;
                 Ok(())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
+use drover_schemas::guest::AgentFrame;
 use drover_schemas::guest::wire::Decoder;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -127,7 +128,11 @@ impl Task {
 
     fn take_frames(&mut self) -> Result<(), LinkError> {
         while let Some(frame) = self.decoder.frame().map_err(|e| LinkError::Wire { source: Arc::new(e) })? {
+            let is_event = matches!(frame, AgentFrame::Event(_));
             self.shared.state().take(frame)?;
+            if is_event {
+                self.shared.events.notify_one();
+            }
         }
         Ok(())
     }

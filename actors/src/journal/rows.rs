@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use crate::bus::claims::Previous;
 use crate::network::NicLease;
+use crate::vm::inside::InsideRow;
 use drover_schemas::blob::Blob;
 use drover_schemas::body::spec::ResolvedSpec;
 use drover_schemas::body::status::Cause;
@@ -80,6 +81,9 @@ pub struct VmRow {
     /// It is not this host's any more, for this reason; nothing is done for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantined: Option<String>,
+    /// Its events from inside.
+    #[serde(default)]
+    pub inside: InsideRow,
 }
 
 /// An operation that a restart of the daemon has to finish or undo.

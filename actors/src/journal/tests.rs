@@ -62,6 +62,7 @@ pub(crate) fn vm(id: u128, name: &str, seq: u64) -> VmRow {
         released: false,
         previous: Vec::new(),
         quarantined: None,
+        inside: Default::default(),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::directory::Directory;
 use crate::hypervisor::process::LaunchRecord;
 use crate::journal::VmRow;
 use crate::services::{Services, now_ms};
+use crate::vm::inside::InsideRow;
 use crate::vm::machine::Effect;
 use crate::vm::prepare::prepare;
 use crate::vm::row::{Live, machine_of};
@@ -147,5 +148,6 @@ fn row_of(record: &LaunchRecord, claim: &Claim, last: Option<&VmEvent>) -> Resul
         released: false,
         previous: claim.previous.clone(),
         quarantined: None,
+        inside: InsideRow::default(),
     })
 }

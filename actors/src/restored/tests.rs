@@ -38,6 +38,8 @@ fn event(id: u128, seq: u64, state: VmState, last: bool) -> (VmEvent, u64) {
         last,
         step: None,
         cause: None,
+        agent_event: None,
+        dropped: None,
     };
     (event, 100 + seq)
 }

@@ -209,7 +209,10 @@ pub async fn history(services: &Services, ns: &Token, name: &Token) -> Result<Ve
 }
 
 fn sentence(event: &VmEvent) -> String {
-    let why = event.cause.as_ref().map(|c| format!(": {}", c.message)).unwrap_or_default();
+    let said = event.agent_event.as_ref().map(|said| said.kind.to_string());
+    let why =
+        event.cause.as_ref().map(|c| c.message.clone()).or(said).or(event.dropped.map(|d| d.to_string()));
+    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
     format!("{} #{} {} {}{why}", rfc3339(event.time_unix_ms), event.seq, event.kind.as_str(), event.state)
 }
 

@@ -110,6 +110,7 @@ impl Router {
             released: false,
             previous: Vec::new(),
             quarantined: None,
+            inside: Default::default(),
         };
         Ok(ValidateReply { spec, vmm_config: config_text(&self.services, &example) })
     }

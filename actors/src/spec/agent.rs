@@ -3,16 +3,21 @@
 use std::collections::BTreeSet;
 
 use drover_schemas::ErrorBody;
-use drover_schemas::body::spec::AgentSpec;
+use drover_schemas::body::spec::{AgentEventsSpec, AgentSpec};
 use drover_schemas::verbs::{self, Plane, VERBS};
 
 use super::{hint, invalid};
+
+/// The most events of a guest's programs, and bytes of them, that a spec may ask for.
+const MAX_EVENTS: u64 = 100_000;
+const MAX_EVENT_BYTES: u64 = 64 << 20;
 
 /// Single values of the request replace the template's; what the template refuses stays refused.
 pub(super) fn resolve(spec: Option<&AgentSpec>, base: Option<&AgentSpec>) -> Result<AgentSpec, ErrorBody> {
     for said in [spec, base].into_iter().flatten() {
         check("spec.agent.allow", said.allow.iter().flatten())?;
         check("spec.agent.deny", &said.deny)?;
+        check_events(&said.events)?;
     }
     let mut agent = spec.or(base).cloned().unwrap_or_default();
     if let Some(base) = base {
@@ -38,6 +43,20 @@ fn check<'a>(field: &str, named: impl IntoIterator<Item = &'a String>) -> Result
                 field,
                 format!("{shown:?} is no verb of a guest; {hint}known: {}", verbs::names(Plane::VmGuest)),
             ));
+        }
+    }
+    Ok(())
+}
+
+fn check_events(events: &AgentEventsSpec) -> Result<(), ErrorBody> {
+    let limits = [
+        ("per_second", events.per_second.map(u64::from), MAX_EVENTS),
+        ("burst", events.burst.map(u64::from), MAX_EVENTS),
+        ("bytes_per_second", events.bytes_per_second, MAX_EVENT_BYTES),
+    ];
+    for (field, asked, most) in limits {
+        if asked.is_some_and(|asked| asked > most) {
+            return Err(invalid(&format!("spec.agent.events.{field}"), format!("use 0 to {most}")));
         }
     }
     Ok(())
@@ -69,6 +88,15 @@ mod tests {
         assert_eq!(resolved, agent(Some(&["ping"]), &["exec", "put"]));
         let resolved = resolve(Some(&asked), None).unwrap();
         assert_eq!(resolved, agent(Some(&["get", "ping", "put"]), &["exec"]));
+    }
+
+    #[test]
+    fn events_have_a_limit_that_can_be_meant() {
+        let asks = |events| resolve(Some(&AgentSpec { events, ..AgentSpec::default() }), None);
+        let some = AgentEventsSpec { per_second: Some(0), burst: Some(100_000), bytes_per_second: Some(1) };
+        assert_eq!(asks(some.clone()).unwrap().events, some);
+        let error = asks(AgentEventsSpec { burst: Some(100_001), ..AgentEventsSpec::default() }).unwrap_err();
+        assert_eq!(error.details["field"], "spec.agent.events.burst");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, error, info, info_span, warn};
 
+use super::inside::Allowance;
 use super::machine::{Context, Effect, Input, Machine, Op, Report, Task};
 use super::message::{ChangeSender, View, VmMsg};
 use super::prepare::{bound_row, prepare, push_request, reply};
@@ -36,8 +37,11 @@ use crate::manager::ManagerMsg;
 use crate::services::{Shared, now_ms};
 use crate::trace;
 
+mod inside;
 mod requests;
 
+pub(super) use inside::carry;
+pub use inside::{Taken, TakenSender};
 pub use requests::{Remembered, adopting, name_reused, other_body, outcome_result, remembered};
 
 /// Pause before an input whose commit failed is tried again.
@@ -87,6 +91,10 @@ pub struct VmActorState {
     reboots: u32,
     /// `traceparent` of the request that is being worked on.
     trace: Option<String>,
+    /// What of its quota the guest's programs have left; all of it before their first event.
+    allowance: Option<Allowance>,
+    /// It will be told what was dropped of their events.
+    telling: bool,
 }
 
 impl Actor for VmActor {
@@ -94,10 +102,10 @@ impl Actor for VmActor {
     type State = VmActorState;
     type Arguments = VmArgs;
 
-    async fn pre_start(&self, _: VmRef, args: VmArgs) -> Result<VmActorState, ActorProcessingErr> {
+    async fn pre_start(&self, myself: VmRef, args: VmArgs) -> Result<VmActorState, ActorProcessingErr> {
         let span = info_span!(target: trace::LOG_ONLY, "vm", vm_id = %args.row.vm_id, ns = %args.row.namespace, vm = %args.row.name);
         let machine = machine_of(&args.row);
-        Ok(VmActorState {
+        let mut state = VmActorState {
             services: args.services,
             manager: args.manager,
             row: args.row,
@@ -114,7 +122,11 @@ impl Actor for VmActor {
             span,
             reboots: 0,
             trace: None,
-        })
+            allowance: None,
+            telling: false,
+        };
+        state.tell_dropped_later(&myself);
+        Ok(state)
     }
 
     async fn handle(
@@ -212,6 +224,10 @@ impl VmActorState {
             VmMsg::HostStopping { grace_ms } => {
                 self.happened(myself, Input::HostStopping { grace_ms }).await;
             }
+            VmMsg::Inside { batch, reply } => {
+                let _ = reply.send(self.on_inside(myself, &batch).await);
+            }
+            VmMsg::TellDropped => self.on_tell_dropped(myself).await,
             VmMsg::Retry(input) => self.happened(myself, input).await,
             VmMsg::Finalised => self.on_finalised(myself).await,
         }

@@ -1,15 +1,18 @@
 //! What an actor of a VM is told.
 
+use std::sync::Arc;
+
 use drover_schemas::body::status::{Cause, VmStatus};
 use drover_schemas::body::vm::{ChangeReply, Wait};
 use drover_schemas::state::Verb;
 use drover_schemas::{ErrorBody, RequestId, VmId};
 use tokio::sync::oneshot;
 
+use super::actor::TakenSender;
 use super::machine::{Effect, Input, Machine};
 use super::row::Live;
 use super::tasks::{Run, TaskEnd};
-use crate::guest::Link;
+use crate::guest::{EventBatch, Link};
 use crate::hypervisor::record::ExitRecord;
 use crate::ingress::permits::Permit;
 use crate::journal::VmRow;
@@ -138,6 +141,15 @@ pub enum VmMsg {
         /// Which.
         generation: u64,
     },
+    /// The guest's programs, or its agent, say something.
+    Inside {
+        /// What.
+        batch: Arc<EventBatch>,
+        /// Gets the outcome.
+        reply: TakenSender,
+    },
+    /// It is time to tell how many events were dropped.
+    TellDropped,
     /// An input whose commit failed is tried again.
     Retry(Input),
     /// The name is free and the last event is stored.

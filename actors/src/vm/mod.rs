@@ -7,6 +7,7 @@
 pub mod actor;
 pub mod explain;
 pub mod guest_calls;
+pub mod inside;
 mod laps;
 pub mod machine;
 pub mod message;

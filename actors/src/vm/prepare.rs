@@ -77,20 +77,15 @@ pub fn prepare(
 fn draft_of(effect: &Effect, next: &Machine) -> Option<EventDraft> {
     match effect {
         Effect::Event { kind, previous, state, cause, request_id } => Some(EventDraft {
-            kind: *kind,
-            previous: Some(*previous),
-            state: *state,
             cause: cause.clone(),
             request_id: *request_id,
-            last: false,
+            ..EventDraft::new(*kind, Some(*previous), *state)
         }),
         Effect::Gone { op } => Some(EventDraft {
-            kind: VmEventKind::State,
-            previous: Some(next.state),
-            state: VmState::Deleting,
             cause: Some(Cause::new(CauseKind::UserDelete, "nothing of the VM is left")),
             request_id: op.as_ref().and_then(|op| op.request_id),
             last: true,
+            ..EventDraft::new(VmEventKind::State, Some(next.state), VmState::Deleting)
         }),
         Effect::Finish(..) | Effect::Run(_) | Effect::Cancel | Effect::Backoff { .. } => None,
     }

@@ -1,7 +1,7 @@
 //! Between the machine, the journal's row and the status that clients see: pure.
 
 use drover_schemas::body::status::{AgentState, AgentStatus, Cause, NicStatus, VmStatus};
-use drover_schemas::event::{VmEvent, VmEventKind};
+use drover_schemas::event::{AgentEvent, DroppedEvents, VmEvent, VmEventKind};
 use drover_schemas::state::VmState;
 use drover_schemas::subject::{Subject, Subjects};
 use drover_schemas::{RequestId, Token, codec};
@@ -80,6 +80,7 @@ pub fn status(host: &Token, row: &VmRow, machine: &Machine, live: &Live, with_sp
         Some((version, boot_id)) => (Some(version.clone()), Some(boot_id.clone())),
         None => (None, None),
     };
+    let dropped_events = Some(row.inside.dropped).filter(|dropped| dropped.count > 0);
     let last_error = live.last_error.as_ref().and_then(LastError::get).map(|e| chain(&e).to_string());
     VmStatus {
         namespace: row.namespace.clone(),
@@ -97,7 +98,7 @@ pub fn status(host: &Token, row: &VmRow, machine: &Machine, live: &Live, with_sp
         state_since_unix_ms: row.state_since_unix_ms,
         operation: machine.operation(),
         cause: machine.cause.clone(),
-        agent: AgentStatus { state: machine.agent, version, boot_id, last_error },
+        agent: AgentStatus { state: machine.agent, version, boot_id, last_error, dropped_events },
         nics: nics(row),
         vmm_pid: live.pid,
         restarts: u32::try_from(machine.restarts.len()).unwrap_or(u32::MAX),
@@ -128,6 +129,27 @@ pub struct EventDraft {
     pub request_id: Option<RequestId>,
     /// The VM is gone with it.
     pub last: bool,
+    /// What the guest says.
+    pub agent_event: Option<AgentEvent>,
+    /// What of that was dropped.
+    pub dropped: Option<DroppedEvents>,
+}
+
+impl EventDraft {
+    /// Of the VM's own, without a cause.
+    #[must_use]
+    pub const fn new(kind: VmEventKind, previous: Option<VmState>, state: VmState) -> Self {
+        Self {
+            kind,
+            previous,
+            state,
+            cause: None,
+            request_id: None,
+            last: false,
+            agent_event: None,
+            dropped: None,
+        }
+    }
 }
 
 /// The key of a VM in the buckets.
@@ -163,6 +185,8 @@ pub fn outbox_row(
         last: draft.last,
         step: None,
         cause: draft.cause.clone(),
+        agent_event: draft.agent_event.clone(),
+        dropped: draft.dropped,
     };
     let kind = Token::new(draft.kind.as_str()).unwrap_or_else(|_| row.name.clone());
     let subject = Subject::VmEvent { ns: row.namespace.clone(), name: row.name.clone(), kind };

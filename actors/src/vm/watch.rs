@@ -13,12 +13,12 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::actor::VmRef;
+use super::actor::{VmRef, carry};
 use super::machine::Input;
 use super::message::VmMsg;
 use super::tasks::Run;
 use crate::chain;
-use crate::guest::{HelloInfo, LastError, connect_when_ready};
+use crate::guest::{HelloInfo, LastError, LinkError, connect_when_ready};
 use crate::hypervisor::api::VmmState;
 use crate::hypervisor::events::{EventKind, EventTail};
 use crate::hypervisor::run_dir::RunDir;
@@ -27,6 +27,8 @@ use crate::hypervisor::run_dir::RunDir;
 const INFO_EVERY: Duration = Duration::from_secs(60);
 /// How long one attempt after the first success may take before another begins.
 const RECONNECT: Duration = Duration::from_secs(60);
+/// Pause before an agent that flooded the host is heard again.
+const AFTER_FLOOD: Duration = Duration::from_secs(5);
 /// How much of the console goes into the evidence of a boot without an agent.
 const CONSOLE_TAIL: usize = 4096;
 
@@ -176,18 +178,26 @@ async fn keep(
     loop {
         match connect_when_ready(&socket, &info, &cancel, patience, &last_error).await {
             Ok((link, _)) => {
-                let closed = link.closed();
+                let (closed, events) = (link.closed(), link.events());
                 if vm.cast(VmMsg::LinkUp { generation, link }).is_err() {
                     return;
                 }
+                // Until the link ends: a guest that is asked to go still has something to say.
+                let teller = vm.clone();
+                tokio::spawn(async move { carry(&teller, &events).await });
                 let reason = closed.await;
                 reported = false;
+                let flood = matches!(reason, LinkError::Flood { .. });
+                last_error.set(reason.clone());
                 let cause = Cause::new(
                     CauseKind::AgentLost,
                     format!("the link to the agent ended: {}", chain(&reason)),
                 );
                 if vm.cast(VmMsg::LinkDown { generation, cause }).is_err() {
                     return;
+                }
+                if flood {
+                    tokio::time::sleep(AFTER_FLOOD).await;
                 }
             }
             Err(error) => {

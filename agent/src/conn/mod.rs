@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use drover_schemas::guest::wire::{Decoder, WireError};
 use drover_schemas::guest::{
-    AgentFrame, Bye, HELLO_TIMEOUT_MS, HostFrame, HostHello, MAX_STREAMS, PROTO_MAX, PROTO_MIN, Pong,
+    AgentFrame, Bye, EVENTS, HELLO_TIMEOUT_MS, HostFrame, HostHello, MAX_STREAMS, PROTO_MAX, PROTO_MIN, Pong,
     Request, SILENCE_MS,
 };
 use drover_schemas::{ErrorBody, ErrorCode};
@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 pub use self::outbox::Outbox;
 pub use self::stream::{Ending, Steer, Stream};
+use crate::emit::send::Sending;
 use crate::listen::Socket;
 use crate::{Agent, log, verbs};
 
@@ -166,9 +167,12 @@ async fn converse(
     greeting.allowed = agent.policy.allowed(&greeting.capabilities);
     outbox.control(&AgentFrame::Hello(greeting));
 
+    let takes_events = hello.features.iter().any(|feature| feature == EVENTS);
+    let _sending = takes_events.then(|| Sending::start(&agent.events, outbox));
     let silence = Duration::from_millis(SILENCE_MS);
     let mut unknown = 0u64;
     while let Some(frame) = frames.next(silence).await? {
+        agent.watched.awake();
         match frame {
             HostFrame::Req(request) => open(request, agent, outbox, streams)?,
             // Frames of streams that have just ended are normal: the answer was on its way.
@@ -195,6 +199,7 @@ async fn converse(
                 }
             }
             HostFrame::Ping(ping) => outbox.control(&AgentFrame::Pong(Pong { nonce: ping.nonce })),
+            HostFrame::EventAck(ack) => agent.events.acknowledge(&ack.log, ack.n),
             HostFrame::Pong(_) => {}
             HostFrame::Bye(_) => return Ok(()),
             HostFrame::Hello(_) => return Err(ConnError::Greeting),

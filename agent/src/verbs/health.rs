@@ -36,6 +36,11 @@ pub(super) fn gather(facts: &Facts) -> HealthResult {
     health
 }
 
+/// Local file systems and how full they are.
+pub(crate) fn local_disks() -> Vec<DiskUse> {
+    disks(&fs::read_to_string("/proc/mounts").unwrap_or_default())
+}
+
 /// `/proc/meminfo` in bytes.
 pub(super) fn meminfo() -> HashMap<String, u64> {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();

@@ -13,6 +13,8 @@ mod put;
 mod shutdown;
 mod tree;
 
+pub(crate) use health::local_disks;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 

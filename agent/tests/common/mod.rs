@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use drover_agent::emit::Events;
 use drover_agent::facts::Facts;
 use drover_agent::power::Power;
 use drover_agent::runs::Runs;
@@ -33,7 +34,9 @@ pub fn agent() -> Arc<Agent> {
     let facts =
         Facts { kind: GuestKind::Vm, boot_id: "b".into(), instance: "i".into(), booted_unix_ms: None };
     let runs = Runs::new("/nonexistent".into(), "/nonexistent".into(), &facts.boot_id);
-    Agent::new(facts, Power::Nobody, runs)
+    // In memory alone.
+    let events = Events::open(Path::new("/proc/none"), &facts.boot_id);
+    Agent::new(facts, Power::Nobody, runs, events)
 }
 
 /// The daemon's end of a connection, by hand.

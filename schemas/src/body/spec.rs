@@ -161,6 +161,9 @@ pub struct AgentSpec {
     /// Verbs of the guest that are refused, whatever `allow` says; those of the template too.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub deny: BTreeSet<String>,
+    /// How many events the programs of the guest may publish.
+    #[serde(skip_serializing_if = "AgentEventsSpec::is_empty")]
+    pub events: AgentEventsSpec,
 }
 
 impl AgentSpec {
@@ -173,7 +176,37 @@ impl AgentSpec {
 
 impl Default for AgentSpec {
     fn default() -> Self {
-        Self { enabled: true, ready_timeout_ms: 60_000, allow: None, deny: BTreeSet::new() }
+        Self {
+            enabled: true,
+            ready_timeout_ms: 60_000,
+            allow: None,
+            deny: BTreeSet::new(),
+            events: AgentEventsSpec::default(),
+        }
+    }
+}
+
+/// How many events the programs of a guest may publish. What is left out, and what is more, is bounded by the host
+/// (`agent_events` in its configuration); what is dropped is counted and told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct AgentEventsSpec {
+    /// Each second, in the long run; 0 and no `burst` lets none through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_second: Option<u32>,
+    /// How many at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
+    /// Bytes of their data each second, in the long run; ten times as many at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+}
+
+impl AgentEventsSpec {
+    /// It says nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 }
 

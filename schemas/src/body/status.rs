@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::spec::{ForwardSpec, ResolvedSpec};
+use crate::event::DroppedEvents;
 use crate::id::VmId;
 use crate::state::{Desired, VmState};
 use crate::token::Token;
@@ -127,9 +128,12 @@ pub struct AgentStatus {
     /// Boot id of the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
-    /// While it is looked for: why the last try to reach it failed.
+    /// While it is looked for: why the last try to reach it failed, or why the link ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// Events of the guest that were dropped since the VM was created, if any were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped_events: Option<DroppedEvents>,
 }
 
 /// One interface of a VM as the host made it.

@@ -6,6 +6,7 @@ use crate::blob::Blob;
 use crate::codec::{self, DecodeError};
 use crate::error::ErrorBody;
 use crate::guest::TermSize;
+use crate::guest::event::{Event, EventAck};
 use crate::id::RequestId;
 
 /// A direction of data within a stream.
@@ -193,16 +194,6 @@ pub struct Pong {
     pub nonce: u64,
 }
 
-/// What a program of the guest, or the agent itself, wants the host to know.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
-    /// What happened.
-    pub kind: String,
-    /// The event's own body, encoded.
-    #[serde(default)]
-    pub body: Blob,
-}
-
 /// The last frame of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bye {
@@ -231,6 +222,8 @@ pub enum HostFrame {
     Ping(Ping),
     /// Answers the agent's ping.
     Pong(Pong),
+    /// The journal has these events.
+    EventAck(EventAck),
     /// The host leaves.
     Bye(Bye),
     /// A frame of a later version; never sent.
@@ -295,6 +288,7 @@ impl FrameKind for HostFrame {
             "control" => Self::Control(codec::decode(body)?),
             "ping" => Self::Ping(codec::decode(body)?),
             "pong" => Self::Pong(codec::decode(body)?),
+            "event_ack" => Self::EventAck(codec::decode(body)?),
             "bye" => Self::Bye(codec::decode(body)?),
             _ => Self::Unknown,
         })

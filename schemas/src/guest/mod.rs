@@ -51,11 +51,18 @@
 //! An agent that was started again has forgotten them and says so by another `instance` in its greeting;
 //! detached commands it still knows.
 //!
+//! # Events
+//! A host that takes events says so (feature [`EVENTS`] of its greeting). The agent then sends those that it keeps as
+//! `event{log, n, …}`, in order of their numbers, at most [`event::EVENTS_IN_FLIGHT`] before the host has answered
+//! `event_ack{log, n}`: its journal has that one and all before it, and the agent forgets them. With each connection the
+//! agent begins anew with the first that was not acknowledged; with several, it sends them on the newest alone.
+//!
 //! # Health of the link
 //! Either side answers `ping{nonce}` with `pong{nonce}`. The host pings after 30 s of silence and
 //! gives a link up 10 s later; the agent drops a connection that was silent for [`SILENCE_MS`].
 //! `bye` says why a connection ends.
 
+pub mod event;
 mod exec;
 mod file;
 pub mod flow;
@@ -68,13 +75,14 @@ mod tree;
 pub mod verb;
 pub mod wire;
 
+pub use event::{EVENTS, Event, EventAck, EventData, EventType};
 pub use exec::{ExecRequest, ExecResult, Resource, ResourceLimit, TermSize};
 pub use file::{
     DirEntry, FileKind, FileStat, GetHead, GetRequest, GetResult, LsReply, LsRequest, MAX_ENTRIES,
     MAX_UNSIZED, MkdirRequest, PutRequest, PutResult, RmRequest, StatRequest,
 };
 pub use frame::{
-    AgentFrame, AgentHello, Bye, Cancel, Channel, Control, Credit, Data, Event, FrameKind, GuestKind, Head,
+    AgentFrame, AgentHello, Bye, Cancel, Channel, Control, Credit, Data, FrameKind, GuestKind, Head,
     HostFrame, HostHello, Ping, Pong, Request, Response,
 };
 pub use freeze::{

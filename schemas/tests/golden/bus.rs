@@ -11,9 +11,11 @@ use drover_schemas::body::spec::{AgentSpec, ForwardSpec, NicSpec, Protocol, Rest
 use drover_schemas::body::status::{AgentState, AgentStatus, Cause, CauseKind, NicStatus, VmStatus};
 use drover_schemas::body::vm::{ChangeReply, ChangeRequest, CreateRequest, LookupReply, StopRequest, Wait};
 use drover_schemas::codec::decode;
-use drover_schemas::event::{HostEvent, HostEventKind, RejectedEvent, VmEvent, VmEventKind};
+use drover_schemas::event::{
+    AgentEvent, DroppedEvents, HostEvent, HostEventKind, RejectedEvent, VmEvent, VmEventKind,
+};
 use drover_schemas::guest::{
-    AttachedAt, Extent, PackHead, Resource, ResourceLimit, RunInfo, RunState, TermSize,
+    AttachedAt, EventType, Extent, PackHead, Resource, ResourceLimit, RunInfo, RunState, TermSize,
 };
 use drover_schemas::secret::Secret;
 use drover_schemas::size::ByteSize;
@@ -58,7 +60,13 @@ fn status() -> VmStatus {
         state_since_unix_ms: 1_795_386_616_000,
         operation: Some("release".into()),
         cause: Some(cause()),
-        agent: AgentStatus { state: AgentState::Absent, version: None, boot_id: None, last_error: None },
+        agent: AgentStatus {
+            state: AgentState::Absent,
+            version: None,
+            boot_id: None,
+            last_error: None,
+            dropped_events: None,
+        },
         nics: vec![NicStatus {
             network: token("default"),
             tap: "dr0123456789ab".into(),
@@ -215,8 +223,24 @@ fn events_and_frames_are_pinned() {
         last: false,
         step: None,
         cause: Some(cause()),
+        agent_event: None,
+        dropped: None,
     };
     check("bus", "event", &event, decode);
+    let said = AgentEvent {
+        kind: EventType::new("app.deployed").unwrap(),
+        uid: 1000,
+        gid: 100,
+        pid: 4242,
+        time_unix_ms: 1_795_386_615_040,
+        data: serde_json::from_value(serde_json::json!({"build": 7, "tags": ["a", null]})).unwrap(),
+    };
+    let quiet = VmEvent { state: VmState::Running, cause: None, request_id: None, ..event };
+    let kind = VmEventKind::Agent;
+    check("bus", "event-agent", &VmEvent { kind, agent_event: Some(said), ..quiet.clone() }, decode);
+    let dropped = DroppedEvents { count: 12, quota: 10, guest: 2, ..DroppedEvents::default() };
+    let kind = VmEventKind::AgentDropped;
+    check("bus", "event-agent-dropped", &VmEvent { kind, dropped: Some(dropped), ..quiet }, decode);
     let alarm = HostEvent {
         host: token("h1"),
         seq: 3,

@@ -72,6 +72,7 @@ fn frames_of_the_host() {
     host("control", &HostFrame::Control(Control { stream: 7, size, signal: Some(2) }));
     host("ping", &HostFrame::Ping(Ping { nonce: 3 }));
     host("pong", &HostFrame::Pong(Pong { nonce: 4 }));
+    host("event-ack", &HostFrame::EventAck(EventAck { log: "01M3QK0000000000000000000A".into(), n: 7 }));
     host("bye", &HostFrame::Bye(Bye { error: None }));
 }
 
@@ -104,7 +105,17 @@ fn frames_of_the_agent() {
     agent("credit", &AgentFrame::Credit(Credit { stream: 7, ch: Channel::Stdin, limit: 65_536 }));
     agent("ping", &AgentFrame::Ping(Ping { nonce: 3 }));
     agent("pong", &AgentFrame::Pong(Pong { nonce: 4 }));
-    agent("event", &AgentFrame::Event(Event { kind: "deployed".into(), body: blob(&[0x80]) }));
+    let event = Event {
+        log: "01M3QK0000000000000000000A".into(),
+        n: 7,
+        time_unix_ms: 1_795_386_615_042,
+        uid: 1000,
+        gid: 100,
+        pid: 4242,
+        kind: "app.deployed".into(),
+        body: blob(&[0x80]),
+    };
+    agent("event", &AgentFrame::Event(event));
     agent("bye", &AgentFrame::Bye(Bye { error: Some(error) }));
 }
 

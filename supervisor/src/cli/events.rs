@@ -1,7 +1,7 @@
 //! `drover events`: the log, and what happens now, without gap or duplicate.
 
 use drover_schemas::body::status::AgentState;
-use drover_schemas::event::{VmEvent, VmEventKind};
+use drover_schemas::event::{AgentEvent, VmEvent, VmEventKind};
 use drover_schemas::state::VmState;
 use drover_schemas::{RequestId, Token};
 use jiff::{SignedDuration, Timestamp};
@@ -106,10 +106,25 @@ pub(super) fn sentence(event: &VmEvent) -> String {
         }
         (_, kind) => format!("{} ({})", kind.as_str(), event.state),
     };
-    match &event.cause {
-        Some(cause) => format!("{change}  {}", cause.message),
-        None => change,
+    if let Some(said) = &event.agent_event {
+        return from_inside(said);
     }
+    match (&event.cause, &event.dropped) {
+        (Some(cause), _) => format!("{change}  {}", cause.message),
+        (None, Some(dropped)) => format!("{change}  {dropped}"),
+        (None, None) => change,
+    }
+}
+
+/// What a guest says. Its text has no power over the terminal: JSON leaves some characters as they are.
+fn from_inside(said: &AgentEvent) -> String {
+    let data = if said.data.0.is_empty() { String::new() } else { serde_json::json!(said.data).to_string() };
+    let data: String = data
+        .chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+        .collect();
+    let who = if said.kind.is_own() { "the agent".to_owned() } else { format!("user {}", said.uid) };
+    format!("agent  {} by {who}  {data}", said.kind).trim_end().to_owned()
 }
 
 /// A state with its agent, for tables.
@@ -129,6 +144,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_guest_says_has_no_power_over_the_terminal() {
+        let said = |kind: &str, data: &str| AgentEvent {
+            kind: drover_schemas::guest::EventType::new(kind).unwrap(),
+            uid: 1000,
+            gid: 1000,
+            pid: 1,
+            time_unix_ms: 0,
+            data: serde_json::from_str(data).unwrap(),
+        };
+        assert_eq!(from_inside(&said("app.up", "{}")), "agent  app.up by user 1000");
+        assert_eq!(
+            from_inside(&said("drover.oom-kill", r#"{"pid":7}"#)),
+            r#"agent  drover.oom-kill by the agent  {"pid":7}"#
+        );
+        let hostile = from_inside(&said("a", "{\"x\":\"\\u001b[2J\u{9b}2J\\n\"}"));
+        assert!(!hostile.chars().any(char::is_control), "{hostile:?}");
+    }
+
+    #[test]
     fn a_start_is_a_position_a_time_or_a_duration() {
         assert_eq!(parse_since("42"), Ok(Since::Cursor(42)));
         assert_eq!(parse_since("1970-01-01T00:00:02Z"), Ok(Since::UnixMs(2_000)));
@@ -136,6 +170,7 @@ mod tests {
         assert!(time::now_unix_ms() - at >= 600_000);
         assert!(parse_since("yesterday-ish").is_err());
         assert_eq!(parse_kind("operation-failed"), Ok(VmEventKind::OperationFailed));
+        assert_eq!(parse_kind("agent"), Ok(VmEventKind::Agent));
         assert!(parse_kind("unknown").unwrap_err().contains("agent-dropped"));
     }
 }

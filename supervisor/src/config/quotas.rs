@@ -1,8 +1,9 @@
-//! What one namespace may have of a host.
+//! What one namespace, and one guest, may have of a host.
 
 use std::collections::BTreeMap;
 
 use drover_actors::quota::{Quota, Quotas};
+use drover_actors::vm::inside::EventLimits;
 use drover_schemas::Token;
 use drover_schemas::size::ByteSize;
 use serde::Deserialize;
@@ -15,6 +16,37 @@ pub struct QuotasConfig {
     pub default: QuotaConfig,
     /// Of some; each value goes before its default.
     pub namespaces: BTreeMap<Token, QuotaConfig>,
+}
+
+/// Events that the programs of one guest may publish; its VM's spec may ask for less.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentEventsConfig {
+    /// Each second, in the long run.
+    pub per_second: u32,
+    /// At once.
+    pub burst: u32,
+    /// Their data each second, in the long run; ten times as much at once.
+    pub bytes_per_second: ByteSize,
+}
+
+impl Default for AgentEventsConfig {
+    fn default() -> Self {
+        let EventLimits { per_second, burst, bytes_per_second } = EventLimits::default();
+        Self { per_second, burst, bytes_per_second: ByteSize(bytes_per_second) }
+    }
+}
+
+impl AgentEventsConfig {
+    /// As the host takes them.
+    #[must_use]
+    pub const fn limits(&self) -> EventLimits {
+        EventLimits {
+            per_second: self.per_second,
+            burst: self.burst,
+            bytes_per_second: self.bytes_per_second.0,
+        }
+    }
 }
 
 /// The most that a namespace may have; what is left out is bounded by the default, and by the host.

@@ -123,6 +123,27 @@ class TheMainJob(OnAHost):
             await drover.fetch("s", "/nothing/here")
         await drover.delete("s")
 
+    async def test_what_a_program_of_a_guest_says_is_heard(self):
+        drover = self.drover
+        await drover.create("e", wait="agent")
+        heard = []
+
+        async def hear():
+            async for stored in drover.events(vm="e", kinds=["agent"], follow=True):
+                if said := stored["event"].get("agent_event"):
+                    heard.append((said["type"], said["uid"], said["data"]))
+                    if said["type"] == "app.down":
+                        return
+
+        hears = asyncio.create_task(hear())
+        for number, kind in enumerate(["app.up", "app.works", "app.down"]):
+            said = ["drover-agent", "emit", kind, "--data", json.dumps({"number": number})]
+            self.assertEqual((await drover.exec("e", said))["exit_code"], 0)
+        await asyncio.wait_for(hears, 60)
+        kinds = ["app.up", "app.works", "app.down"]
+        self.assertEqual(heard, [(kind, 0, {"number": number}) for number, kind in enumerate(kinds)])
+        await drover.delete("e")
+
     async def test_a_folder_is_an_archive_that_tar_reads_and_writes(self):
         drover = self.drover
         await drover.create("f", wait="agent")

@@ -228,3 +228,61 @@ async fn sending_waits_for_the_agents_credit() {
     let more = stream.send(Channel::Stdin, vec![0; 1].into(), false);
     assert!(tokio::time::timeout(Duration::from_millis(20), more).await.is_err());
 }
+
+fn event(n: u64) -> Bytes {
+    let (log, kind, body) = ("l".into(), "a".into(), Blob::default());
+    bytes(&AgentFrame::Event(Event { log, n, time_unix_ms: 0, uid: 0, gid: 0, pid: 0, kind, body }))
+}
+
+#[tokio::test]
+async fn events_wait_for_their_reader_and_are_answered() {
+    let (heard, hears) = tokio::sync::oneshot::channel();
+    let heard = std::sync::Mutex::new(Some(heard));
+    let guest = Hypervisor::start(move |mut socket| {
+        let heard = heard.lock().unwrap().take();
+        async move {
+            let frames = [bytes(&AgentFrame::Hello(hello())), event(1), event(2)];
+            answer(&mut socket, &frames).await;
+            let mut decoder = Decoder::default();
+            loop {
+                match decoder.frame::<HostFrame>().unwrap() {
+                    Some(HostFrame::EventAck(ack)) => break drop(heard.unwrap().send(ack)),
+                    Some(_) => {}
+                    None => assert!(socket.read_buf(decoder.room()).await.unwrap() > 0),
+                }
+            }
+        }
+    });
+    let link = connect(&guest.socket()).await.unwrap();
+    let reader = link.events();
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        seen.extend(reader.next().await.unwrap().events.into_iter().map(|event| event.n));
+    }
+    assert_eq!(seen, [1, 2]);
+    let ack = EventAck { log: "l".into(), n: 2 };
+    reader.acknowledge(ack.clone());
+    assert_eq!(hears.await.unwrap(), ack);
+    assert_eq!(reader.next().await, None, "the end of the link");
+}
+
+#[tokio::test]
+async fn a_flood_of_events_closes_the_link_and_is_counted() {
+    let flood = std::iter::once(bytes(&AgentFrame::Hello(hello()))).chain((0..10_000).map(|_| event(1)));
+    let flood: Arc<Vec<Bytes>> = Arc::new(flood.collect());
+    let guest = Hypervisor::start(move |mut socket| {
+        let flood = Arc::clone(&flood);
+        async move {
+            answer(&mut socket, &flood).await;
+            let _ = socket.read_to_end(&mut Vec::new()).await;
+        }
+    });
+    let link = connect(&guest.socket()).await.unwrap();
+    let reader = link.events();
+    let reason = tokio::time::timeout(DEADLINE, link.closed()).await.unwrap();
+    let LinkError::Flood { beyond } = reason else { panic!("{reason}") };
+    let batch = reader.next().await.unwrap();
+    assert_eq!((batch.events.len(), batch.beyond), (event::EVENTS_IN_FLIGHT, beyond));
+    assert_eq!(reader.next().await, None);
+    assert!(!reader.is_open());
+}

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use drover_agent::emit::Events;
 use drover_agent::facts::Facts;
 use drover_agent::power::Power;
 use drover_agent::runs::Runs;
@@ -21,7 +22,8 @@ fn guest() -> Hypervisor {
     };
     // No test here starts a run.
     let runs = Runs::new("/nonexistent".into(), "/nonexistent".into(), &facts.boot_id);
-    let agent = Agent::new(facts, Power::Nobody, runs);
+    let events = Events::open(std::path::Path::new("/proc/none"), &facts.boot_id);
+    let agent = Agent::new(facts, Power::Nobody, runs, events);
     Hypervisor::start(move |socket| conn::serve(Box::new(socket), std::sync::Arc::clone(&agent)))
 }
 

@@ -53,6 +53,9 @@ pub fn status(vm: &VmStatus) -> String {
     if let Some(error) = &vm.agent.last_error {
         row("", format!("last try: {error}"));
     }
+    if let Some(dropped) = &vm.agent.dropped_events {
+        row("", dropped.to_string());
+    }
     for nic in &vm.nics {
         row(
             "address",

@@ -28,6 +28,8 @@ fn event(seq: u64) -> VmEvent {
         last: false,
         step: None,
         cause: None,
+        agent_event: None,
+        dropped: None,
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +54,13 @@ pub fn enter(agent: &Path, hostname: &str, memory_bytes: u64) -> Result<(), Root
     for dir in ["proc", "dev", "tmp", "run", "root", "etc", "sbin", "var", "var/tmp", "mnt"] {
         let path = base.join(dir);
         fs::create_dir(&path).map_err(failed("make", &path))?;
+        // As on any system, for its users: whatever the mask of this process is.
+        let mode = match dir {
+            "tmp" | "var/tmp" => 0o1777,
+            "root" => 0o700,
+            _ => 0o755,
+        };
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(failed("open", &path))?;
     }
     for dir in ["usr", "bin", "lib", "lib64"] {
         programs(Path::new("/").join(dir).as_path(), &base.join(dir))?;

@@ -28,6 +28,8 @@ fn event(vm_id: VmId, seq: u64, request_id: Option<RequestId>, way: (VmState, Vm
         last: false,
         step: None,
         cause: None,
+        agent_event: None,
+        dropped: None,
     }
 }
 
@@ -48,7 +50,13 @@ fn reply(vm_id: VmId, request_id: RequestId, state: VmState) -> ChangeReply {
         state_since_unix_ms: 1,
         operation: None,
         cause: None,
-        agent: AgentStatus { state: AgentState::Ready, version: None, boot_id: None, last_error: None },
+        agent: AgentStatus {
+            state: AgentState::Ready,
+            version: None,
+            boot_id: None,
+            last_error: None,
+            dropped_events: None,
+        },
         nics: Vec::new(),
         vmm_pid: None,
         restarts: 0,

@@ -79,6 +79,32 @@ VERBS: dict[str, Verb] = {
 }
 
 
+class AgentEvent(TypedDict):
+    """An event from inside a guest. The guest says all of it: who it is of is as true as its kernel."""
+    # What the publisher says about it.
+    data: NotRequired[EventData]
+    # Its group.
+    gid: int
+    # Its process id.
+    pid: int
+    # When, by the guest's clock.
+    time_unix_ms: int
+    # What happened; what begins with `drover.` is said by the agent itself.
+    type: EventType
+    # User of the process that published it.
+    uid: int
+
+
+class AgentEventsSpec(TypedDict):
+    """How many events the programs of a guest may publish. What is left out, and what is more, is bounded by the host (`agent_events` in its configuration); what is dropped is counted and told."""
+    # How many at once.
+    burst: NotRequired[int | None]
+    # Bytes of their data each second, in the long run; ten times as many at once.
+    bytes_per_second: NotRequired[int | None]
+    # Each second, in the long run; 0 and no `burst` lets none through.
+    per_second: NotRequired[int | None]
+
+
 class AgentSpec(TypedDict):
     """The guest agent: whether there is one, how long drover waits for it, and what it may be asked for."""
     # Verbs of the guest that are carried out; all of them if left out. A request narrows its template's list and cannot widen it.
@@ -87,6 +113,8 @@ class AgentSpec(TypedDict):
     deny: NotRequired[list[str]]
     # The guest has an agent.
     enabled: NotRequired[bool]
+    # How many events the programs of the guest may publish.
+    events: NotRequired[AgentEventsSpec]
     # After a boot, how long until a silent agent is reported, in milliseconds.
     ready_timeout_ms: NotRequired[int]
 
@@ -95,7 +123,9 @@ class AgentStatus(TypedDict):
     """The guest agent of a VM."""
     # Boot id of the guest.
     boot_id: NotRequired[str | None]
-    # While it is looked for: why the last try to reach it failed.
+    # Events of the guest that were dropped since the VM was created, if any were.
+    dropped_events: NotRequired[DroppedEvents | None]
+    # While it is looked for: why the last try to reach it failed, or why the link ended.
     last_error: NotRequired[str | None]
     # How the link stands.
     state: AgentState
@@ -397,6 +427,20 @@ class DrainRequest(TypedDict):
     """Request of `host.<host>.drain`. Repeating it changes nothing more."""
     # Take no new VMs from now on, over restarts of the daemon too; `false` takes them again.
     on: bool
+
+
+class DroppedEvents(TypedDict):
+    """Events of a guest that were dropped, by the reason."""
+    # All of them.
+    count: NotRequired[int]
+    # Refused by the agent in the guest, beyond its quota for a user or for all, or as too many waited for the host.
+    guest: NotRequired[int]
+    # What cannot be read: a type that is none, data that is none or too long.
+    malformed: NotRequired[int]
+    # More or larger ones than the quota of the VM allows.
+    quota: NotRequired[int]
+    # More at once than an agent may send before they are acknowledged: not one of ours does so.
+    window: NotRequired[int]
 
 
 class Empty(TypedDict):
@@ -1776,8 +1820,12 @@ class ValidateRequest(TypedDict):
 
 class VmEvent(TypedDict):
     """The body of a VM event."""
+    # What a program of the guest, or its agent, has published, for `agent`.
+    agent_event: NotRequired[AgentEvent | None]
     # Why.
     cause: NotRequired[Cause | None]
+    # What was dropped since the last event of its kind, for `agent-dropped`.
+    dropped: NotRequired[DroppedEvents | None]
     # VMM process it is about; 0 before the first.
     incarnation: int
     # What kind of event.
@@ -1926,6 +1974,12 @@ Desired = str
 
 # What kind of failure it was. Stable; clients match on it.
 ErrorCode = str
+
+# What the publisher says about it: drover does not look at it.
+EventData = dict[str, Any]
+
+# What happened, as a name; what begins with `drover.` is said by the agent itself.
+EventType = str
 
 # Reply of `guest.exec`: a result, or where its stream is.
 ExecReply = ExecReply1 | ExecReply2 | ExecReply3

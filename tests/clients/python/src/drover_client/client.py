@@ -236,11 +236,17 @@ class Client:
         return cast(HostInfo, await self.call("host.info", host=host))
 
     async def events(
-        self, *, vm: str | None = None, after: int | None = None, follow: bool = False
+        self,
+        *,
+        vm: str | None = None,
+        kinds: list[str] | None = None,
+        after: int | None = None,
+        follow: bool = False,
     ) -> AsyncIterator[StoredEvent]:
         """The namespace's events from a position on; with `follow` for ever."""
         while True:
-            body = {key: value for key, value in (("vm", vm), ("after", after)) if value is not None}
+            wanted = (("vm", vm), ("kinds", kinds), ("after", after))
+            body = {key: value for key, value in wanted if value is not None}
             page = await self.call("events.read", body)
             for event in page["events"]:
                 yield event
