@@ -20,6 +20,8 @@ out=$profile
 # A target is named even though it is the host's: then the flags reach no build script or macro.
 # Debug information would only travel into every guest.
 export CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=symbols
+# A quarter smaller, and less of it is resident: what each guest and each VM pays.
+export CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1
 export RUSTFLAGS="-C target-feature=+crt-static ${RUSTFLAGS:-}"
 for item in "$@"; do
     cargo build --locked --profile "$profile" --target "$triple" --target-dir "$dir" \
