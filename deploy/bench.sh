@@ -3,7 +3,10 @@
 # namespace and a folder of their own, with guests of processes, runs `drover bench`, prints its table,
 # and leaves nothing behind. Needs Debian 12 (or alike), root and Rust; installs and builds what is missing.
 #
-#   deploy/bench.sh [ARGUMENTS OF drover bench]
+#   deploy/bench.sh [--debian] [ARGUMENTS OF drover bench]
+#
+# With --debian the guest is a Debian with a kernel, in software emulation where there is no other: the agent beside
+# ssh, scp and QEMU's guest agent.
 #
 # Release builds are measured, with the static agent and the static holder.
 #
@@ -15,8 +18,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/lib.sh
 
+guest=process
 case ${1:-} in
     -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
+    --debian) guest=qemu; shift ;;
 esac
 [ "$(id -u)" = 0 ] || die "run it as root: TAP devices, namespaces and cgroups need it"
 command -v cargo > /dev/null || die "Rust is missing: install it (rustup.rs), then run this again"
@@ -24,6 +29,10 @@ mkdir -p "$CACHE"
 need_debian nft=nftables ip=iproute2 nsenter=util-linux busybox=busybox-static cpio=cpio zstd=zstd \
     depmod=kmod mke2fs=e2fsprogs python3=python3 pip3=python3-pip >&2
 need_python >&2
+if [ "$guest" = qemu ]; then
+    need_debian qemu-system-x86_64=qemu-system-x86 ssh=openssh-client >&2
+    need_vhost >&2
+fi
 export PATH="$PATH:/usr/sbin:/sbin"
 unset DROVER_NAMESPACE RUST_LOG
 export DROVER_NATS_URL=nats://127.0.0.1:4222
@@ -37,8 +46,12 @@ static() { deploy/build-static.sh --profile release "$1" 2> "$CACHE/bench-build.
 agent=${DROVER_AGENT:-$(static drover-agent:drover-agent)}
 hold=${DROVER_HOLD:-$(static drover-hold:drover-hold)}
 [ -x "$agent" ] && [ -x "$hold" ] || die "the static programs were not built; see $CACHE/bench-build.log"
-images=${DROVER_IMAGES:-$CACHE/test-images}
-[ -n "${DROVER_IMAGES:-}" ] || deploy/guest/build-image.sh --agent "$agent" "$images" > "$CACHE/image.log" 2>&1 ||
+images=${DROVER_IMAGES:-$CACHE/test-images} builder=deploy/guest/build-image.sh overhead=32MiB
+if [ "$guest" = qemu ]; then
+    images=${DROVER_IMAGES:-$CACHE/debian-images} builder=deploy/guest/build-debian.sh overhead=400MiB
+    [ $# -gt 0 ] || set -- exec files ssh qga idle --template linux-debian --calls 500 --file 16
+fi
+[ -n "${DROVER_IMAGES:-}" ] || "$builder" --agent "$agent" "$images" > "$CACHE/image.log" 2>&1 ||
     die "the guest's image was not built; see $CACHE/image.log"
 
 netns=drover-bench-$$
@@ -85,7 +98,7 @@ cat > "$work/host.yaml" << END
 {
   "host": "bench", "state_dir": "$work/s", "run_dir": "$work/r", "images_dir": "$images",
   "networks": [{"name": "default", "subnet": "10.78.0.0/20"}],
-  "vmm": {"path": "$bin/softvmm", "hold": "$hold", "overhead": "32MiB"},
+  "vmm": {"path": "$bin/softvmm", "hold": "$hold", "overhead": "$overhead"},
   "capacity": {"cpu_ratio": 1000.0, "quarantine_s": 1, "memory": "200GiB", "memory_reserve": "512MiB"},
   "quotas": {"default": {"requests": 1024}},
   "log": {"filter": "info,async_nats=warn"}
@@ -94,7 +107,7 @@ END
 # Not by the function: a function in the background is a shell, and the signals would end that.
 nsenter --net="/run/netns/$netns" nats-server -c "$work/nats.conf" > "$work/nats.log" 2>&1 &
 nats_pid=$!
-SOFTVMM_GUEST=process SOFTVMM_AGENT=$agent \
+SOFTVMM_GUEST=$guest SOFTVMM_QGA=true SOFTVMM_AGENT=$agent \
     nsenter --net="/run/netns/$netns" "$bin/drover" host run --config "$work/host.yaml" > "$work/host.log" 2>&1 &
 host_pid=$!
 tries=150
@@ -107,7 +120,7 @@ done
 sed -n 's/.*"installation": *"\([0-9A-Za-z]*\)".*/\1/p' "$work/host.json" | tr '[:upper:]' '[:lower:]' > "$work/installation"
 say "measuring" >&2
 # Here nobody else's VMs are on the host, so its daemon may be killed.
-[ $# -gt 0 ] || set -- get load events placing create at-once exec files memory adoption
+[ $# -gt 0 ] || set -- get load events placing create at-once exec files idle memory adoption
 # In the background, so that a signal to this script reaches it.
 nsenter --net="/run/netns/$netns" "$bin/drover" bench "$@" &
 bench_pid=$!

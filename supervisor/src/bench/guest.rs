@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use drover_schemas::Token;
-use drover_schemas::body::guest::{ExecReply, ExecRequest, FileResult, GetRequest, PutRequest};
+use drover_schemas::body::guest::{ExecReply, ExecRequest, ExecResult, FileResult, GetRequest, PutRequest};
 use drover_schemas::stream::{Channel, StreamOpened};
 use drover_schemas::{ErrorBody, ErrorCode};
 use indicatif::ProgressBar;
@@ -17,7 +17,8 @@ use crate::cli::tally::{Tallied, Tally};
 use crate::client::{CallOptions, Client, ClientError, Input, Output};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-const PATH: &str = "/tmp/drover-bench";
+/// The file that is copied, in the guest.
+pub const PATH: &str = "/tmp/drover-bench";
 
 /// What a row is held against, or why it is not.
 pub type Limit<'a> = Result<&'a mut Plain, String>;
@@ -43,6 +44,19 @@ async fn run(client: &Client, name: &Token, argv: &[&str]) -> Result<ExecReply, 
     let request =
         ExecRequest { argv: argv.iter().map(|&arg| arg.to_owned()).collect(), ..ExecRequest::default() };
     client.call(&client.guest_subject(name, "exec")?, &request, CallOptions::change(DEADLINE)).await
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// As [`Client::call`].
+pub async fn result(client: &Client, name: &Token, argv: &[&str]) -> Result<ExecResult, ClientError> {
+    match run(client, name, argv).await? {
+        ExecReply::Result(result) => Ok(result),
+        ExecReply::Stream(_) | ExecReply::Run(_) => {
+            Err(ErrorBody::new(ErrorCode::Internal, "a stream or a run was not asked for").into())
+        }
+    }
 }
 
 /// `true`, again and again, each as one request and one reply.
@@ -95,7 +109,8 @@ pub async fn files(
     Ok([row("file to the guest", puts, raw_puts), row("file from the guest", gets, raw_gets)])
 }
 
-async fn put(bulk: &Client, name: &Token, size: u64) -> Result<(), ClientError> {
+/// Sends a file of `size` bytes; both ends hash it.
+pub async fn put(bulk: &Client, name: &Token, size: u64) -> Result<(), ClientError> {
     let request = PutRequest { path: PATH.to_owned(), size_bytes: size, ..PutRequest::default() };
     let opening =
         bulk.open(&bulk.guest_subject(name, "put")?, &request, CallOptions::change(DEADLINE)).await?;
@@ -108,7 +123,8 @@ async fn put(bulk: &Client, name: &Token, size: u64) -> Result<(), ClientError> 
     same(&sent, &result)
 }
 
-async fn get(bulk: &Client, name: &Token) -> Result<(), ClientError> {
+/// Fetches what was sent; both ends hash it.
+pub async fn get(bulk: &Client, name: &Token) -> Result<(), ClientError> {
     let request = GetRequest { path: PATH.to_owned(), ..GetRequest::default() };
     let opening =
         bulk.open(&bulk.guest_subject(name, "get")?, &request, CallOptions::change(DEADLINE)).await?;

@@ -13,14 +13,17 @@ mod creates;
 mod events;
 mod guest;
 mod host;
+mod idle;
 mod load;
 mod machine;
 mod memory;
 mod placing;
 mod plain;
+mod qga;
 mod report;
 mod sample;
 mod scratch;
+mod ssh;
 mod vms;
 
 use std::time::Duration;
@@ -102,15 +105,28 @@ enum What {
     Exec,
     /// A file to and from the guest, against a raw copy.
     Files,
+    /// Commands beside ssh and files beside scp, in a guest with sshd. Only if it is named.
+    Ssh,
+    /// Ping, command and file beside QEMU's guest agent, in a guest that has it. Only if it is named.
+    Qga,
+    /// The agent's program, its memory and its wake-ups at rest (a minute).
+    Idle,
     /// Memory and CPU of the daemon, and memory of holders, with idle VMs.
     Memory,
     /// The daemon is killed and started again: time until its VMs answer. Only if it is named.
     Adoption,
 }
 
+impl What {
+    /// It needs what most guests and hosts do not have, or harms others on the host.
+    fn only_if_named(self) -> bool {
+        matches!(self, Self::Adoption | Self::Ssh | Self::Qga)
+    }
+}
+
 impl BenchArgs {
     fn wants(&self, what: What) -> bool {
-        self.rows.contains(&what) || self.rows.is_empty() && what != What::Adoption
+        self.rows.contains(&what) || self.rows.is_empty() && !what.only_if_named()
     }
 }
 
@@ -179,6 +195,11 @@ async fn measure(
         progress.set_message(format!("memory: {idle} idle VMs"));
         memory_rows.extend(memory::rows(vms, memory::daemon(&info, args.pid), idle).await?);
     }
+    // Before it has done anything.
+    if args.wants(What::Idle) {
+        progress.set_message("an agent at rest, for a minute");
+        memory_rows.extend(idle::rows(client, &vm.name).await?);
+    }
     let mut rows = Vec::new();
     if args.wants(What::Get) {
         progress.set_message(format!("{} calls of get", args.calls));
@@ -209,6 +230,17 @@ async fn measure(
     }
     if args.wants(What::Exec) || args.wants(What::Files) {
         rows.extend(guest_rows(args, client, &vm.name, hand, progress).await?);
+    }
+    let calls = (args.calls / 10).max(20);
+    if args.wants(What::Ssh) {
+        progress.set_message(format!("{calls} calls of ssh, {} copies each way", args.copies));
+        rows.extend(ssh::rows(client, &vm, calls, args.file << 20, args.copies).await?);
+    }
+    if args.wants(What::Qga) {
+        progress.set_message(format!("{calls} calls of QEMU's guest agent"));
+        let vsock = hand.as_ref().map(|hand| hand.machine.run_dir.vsock_socket());
+        let vsock = vsock.map_err(Clone::clone);
+        rows.extend(qga::rows(client, &vm.name, vsock, calls, args.copies).await?);
     }
     if args.wants(What::Adoption) {
         let now = client.host_info(host, DEADLINE).await?;

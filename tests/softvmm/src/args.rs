@@ -101,6 +101,9 @@ pub struct Args {
     /// The vhost-user vsock device of the rust-vmm project
     #[arg(long, env = "SOFTVMM_VHOST_VSOCK", default_value = "vhost-device-vsock")]
     pub vhost_vsock: PathBuf,
+    /// Give emulated guests a port for QEMU's own guest agent, beside the vsock socket: to compare with
+    #[arg(long, env = "SOFTVMM_QGA")]
+    pub qga: bool,
     /// Faults to show; see below
     #[arg(long, env = "SOFTVMM_MISBEHAVE", default_value = "")]
     pub misbehave: String,

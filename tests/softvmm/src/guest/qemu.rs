@@ -196,6 +196,8 @@ impl Drop for VsockDevice {
         let _ = self.child.start_kill();
         let _ = std::fs::remove_file(&self.meeting);
         let _ = std::fs::remove_file(&self.socket);
+        // QEMU, which is killed, leaves its own behind.
+        let _ = std::fs::remove_file(self.socket.with_extension("qga"));
     }
 }
 
@@ -259,6 +261,9 @@ async fn launch(plan: &Plan<'_>, meeting: Option<&Path>) -> Result<Launched, Sta
     let (monitor_there, port_there) = (OwnedFd::from(monitor_there), OwnedFd::from(port_there));
     let mut command = Command::new(&plan.args.qemu);
     command.args(arguments(plan.config, monitor_there.as_raw_fd(), port_there.as_raw_fd(), meeting));
+    if let Some(vsock) = plan.config.vsock.as_ref().filter(|_| plan.args.qga) {
+        command.args(agent_port(&vsock.socket.with_extension("qga")));
+    }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     dies_with_us(&mut command, vec![monitor_there.as_raw_fd(), port_there.as_raw_fd()]);
     let mut child = command.spawn().map_err(|e| broken("Cannot start QEMU", e))?;
@@ -288,6 +293,19 @@ async fn repeat(stderr: Option<tokio::process::ChildStderr>) {
     if let Some(mut stderr) = stderr {
         let _ = tokio::io::copy(&mut stderr, &mut tokio::io::stderr()).await;
     }
+}
+
+/// What makes the port of QEMU's guest agent, with its other end at `socket`.
+fn agent_port(socket: &Path) -> [String; 6] {
+    let socket = socket.to_string_lossy().replace(',', ",,");
+    [
+        "-chardev".into(),
+        format!("socket,id=qga,path={socket},server=on,wait=off"),
+        "-device".into(),
+        "virtio-serial-pci".into(),
+        "-device".into(),
+        "virtserialport,chardev=qga,name=org.qemu.guest_agent.0".into(),
+    ]
 }
 
 fn arguments(config: &VmConfig, monitor: i32, port: i32, meeting: Option<&Path>) -> Vec<String> {
