@@ -22,7 +22,7 @@
 #                deadlines, detached ones that outlive the daemon; policies of hosts and guests; disks that are frozen and
 #                thawed, whoever dies meanwhile; events that programs of guests publish, whatever breaks on their way; on
 #                real kernels in QEMU's software emulation; its package and scripts, and a Debian with systemd and sshd that
-#                it is installed in
+#                it is installed in; a file of --size MiB (96) each way while commands are run
 #   images       files into the store of images, to VMs, to other hosts of the fleet, and away; what is refused; daemons and
 #                servers that die meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
@@ -243,6 +243,7 @@ if wants agent; then
     step agent "what a guest is asked for" real policy 2
     step agent "events from inside" real emit 1
     step agent "work for the host" real work 1
+    step agent "a large file" env DROVER_FILE_MIB="$SIZE" cargo test --locked --workspace --test large -- --show-output
     step agent "a root disk with Debian" debian_disk
     if [ -n "${DROVER_DEBIAN:-}" ]; then
         step agent "Debian" real debian 1
@@ -332,7 +333,8 @@ fi
 if wants bench; then
     # Numbers are for reading, not for passing: the step fails only if one could not be measured.
     step bench "drover beside its limits" deploy/bench.sh
-    cat "$LOGS/bench-drover-beside-its-limits.log"
+    step bench "the agent beside ssh and QEMU's" deploy/bench.sh --debian
+    cat "$LOGS"/bench-*.log
 fi
 
 if [ -n "$(ls -A "$DROVER_SEEN")" ]; then

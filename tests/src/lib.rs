@@ -13,6 +13,7 @@
 //! | [`collector`] | a receiver of traces |
 //! | [`contest`] | clients that want the same names, while anything fails, and what they were told |
 //! | [`contract`] | the published contract, and what is wrong with a message |
+//! | [`digest`] | files of bytes that repeat nowhere, and what they are known by |
 //! | [`events`] | the log of events, checked as a log |
 //! | [`flood`] | a tenant that asks for far too much |
 //! | [`leak`] | what of a VM is still there |
@@ -45,6 +46,7 @@ pub mod cluster;
 pub mod collector;
 pub mod contest;
 pub mod contract;
+pub mod digest;
 pub mod events;
 pub mod flood;
 pub mod leak;

@@ -12,7 +12,7 @@ use drover_schemas::body::guest::{ExecReply, ExecResult};
 use drover_schemas::body::image::ImageImportReply;
 use drover_schemas::body::status::{AgentState, VmStatus};
 use drover_schemas::body::vm::ChangeReply;
-use drover_schemas::guest::{RunInfo, RunState, RunsResult};
+use drover_schemas::guest::{FreezeResult, RunInfo, RunState, RunsResult, ThawResult};
 use drover_schemas::state::VmState;
 use drover_tests::tmux::Terminal;
 use drover_tests::wait::until_within;
@@ -51,6 +51,7 @@ fn debian_is_used_through_its_agent() {
         guest.has_a_shell_in_a_terminal().await;
         guest.takes_and_gives_files_and_folders().await;
         guest.is_logged_in_to_with_a_key_that_the_agent_put().await;
+        guest.has_its_disk_stand_still_for_a_copy().await;
         guest.has_its_agent_back_when_it_is_killed().await;
         guest.gets_another_package_of_the_agent(&folder).await;
         guest.goes_down_in_order().await;
@@ -218,6 +219,23 @@ impl Guest<'_> {
             (Some(9), format!("debian\n{VM}\n").as_str()),
             "{why}"
         );
+    }
+
+    async fn has_its_disk_stand_still_for_a_copy(&self) {
+        // A hook says what it was called for, as a database's would.
+        let script = "mkdir -p /etc/drover-agent/freeze.d; cd /etc/drover-agent/freeze.d; \
+             printf '#!/bin/sh\\necho \"$1\" >> /run/hooks\\n' > note; chmod 755 note";
+        self.says(script).await;
+        let frozen: FreezeResult =
+            serde_json::from_str(&self.drover(&["-o", "json", "vm", "guest", "freeze", VM]).await).unwrap();
+        assert!(
+            frozen.frozen.iter().any(|mount| mount.mount == "/" && mount.fs_type == "ext4"),
+            "{frozen:?}"
+        );
+        let thawed: ThawResult =
+            serde_json::from_str(&self.drover(&["-o", "json", "vm", "guest", "thaw", VM]).await).unwrap();
+        assert!(thawed.thawed.iter().any(|mount| mount == "/"), "{thawed:?}");
+        assert_eq!(self.says("cat /run/hooks; touch /thawed").await, "freeze\nthaw");
     }
 
     async fn has_its_agent_back_when_it_is_killed(&self) {

@@ -1,7 +1,6 @@
 //! Streams over a bus that loses what it can: connections, the server, frames, and patience.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +14,7 @@ use drover_schemas::stream::{Channel, MAX_CHUNK, MAX_WINDOW, StreamEnd, StreamFr
 use drover_tests::admin::{ADMIN, metric};
 use drover_tests::audit;
 use drover_tests::client::{Bus, refused};
+use drover_tests::digest::{digest_of, random_file};
 use drover_tests::relay::Relay;
 use drover_tests::stream::Stream;
 use drover_tests::wait::{until, until_within};
@@ -81,30 +81,6 @@ async fn running(bus: &Bus, command: &str) -> String {
     );
     let result = exec(bus, &["sh", "-c", &script]).await;
     String::from_utf8(result.stdout.unwrap().0.to_vec()).unwrap().trim().to_owned()
-}
-
-/// Writes bytes that repeat nowhere; gives their digest.
-fn random_file(path: &Path, size: u64, seed: u64) -> String {
-    use std::io::Write as _;
-    let mut file = std::io::BufWriter::new(std::fs::File::create(path).unwrap());
-    let (mut random, mut digest) = (StdRng::seed_from_u64(seed), Sha256::new());
-    let mut chunk = vec![0_u8; MIB as usize];
-    let mut left = size;
-    while left > 0 {
-        random.fill(&mut chunk[..]);
-        let part = &chunk[..chunk.len().min(left as usize)];
-        digest.update(part);
-        file.write_all(part).unwrap();
-        left -= part.len() as u64;
-    }
-    file.flush().unwrap();
-    format!("{:x}", digest.finalize())
-}
-
-fn digest_of(path: &Path) -> String {
-    let mut digest = Sha256::new();
-    std::io::copy(&mut std::fs::File::open(path).unwrap(), &mut digest).unwrap();
-    format!("{:x}", digest.finalize())
 }
 
 /// Counts the bytes of frames that go over a relay.
