@@ -23,8 +23,8 @@
 #                thawed, whoever dies meanwhile; events that programs of guests publish, whatever breaks on their way; on
 #                real kernels in QEMU's software emulation; its package and scripts, and a Debian with systemd and sshd that
 #                it is installed in; a file of --size MiB (96) each way while commands are run
-#   images       files into the store of images, to VMs, to other hosts of the fleet, and away; what is refused; daemons and
-#                servers that die meanwhile
+#   images       files and URLs into the store of images, to VMs, to other hosts of the fleet, and away; what is refused;
+#                daemons and servers that die meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
 #                guests, no guest speaks for another, forwarded ports, and who reaches whom
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
@@ -255,6 +255,7 @@ fi
 if wants images; then
     step images "from a file to a VM and away" real images 2
     step images "shared by the hosts of a fleet" real sharing 2
+    step images "fetched from URLs" real fetching 2
 fi
 
 if wants network; then

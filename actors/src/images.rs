@@ -4,6 +4,7 @@
 //! is read when the daemon starts. Others are imported by an operator, into a [`store`] that the daemon alone writes.
 
 mod error;
+pub mod fetch;
 pub mod fleet;
 mod follow;
 mod head;
@@ -50,6 +51,8 @@ pub enum Follows {
 pub struct StoreSettings {
     /// Directories of the host below which files may be imported.
     pub import_dirs: Vec<PathBuf>,
+    /// From where images may be fetched.
+    pub urls: fetch::UrlPolicy,
     /// What all contents together may take, in bytes.
     pub max_bytes: Option<u64>,
     /// What is brought from the fleet unasked.
@@ -224,7 +227,7 @@ impl Images {
         self.left = store.uploads().map_err(failed)?.into();
         self.store = Some(store);
         self.follows = settings.follows;
-        self.imports = Imports::new(settings.import_dirs);
+        self.imports = Imports::new(settings.import_dirs, settings.urls);
         Ok(self)
     }
 

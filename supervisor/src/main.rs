@@ -18,11 +18,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
+use drover_actors::images::fetch::worker;
 
 /// What may still be running when a command ends (a read of a terminal) is not waited for longer.
 const RUNTIME_SHUTDOWN: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
+    // No part of the command line: the daemon starts itself so.
+    if std::env::args_os().nth(1).is_some_and(|first| first == worker::ARGUMENT) {
+        return ExitCode::from(worker::main());
+    }
     let cli = cli::Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

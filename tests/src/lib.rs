@@ -16,6 +16,7 @@
 //! | [`digest`] | files of bytes that repeat nowhere, and what they are known by |
 //! | [`events`] | the log of events, checked as a log |
 //! | [`flood`] | a tenant that asks for far too much |
+//! | [`https`] | a server of files that breaks off, is silent and lies |
 //! | [`leak`] | what of a VM is still there |
 //! | [`logins`] | the ways in which a server can ask who connects |
 //! | [`next`] | a host of the next version |
@@ -49,6 +50,7 @@ pub mod contract;
 pub mod digest;
 pub mod events;
 pub mod flood;
+pub mod https;
 pub mod leak;
 pub mod logins;
 pub mod netns;

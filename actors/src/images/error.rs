@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use drover_schemas::body::spec::ImageKind;
 use drover_schemas::{ErrorBody, ErrorCode};
 
+use super::fetch::{FetchError, UrlRefused};
 use crate::bus::claims::kv::KvError;
 use crate::bus::objects::ObjectError;
 use crate::chain;
@@ -65,6 +66,27 @@ pub enum ImportError {
         /// What was read.
         found: u64,
     },
+    /// Neither a file nor a URL, or both.
+    #[error("give either the path of a file or a url")]
+    OneSource,
+    /// A URL without a digest.
+    #[error("what a url leads to may change; give the sha256 that the content must have")]
+    NoDigest,
+    /// The URL is not taken.
+    #[error("the url is not taken")]
+    Url(#[source] UrlRefused),
+    /// The configured authorities cannot be read.
+    #[error("read the authorities {path} (images.urls.ca)")]
+    Authorities {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The content did not come.
+    #[error("fetch the image")]
+    Fetch(#[source] FetchError),
     /// There is no room.
     #[error(
         "the store of images has {left} bytes left and the image needs {needed}; make room, or see image.gc"
@@ -145,6 +167,10 @@ impl ImportError {
     pub fn to_body(&self) -> ErrorBody {
         let code = match self {
             _ if self.is_full() => ErrorCode::ResourceExhausted,
+            Self::OneSource | Self::NoDigest => ErrorCode::InvalidArgument,
+            Self::Url(UrlRefused::NotAUrl { .. }) => ErrorCode::InvalidArgument,
+            Self::Url(_) => ErrorCode::PermissionDenied,
+            Self::Fetch(FetchError::Server { error }) => error.code,
             Self::NotShared { .. } => ErrorCode::NotFound,
             Self::Fleet { source, .. } => source.code(),
             Self::NoDirectories | Self::Outside { .. } => ErrorCode::PermissionDenied,
@@ -167,6 +193,9 @@ impl ImportError {
                 .with("needed", needed)
                 .with("held", held)
                 .with("limit", limit),
+            Self::Fetch(FetchError::Server { error: of_server }) => {
+                ErrorBody { details: of_server.details.clone(), ..error }.with("operation", "image.import")
+            }
             Self::Digest { expected, found } => error.with("expected", expected).with("found", found),
             Self::Exists { sha256, .. } => error.with("sha256", sha256),
             _ => error,

@@ -9,15 +9,16 @@ use drover_schemas::body::image::{
     DamagedImage, ImageGcReply, ImageImportReply, ImageImportRequest, ImageInfo, ImageNameRequest,
     ImagePullRequest, ImageVerifyReply, ImagesReply, ImagesRequest,
 };
-use drover_schemas::body::spec::{ResolvedImage, ResolvedSpec};
+use drover_schemas::body::spec::{ImageKind, ResolvedImage, ResolvedSpec};
 use drover_schemas::event::HostEventKind;
 use drover_schemas::{ErrorBody, ErrorCode, Token};
 use tokio::sync::{Semaphore, watch};
 use tracing::{info, warn};
 
 use super::error::ImportError;
+use super::fetch::{Fetch, Job, UrlPolicy};
 use super::once::{Once, broke_off};
-use super::store::{Named, Store, open_below};
+use super::store::{Named, Store, Taken, open_below};
 use super::{Image, digest, fleet, image_of};
 use crate::chain;
 use crate::host_log::HostNote;
@@ -35,7 +36,7 @@ pub(super) const PAGE_MAX: u32 = 500;
 /// What brings a content into the store; the same again at the same time is done once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Arrival {
-    /// From a file of the host.
+    /// From a file of the host, or from a URL.
     File(ImageImportRequest),
     /// From the fleet.
     Fleet(ImagePullRequest),
@@ -56,10 +57,14 @@ impl Arrival {
         }
     }
 
-    /// Where from, for the log.
+    /// Where from, for the log: without a query, which may hold a secret.
     fn source(&self) -> &str {
         match self {
-            Self::File(request) => &request.path,
+            Self::File(ImageImportRequest { path: Some(path), .. }) => path,
+            Self::File(ImageImportRequest { url: Some(url), .. }) => {
+                url.split(['?', '#']).next().unwrap_or_default()
+            }
+            Self::File(_) => "",
             Self::Fleet(_) => "the fleet",
         }
     }
@@ -69,6 +74,7 @@ impl Arrival {
 #[derive(Debug)]
 pub(super) struct Imports {
     dirs: Vec<PathBuf>,
+    urls: Arc<UrlPolicy>,
     once: Arc<Once<Arrival, ImageImportReply>>,
     at_once: Arc<Semaphore>,
     /// Held while a content gets its name, and while contents without one are removed.
@@ -77,15 +83,15 @@ pub(super) struct Imports {
 
 impl Default for Imports {
     fn default() -> Self {
-        Self::new(Vec::new())
+        Self::new(Vec::new(), UrlPolicy::default())
     }
 }
 
 impl Imports {
-    pub(super) fn new(dirs: Vec<PathBuf>) -> Self {
+    pub(super) fn new(dirs: Vec<PathBuf>, urls: UrlPolicy) -> Self {
         let at_once = Arc::new(Semaphore::new(AT_ONCE));
         let once = Arc::new(Once::new("image.import"));
-        Self { dirs, once, at_once, names: tokio::sync::Mutex::default() }
+        Self { dirs, urls: Arc::new(urls), once, at_once, names: tokio::sync::Mutex::default() }
     }
 }
 
@@ -143,14 +149,25 @@ async fn copy(services: &Shared, arrival: &Arrival) -> Result<Image, ImportError
     let (progress, heard) = watch::channel((0, 0));
     let (work, kind) = match arrival {
         Arrival::File(request) => {
-            let (dirs, asked, kind) = (images.imports.dirs.clone(), request.clone(), request.kind);
-            let from = store.clone();
+            let (asked, kind, from) = (request.clone(), request.kind, store.clone());
+            let (dirs, policy) = (images.imports.dirs.clone(), images.imports.urls.clone());
             let work = tokio::task::spawn_blocking(move || {
-                let source = open_below(&dirs, &asked.path)?;
-                let size = source.metadata().map_err(ImportError::Read)?.len();
-                from.take(source, size, kind, asked.sha256.as_deref(), |done| {
+                let sha256 = asked.sha256.as_deref();
+                let mut heard = |done, size| {
                     progress.send_replace((done, size));
-                })
+                };
+                match (&asked.path, &asked.url, sha256) {
+                    (Some(path), None, _) => {
+                        let source = open_below(&dirs, path)?;
+                        let size = source.metadata().map_err(ImportError::Read)?.len();
+                        from.take(source, size, kind, sha256, |done| heard(done, size))
+                    }
+                    (None, Some(url), Some(sha256)) => {
+                        take_url(&from, &policy, url, kind, sha256, &mut heard)
+                    }
+                    (None, Some(_), None) => Err(ImportError::NoDigest),
+                    (Some(_), Some(_), _) | (None, None, _) => Err(ImportError::OneSource),
+                }
             });
             (work, kind)
         }
@@ -180,6 +197,32 @@ async fn copy(services: &Shared, arrival: &Arrival) -> Result<Image, ImportError
     images.write().insert(key, image.clone());
     images.changes.send_modify(|n| *n = n.wrapping_add(1));
     Ok(image)
+}
+
+/// Fetches what the URL names into the store.
+fn take_url(
+    store: &Store,
+    policy: &UrlPolicy,
+    url: &str,
+    kind: ImageKind,
+    sha256: &str,
+    heard: &mut dyn FnMut(u64, u64),
+) -> Result<Taken, ImportError> {
+    policy.url(url).map_err(ImportError::Url)?;
+    let ca_pem = policy.ca.as_ref().map(|path| {
+        let failed = |source| ImportError::Authorities { path: path.clone(), source };
+        std::fs::read_to_string(path).map_err(failed)
+    });
+    let max_bytes = policy.max_size.map_or(u64::MAX, |size| size.0);
+    let job = Job { url: url.to_owned(), policy: policy.clone(), ca_pem: ca_pem.transpose()?, max_bytes };
+    let mut fetch = Fetch::begin(&job).map_err(ImportError::Fetch)?;
+    let size = fetch.size;
+    let taken = store.take(&mut fetch, size, kind, Some(sha256), |done| heard(done, size));
+    match taken {
+        // Less than was announced: the worker knows why.
+        Err(ImportError::Changed { .. }) | Ok(_) => fetch.end().map_err(ImportError::Fetch).and(taken),
+        Err(_) => taken,
+    }
 }
 
 /// 64 lower-case hexadecimal digits.

@@ -174,11 +174,11 @@ impl Store {
             file.write_all(bytes).map_err(write)?;
             progress(taken.size_bytes);
         }
-        if taken.size_bytes == 0 {
-            head::check(kind, &[], 0)?;
-        }
         if taken.size_bytes != size {
             return Err(ImportError::Changed { expected: size, found: taken.size_bytes });
+        }
+        if taken.size_bytes == 0 {
+            head::check(kind, &[], 0)?;
         }
         taken.sha256 = hex(&hasher.finalize());
         if let Some(expected) = expected.filter(|expected| *expected != taken.sha256) {

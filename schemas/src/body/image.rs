@@ -13,9 +13,13 @@ pub struct ImageImportRequest {
     pub name: Token,
     /// What it is good for; the file's head is checked against it.
     pub kind: ImageKind,
-    /// The file on the host, below one of its `images.import_dirs`. Links are not followed.
-    pub path: String,
-    /// The SHA-256 that the content must have, 64 lower-case hexadecimal digits.
+    /// A file on the host, below one of its `images.import_dirs`. Links are not followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// In its place: where to fetch the content, with `https`, from one of the host's `images.urls.hosts`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The SHA-256 that the content must have, 64 lower-case hexadecimal digits; a URL needs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// Let the name mean this content from now on though it means another. VMs keep what they were created with.

@@ -31,16 +31,16 @@ pub enum ImageCommand {
         #[arg(long, value_name = "HOST")]
         host: Option<Token>,
     },
-    /// Take a file of the host, below one of its directories for imports, into its store.
+    /// Take a file of the host, or what a URL leads to, into its store.
     Import {
         /// The name that specs use.
         name: Token,
-        /// The file, by its path on the host.
-        path: String,
+        /// A file by its path on the host, below one of its directories for imports, or https://…
+        source: String,
         /// What it is good for.
         #[arg(long, short, value_enum, default_value_t = Kind::Disk)]
         kind: Kind,
-        /// The SHA-256 that it must have.
+        /// The SHA-256 that it must have; a URL needs it.
         #[arg(long, value_name = "DIGEST")]
         sha256: Option<String>,
         /// Let the name mean this from now on, though it means something else.
@@ -157,7 +157,8 @@ pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError
             let reply = client.image_pull(&host, &request, global.deadline(LONG)).await?;
             global.output.print(&reply, |reply| there(&host, reply))?;
         }
-        ImageCommand::Import { name, path, kind, sha256, replace, host } => {
+        ImageCommand::Import { name, source, kind, sha256, replace, host } => {
+            let is_url = source.contains("://");
             let (client, host, _) = connect(global, host.as_ref()).await?;
             let request = ImageImportRequest {
                 name: name.clone(),
@@ -167,7 +168,8 @@ pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError
                     Kind::Disk => ImageKind::Disk,
                     Kind::Firmware => ImageKind::Firmware,
                 },
-                path: path.clone(),
+                path: (!is_url).then(|| source.clone()),
+                url: is_url.then(|| source.clone()),
                 sha256: sha256.clone(),
                 replace: *replace,
             };

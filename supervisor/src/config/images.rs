@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use drover_actors::images::fetch::UrlPolicy;
 use drover_actors::images::{Follows, StoreSettings};
 use drover_schemas::size::ByteSize;
 use serde::Deserialize;
@@ -16,6 +17,8 @@ pub struct ImagesConfig {
     pub store_dir: Option<PathBuf>,
     /// What the store may hold; what its file system has if left out.
     pub max_size: Option<ByteSize>,
+    /// From where images may be fetched.
+    pub urls: UrlPolicy,
     /// What is brought from the fleet unasked.
     pub follow: Follows,
 }
@@ -24,7 +27,7 @@ impl ImagesConfig {
     /// What the store is told.
     #[must_use]
     pub fn settings(&self) -> StoreSettings {
-        let Self { import_dirs, max_size, follow, .. } = self.clone();
-        StoreSettings { import_dirs, max_bytes: max_size.map(|size| size.0), follows: follow }
+        let Self { import_dirs, urls, max_size, follow, .. } = self.clone();
+        StoreSettings { import_dirs, urls, max_bytes: max_size.map(|size| size.0), follows: follow }
     }
 }

@@ -1018,12 +1018,14 @@ class ImageImportRequest(TypedDict):
     kind: ImageKind
     # The name that specs use.
     name: Token
-    # The file on the host, below one of its `images.import_dirs`. Links are not followed.
-    path: str
+    # A file on the host, below one of its `images.import_dirs`. Links are not followed.
+    path: NotRequired[str | None]
     # Let the name mean this content from now on though it means another. VMs keep what they were created with.
     replace: NotRequired[bool]
-    # The SHA-256 that the content must have, 64 lower-case hexadecimal digits.
+    # The SHA-256 that the content must have, 64 lower-case hexadecimal digits; a URL needs it.
     sha256: NotRequired[str | None]
+    # In its place: where to fetch the content, with `https`, from one of the host's `images.urls.hosts`.
+    url: NotRequired[str | None]
 
 
 class ImageInfo(TypedDict):

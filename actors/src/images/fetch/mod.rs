@@ -1,0 +1,37 @@
+//! Images from URLs. A process of its own, without rights, speaks to the server and writes what it gets into a pipe:
+//! whatever a server sends meets neither the daemon's rights nor its memory. The daemon reads, measures and checks.
+
+pub mod policy;
+mod spawn;
+pub mod worker;
+
+use drover_schemas::ErrorBody;
+use serde::{Deserialize, Serialize};
+
+pub use self::policy::{UrlPolicy, UrlRefused};
+pub(super) use self::spawn::{Fetch, FetchError};
+
+/// What the worker is told, in JSON on its standard input.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Job {
+    /// The URL.
+    pub url: String,
+    /// From where it may fetch.
+    pub policy: UrlPolicy,
+    /// Authorities of servers beside those of the system, in PEM.
+    pub ca_pem: Option<String>,
+    /// More bytes are not fetched.
+    pub max_bytes: u64,
+}
+
+/// The worker's first line, in JSON; the bytes follow.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Begin {
+    size: u64,
+}
+
+/// The worker's last word on its standard error, in JSON, where it failed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Failed {
+    error: ErrorBody,
+}
