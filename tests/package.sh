@@ -58,6 +58,7 @@ holds "it installs where no systemd runs" install "$old"
 holds "and the agent starts with the guest" says enabled enabled
 holds "the program runs" says "$version" inside drover-agent --version
 holds "systemd has nothing against the unit" says "" inside systemd-analyze verify /lib/systemd/system/drover-agent.service
+holds "nor against who tells of services that fail" says "" inside systemd-analyze verify drover-agent-failed@ssh.service
 holds "who disables it" inside systemctl --quiet disable drover-agent
 holds "and upgrades" install "$new"
 holds "has it disabled still" says disabled enabled

@@ -41,10 +41,12 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 root=$work/root
 chmod 755 "$work"
-doc=$root/usr/share/doc/drover-agent
-mkdir -p "$root/DEBIAN" "$root/usr/bin" "$root/lib/systemd/system" "$doc" "$root/usr/share/lintian/overrides"
+doc=$root/usr/share/doc/drover-agent units=$root/lib/systemd/system
+mkdir -p "$root/DEBIAN" "$root/usr/bin" "$units" "$doc" "$root/usr/share/lintian/overrides"
 strip --strip-all --remove-section=.comment --remove-section=.note -o "$root/usr/bin/drover-agent" "$agent"
-cp "$here/drover-agent.service" "$root/lib/systemd/system/"
+cp "$here/drover-agent.service" "$units/"
+# What lets systemd tell of services that fail.
+cp -R "$here/systemd/." "$units/"
 cp "$here/debian/lintian-overrides" "$root/usr/share/lintian/overrides/drover-agent"
 for script in postinst prerm postrm; do cp "$here/debian/$script" "$root/DEBIAN/"; done
 {
@@ -55,7 +57,7 @@ for script in postinst prerm postrm; do cp "$here/debian/$script" "$root/DEBIAN/
 printf 'drover-agent (%s) unstable; urgency=medium\n\n  * Built from the sources of drover %s.\n\n -- drover <maintainers@drover.invalid>  %s\n' \
     "$version" "$version" "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n > "$doc/changelog.gz"
 chmod 755 "$root/DEBIAN/postinst" "$root/DEBIAN/prerm" "$root/DEBIAN/postrm" "$root/usr/bin/drover-agent"
-chmod 644 "$root/lib/systemd/system/drover-agent.service" "$root/usr/share/lintian/overrides/drover-agent"
+chmod -R u=rwX,go=rX "$units" "$root/usr/share/lintian"
 cat > "$root/DEBIAN/control" << END
 Package: drover-agent
 Version: $version

@@ -9,6 +9,7 @@
 //! | [`audit`] | who did what, as the stream has it |
 //! | [`certificates`] | authorities and what they sign |
 //! | [`client`] | requests as any client writes them, and what comes back |
+//! | [`clients`] | clients in other languages |
 //! | [`cluster`] | three hosts and three servers behind links that can be cut |
 //! | [`collector`] | a receiver of traces |
 //! | [`contest`] | clients that want the same names, while anything fails, and what they were told |
@@ -43,6 +44,7 @@ pub mod admin;
 pub mod audit;
 pub mod certificates;
 pub mod client;
+pub mod clients;
 pub mod cluster;
 pub mod collector;
 pub mod contest;

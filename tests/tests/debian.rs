@@ -12,12 +12,13 @@ use drover_schemas::body::guest::{ExecReply, ExecResult};
 use drover_schemas::body::image::ImageImportReply;
 use drover_schemas::body::status::{AgentState, VmStatus};
 use drover_schemas::body::vm::ChangeReply;
+use drover_schemas::event::AgentEvent;
 use drover_schemas::guest::{FreezeResult, RunInfo, RunState, RunsResult, ThawResult};
 use drover_schemas::state::VmState;
 use drover_tests::tmux::Terminal;
 use drover_tests::wait::until_within;
 use drover_tests::world::{Options, URL, World, run};
-use drover_tests::{events, leak};
+use drover_tests::{clients, events, leak};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -52,6 +53,8 @@ fn debian_is_used_through_its_agent() {
         guest.takes_and_gives_files_and_folders().await;
         guest.is_logged_in_to_with_a_key_that_the_agent_put().await;
         guest.has_its_disk_stand_still_for_a_copy().await;
+        guest.tells_of_its_programs_and_of_services_that_fail().await;
+        guest.is_used_by_the_client_in_python().await;
         guest.has_its_agent_back_when_it_is_killed().await;
         guest.gets_another_package_of_the_agent(&folder).await;
         guest.goes_down_in_order().await;
@@ -236,6 +239,46 @@ impl Guest<'_> {
             serde_json::from_str(&self.drover(&["-o", "json", "vm", "guest", "thaw", VM]).await).unwrap();
         assert!(thawed.thawed.iter().any(|mount| mount == "/"), "{thawed:?}");
         assert_eq!(self.says("cat /run/hooks; touch /thawed").await, "freeze\nthaw");
+    }
+
+    /// The first event of a type that the guest tells.
+    async fn hears(&self, kind: &str) -> AgentEvent {
+        until_within(WORK, kind, async || {
+            let told = events::read(&self.world.bus).await.into_iter().filter_map(|event| event.agent_event);
+            told.into_iter().find(|event| event.kind.as_str() == kind)
+        })
+        .await
+    }
+
+    async fn tells_of_its_programs_and_of_services_that_fail(&self) {
+        let user = ["vm", "exec", "--user", "debian", VM, "--"];
+        let emit = ["drover-agent", "emit", "app.deployed", "build=7", "--wait", "--timeout", "60"];
+        self.drover(&[&user[..], &emit[..]].concat()).await;
+        let said = self.hears("app.deployed").await;
+        assert_eq!((said.uid, serde_json::to_value(&said.data).unwrap()), (1000, json!({"build": "7"})));
+        // What is the agent's own to tell, no user tells.
+        let forged =
+            self.world.drover(&[&user[..], &["drover-agent", "emit", "drover.shutdown"]].concat()).await;
+        assert_eq!(forged.status.code(), Some(77), "{}", String::from_utf8_lossy(&forged.stderr));
+        // It fails while there is no agent, and is told of once there is one.
+        let script = "cd /run/systemd/system; printf '[Service]\\nExecStart=/bin/sh -c \"exit 3\"\\n' > bad.service; \
+             systemctl daemon-reload; systemctl stop drover-agent; systemctl start bad; \
+             until [ \"$(systemctl show --value -p NRestarts drover-agent-failed@bad.service.service)\" -gt 0 ]; do sleep 0.1; done; \
+             systemctl start drover-agent";
+        let run = self.drover(&["vm", "exec", "-d", VM, "--", "sh", "-c", script]).await;
+        let failed = self.hears("drover.unit-failed").await;
+        let data = json!({"unit": "bad.service", "result": "exit-code", "exit_status": 3, "exit_code": 1, "restarts": 0});
+        assert_eq!((failed.uid, serde_json::to_value(&failed.data).unwrap()), (0, data));
+        let attached = self.world.drover(&["vm", "runs", "attach", VM, &run]).await;
+        assert_eq!(attached.status.code(), Some(0), "{attached:?}");
+        self.says("systemctl reset-failed bad").await;
+        let seen = self.drover(&["events", "--vm", VM, "--kind", "agent"]).await;
+        assert!(seen.contains("app.deployed") && seen.contains("bad.service"), "{seen}");
+    }
+
+    async fn is_used_by_the_client_in_python(&self) {
+        let env = [("DROVER_URL", URL.to_owned()), ("DROVER_VM", VM.to_owned())];
+        clients::passes("python3", &["-W", "ignore", "test_debian.py"], "python", &env, WORK * 2).await;
     }
 
     async fn has_its_agent_back_when_it_is_killed(&self) {

@@ -11,10 +11,10 @@ use drover_schemas::RequestId;
 use drover_schemas::body::vm::ChangeReply;
 use drover_tests::certificates::{Authority, Certificate};
 use drover_tests::client::Bus;
-use drover_tests::events;
 use drover_tests::printed::Servers;
 use drover_tests::wait::{until, until_within};
 use drover_tests::world::{Options, World, run};
+use drover_tests::{clients, events};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
@@ -46,13 +46,8 @@ async fn enter(world: &World, name: &str, ca: &Authority, own: &Certificate) -> 
 
 /// Runs one test of a client in another language on the bus.
 async fn other_client(program: &str, args: &[&str], folder: &str, login: &Value) {
-    let folder = format!("{}/clients/{folder}", env!("CARGO_MANIFEST_DIR"));
-    let mut command = Command::new(program);
-    command.args(args).current_dir(folder).stdin(Stdio::null()).kill_on_drop(true);
-    command.env("DROVER_URL", URLS.join(",")).env("DROVER_LOGIN", login.to_string());
-    let done = tokio::time::timeout(LONG, command.output()).await.unwrap().unwrap();
-    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(done.status.success(), "{program}: {}{}", said(&done.stdout), said(&done.stderr));
+    let env = [("DROVER_URL", URLS.join(",")), ("DROVER_LOGIN", login.to_string())];
+    clients::passes(program, args, folder, &env, LONG).await;
 }
 
 /// Every copy of the log is up to date.

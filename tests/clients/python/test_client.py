@@ -66,6 +66,8 @@ class TheMainJob(OnAHost):
         self.assertEqual((vm["state"], vm["agent"]["state"]), ("running", "ready"))
         result = await drover.exec("web", ["sh", "-c", "echo hi; echo no >&2; exit 3"])
         self.assertEqual((result["exit_code"], result["stdout"], result["stderr"]), (3, b"hi\n", b"no\n"))
+        # A program may take longer than one attempt of the client waits.
+        self.assertEqual((await drover.exec("web", ["true"], timeout_ms=60_000))["exit_code"], 0)
         put = await drover.put("web", "/tmp/there", b"and back")
         back, got = await drover.fetch("web", "/tmp/there")
         # Who owns it and since when is told of what was read.

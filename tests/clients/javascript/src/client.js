@@ -69,7 +69,8 @@ export class Client {
     if (this.#operations[verb]["x-drover-request-id"]) requestId ??= ulid();
     const ask = async (left) => {
       const timeout = Math.min(left, ATTEMPT);
-      return read(await this.nats.request(subject, encode(body), { timeout, headers: headersOf(requestId, timeout) }));
+      // The request's own time is all that is left: what is asked again joins it.
+      return read(await this.nats.request(subject, encode(body), { timeout, headers: headersOf(requestId, left) }));
     };
     return await this.#insist(subject, requestId, deadline, name, ask);
   }

@@ -104,10 +104,9 @@ class Client:
         payload, pause, why = msgpack.packb(body or {}), _FIRST_PAUSE, "the deadline passed"
         while (left := until - time.monotonic()) > 0:
             try:
-                message = await self.nats.request(
-                    subject, payload, min(left, _ATTEMPT), headers=_headers(request_id, min(left, _ATTEMPT))
-                )
-                return read(message)
+                # The request's own time is all that is left: what is asked again joins it.
+                headers = _headers(request_id, left)
+                return read(await self.nats.request(subject, payload, min(left, _ATTEMPT), headers=headers))
             except DroverError as error:
                 if not error.retryable:
                     raise
