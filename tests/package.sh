@@ -71,6 +71,22 @@ holds "purged" inside dpkg -P drover-agent
 listed > "$work/after"
 holds "it leaves nothing" diff "$work/before" "$work/after"
 
+# --- cloud-init: what its lines do at a guest's first boot -------------------------------------------------
+# They fetch and look; where Debian's dpkg would work on this machine, ours works on the system beside.
+sed -n '/content: |/,/^runcmd:/{s/^      //p}' deploy/agent/image/cloud-init.yaml |
+    sed "s|^url=.*|url=file://$new|" > "$work/install-wrong"
+sed "s|^sha256=.*|sha256=$(sha256sum "$new" | cut -d' ' -f1)|" "$work/install-wrong" > "$work/install-right"
+mkdir "$work/bin"
+printf '#!/bin/sh\nexec %s --root=%s "$@"\n' "$(command -v dpkg)" "$root" > "$work/bin/dpkg"
+chmod 755 "$work/bin/dpkg"
+first_boot() { PATH=$work/bin:$PATH DEBIAN_FRONTEND=noninteractive sh "$work/install-$1"; }
+another_digest() { ! first_boot wrong; }
+holds "cloud-init's lines take no package of another digest" another_digest
+holds "and leave nothing of it" test ! -e "$root/usr/bin/drover-agent"
+holds "they install the right one" first_boot right
+holds "which starts with the guest" says enabled enabled
+holds "and is purged again" inside dpkg -P drover-agent
+
 # --- OpenRC -----------------------------------------------------------------------------------------------
 # From Debian's own package of it, unpacked over the system, which is not booted.
 fetched=1
