@@ -242,6 +242,7 @@ if wants agent; then
     step agent "files" real files 2
     step agent "what a guest is asked for" real policy 2
     step agent "events from inside" real emit 1
+    step agent "what guests say of themselves" real look 2
     step agent "work for the host" real work 1
     step agent "a large file" env DROVER_FILE_MIB="$SIZE" cargo test --locked --workspace --test large -- --show-output
     step agent "a root disk with Debian" debian_disk

@@ -53,6 +53,7 @@ use crate::orphans::label;
 use crate::quota::{EventBudget, Quotas};
 use crate::restored;
 use crate::router::{HostPhase, Router};
+use crate::samples::guest::GuestSamples;
 use crate::service::ServiceMsg;
 use crate::services::{Limits, Programs, Services, Shared, now_ms};
 use crate::spec::Templates;
@@ -275,6 +276,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         inventory: Inventory::default(),
         states,
         fence: Fence::new(&bus, open),
+        guests: GuestSamples::default(),
         quarantined: Quarantine::default(),
     });
     let (quarantined, vms): (Vec<_>, Vec<_>) =

@@ -1,5 +1,8 @@
 //! Samples of the host and its VMs, published every 15 seconds and not stored. A namespace's VMs go
-//! together in one message, so an idle host says little.
+//! together in one message, so an idle host says little. Figures of a guest that have changed are told by themselves
+//! beside that, by whoever takes them ([`Tend`](crate::vm::tend::Tend)).
+
+pub mod guest;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,8 +21,8 @@ use crate::services::{Services, Shared, now_ms};
 
 /// How often samples are taken.
 const EVERY: Duration = Duration::from_secs(15);
-/// VMs in one message.
-const VMS_IN_MESSAGE: usize = 500;
+/// How much of VMs is in one message, in bytes; more than one VM may have.
+const MAX_MESSAGE: usize = 192 * 1024;
 
 /// Publishes samples for as long as the host runs. Without the bus none are taken: nobody would hear.
 pub async fn publish(services: Shared, directory: Arc<Directory>, bus: Bus) {
@@ -31,9 +34,8 @@ pub async fn publish(services: Shared, directory: Arc<Directory>, bus: Bus) {
         for (namespace, vms) in vms(&services, &directory).await {
             running += vms.len();
             let subject = Subject::NsHostMetric { ns: namespace, host: services.host.clone() };
-            for part in vms.chunks(VMS_IN_MESSAGE) {
-                let sample =
-                    NamespaceSample { host: services.host.clone(), time_unix_ms, vms: part.to_vec() };
+            for vms in parts(vms) {
+                let sample = NamespaceSample { host: services.host.clone(), time_unix_ms, vms };
                 send(&services, &subject, &sample).await;
             }
         }
@@ -53,16 +55,31 @@ async fn vms(services: &Services, directory: &Directory) -> BTreeMap<Token, Vec<
     for slot in directory.all() {
         let Some(VmStatus { namespace, name, vm_id, state, .. }) = slot.status().await else { continue };
         if state.holds_runtime() {
-            // Its launch is looked up only where it was made elsewhere.
-            let memory_bytes = services.cgroups.of(vm_id).memory_bytes();
-            let memory_bytes = memory_bytes.or_else(|| services.cgroup(vm_id).memory_bytes());
-            samples.entry(namespace).or_default().push(VmSample { name, vm_id, state, memory_bytes });
+            let (memory_bytes, guest) = (services.memory_of(vm_id), services.guests.get(vm_id));
+            samples.entry(namespace).or_default().push(VmSample { name, vm_id, state, memory_bytes, guest });
         }
     }
     samples
 }
 
-async fn send<T: Serialize + Sync>(services: &Services, subject: &Subject, sample: &T) {
+/// Messages of a bounded length.
+fn parts(vms: Vec<VmSample>) -> Vec<Vec<VmSample>> {
+    let mut parts: Vec<Vec<VmSample>> = Vec::new();
+    let mut used = MAX_MESSAGE;
+    for vm in vms {
+        let length = codec::encode(&vm).map_or(MAX_MESSAGE, |bytes| bytes.len());
+        if used + length > MAX_MESSAGE {
+            parts.push(Vec::new());
+            used = 0;
+        }
+        used += length;
+        parts.last_mut().into_iter().for_each(|part| part.push(vm.clone()));
+    }
+    parts
+}
+
+/// Publishes a sample. That it was not is no more than a gap.
+pub(crate) async fn send<T: Serialize + Sync>(services: &Services, subject: &Subject, sample: &T) {
     match codec::encode(sample) {
         Ok(body) => {
             if let Err(error) =
@@ -72,5 +89,32 @@ async fn send<T: Serialize + Sync>(services: &Services, subject: &Subject, sampl
             }
         }
         Err(error) => debug!(%error, "a sample could not be encoded"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use drover_schemas::body::samples::GuestSample;
+    use drover_schemas::guest::DiskUse;
+    use drover_schemas::state::VmState;
+
+    use super::*;
+
+    #[test]
+    fn a_message_is_never_too_long_and_none_is_lost() {
+        assert_eq!(parts(Vec::new()).len(), 0);
+        let sample = |n: u128, disks: usize| {
+            let disk = DiskUse { mount: "x".repeat(128), ..DiskUse::default() };
+            let guest = GuestSample { disks: vec![disk; disks], ..GuestSample::default() };
+            let (vm_id, name) = (drover_schemas::VmId::from_u128(n), Token::new(&format!("vm-{n}")).unwrap());
+            VmSample { name, vm_id, state: VmState::Running, memory_bytes: Some(1), guest: Some(guest) }
+        };
+        let vms: Vec<_> = (0..1_000).map(|n| sample(n, (n % 17) as usize)).collect();
+        let parts = parts(vms.clone());
+        assert!(parts.len() > 1);
+        for part in &parts {
+            assert!(!part.is_empty() && codec::encode(part).unwrap().len() <= MAX_MESSAGE + 8);
+        }
+        assert_eq!(parts.concat(), vms);
     }
 }

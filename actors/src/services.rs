@@ -30,6 +30,7 @@ use crate::journal::JournalHandle;
 use crate::metrics::Metrics;
 use crate::network::NetworkHandle;
 use crate::quota::EventBudget;
+use crate::samples::guest::GuestSamples;
 use crate::spec::Templates;
 use crate::stream::Streams;
 use crate::vm::inside::EventLimits;
@@ -142,6 +143,8 @@ pub struct Services {
     pub states: States,
     /// Nothing is changed for a VM before its claim was read.
     pub fence: Fence,
+    /// What guests say of themselves.
+    pub guests: GuestSamples,
     /// VMs that are not this host's any more.
     pub quarantined: Quarantine,
 }
@@ -160,6 +163,13 @@ impl Services {
             }
         }
         group
+    }
+
+    /// Memory of everything that belongs to a VM, where the host counts it.
+    #[must_use]
+    pub fn memory_of(&self, vm_id: VmId) -> Option<u64> {
+        // Its launch is looked up only where it was made elsewhere.
+        self.cgroups.of(vm_id).memory_bytes().or_else(|| self.cgroup(vm_id).memory_bytes())
     }
 
     /// Where a VM has its disks.

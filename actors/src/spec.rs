@@ -15,6 +15,7 @@ use drover_schemas::{ErrorBody, ErrorCode, Token};
 use crate::network::forward::read_all;
 
 mod agent;
+mod watch;
 
 /// The least memory that a guest boots with.
 pub const MIN_MEMORY: ByteSize = ByteSize::mib(64);
@@ -248,6 +249,8 @@ pub fn resolve(
             "backoff_ms must not exceed backoff_max_ms, and window_ms must not be 0",
         ));
     }
+    let agent = agent::resolve(spec.agent.as_ref(), base.agent.as_ref())?;
+    watch::check(&agent)?;
     Ok(ResolvedSpec {
         template,
         os,
@@ -257,7 +260,7 @@ pub fn resolve(
         disks,
         nics,
         restart,
-        agent: agent::resolve(spec.agent.as_ref(), base.agent.as_ref())?,
+        agent,
         labels,
         placement,
     })

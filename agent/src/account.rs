@@ -1,5 +1,6 @@
 //! Users and groups, from `/etc/passwd` and `/etc/group` alone: a static program has no NSS.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Metadata};
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,6 +12,9 @@ const MAX_FILE: u64 = 4 * 1024 * 1024;
 
 /// The most groups of a process that are set.
 const MAX_GROUPS: usize = 256;
+
+/// The most characters of a name that is shown.
+const MAX_SHOWN: usize = 32;
 
 /// Whom a command runs as, or who owns a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +72,19 @@ fn read(path: &str) -> String {
 /// `not_found` for a name that is not there.
 pub fn resolve(text: &str) -> Result<Account, ErrorBody> {
     resolve_in(text, &read("/etc/passwd"), &read("/etc/group"))
+}
+
+/// The names of users, by number.
+#[must_use]
+pub fn names(uids: &BTreeSet<u32>) -> BTreeMap<u32, String> {
+    let file = read("/etc/passwd");
+    let known = file.lines().filter_map(passwd).filter(|user| uids.contains(&user.uid));
+    let mut names = BTreeMap::new();
+    // Of several names for one number the first is the one that programs show.
+    for user in known {
+        names.entry(user.uid).or_insert_with(|| user.name.chars().take(MAX_SHOWN).collect());
+    }
+    names
 }
 
 /// The account of the agent itself.

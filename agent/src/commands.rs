@@ -39,9 +39,8 @@ impl Commands {
     /// Notes how a request ended. What only looks at the guest as a whole is left to `--log debug`.
     pub fn note(&self, request: &Request, error: Option<&ErrorBody>) {
         let text = line(request, error);
-        if matches!(request.verb.as_str(), verb::PING | verb::INFO | verb::HEALTH | verb::FROZEN)
-            && error.is_none()
-        {
+        let looks = [verb::PING, verb::INFO, verb::HEALTH, verb::FROZEN, verb::SAMPLE];
+        if looks.contains(&request.verb.as_str()) && error.is_none() {
             return log::debug(format_args!("{text}"));
         }
         match self.0.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now()) {

@@ -122,6 +122,8 @@ pub fn capabilities() -> Vec<String> {
         verb::FREEZE,
         verb::THAW,
         verb::FROZEN,
+        verb::PROCESSES,
+        verb::SAMPLE,
         verb::SHUTDOWN,
         EVENTS,
     ];

@@ -16,9 +16,11 @@ pub mod emit;
 pub mod facts;
 pub mod listen;
 pub mod log;
+pub mod look;
 pub mod policy;
 pub mod power;
 pub mod process;
+pub mod program;
 pub mod runs;
 pub mod verbs;
 pub mod work;
@@ -34,6 +36,7 @@ use crate::emit::Events;
 use crate::emit::own::Watched;
 use crate::facts::Facts;
 use crate::listen::{AcceptError, Listener};
+use crate::look::Look;
 use crate::policy::Policy;
 use crate::power::Power;
 use crate::runs::Runs;
@@ -76,6 +79,8 @@ pub struct Agent {
     pub partials: Partials,
     /// File systems that may stand still.
     pub freezer: Freezer,
+    /// What is seen of the guest.
+    pub look: Look,
     /// Connections that are open.
     connections: AtomicUsize,
 }
@@ -99,6 +104,7 @@ impl Agent {
             commands: Commands::default(),
             partials: Partials::default(),
             freezer,
+            look: Look::default(),
             connections: AtomicUsize::new(0),
         })
     }

@@ -389,7 +389,16 @@ pub const VERBS: &[VerbRow] = &[
         Role::Reader,
         "Empty",
         "HealthResult",
-        "Says how the guest is doing.",
+        "Says how the guest is doing: what it has left, and its failed services.",
+    ),
+    row(
+        Plane::VmGuest,
+        "processes",
+        Class::Read,
+        Role::Guest,
+        "ProcessesRequest",
+        "ProcessesResult",
+        "Lists the guest's processes by CPU, memory or number.",
     ),
     row(
         Plane::VmGuest,

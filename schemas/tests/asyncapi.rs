@@ -11,8 +11,8 @@ use drover_schemas::contract::ContractReply;
 use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent, ce};
 use drover_schemas::guest::{
     AttachRequest, AttachResult, FileStat, FreezeRequest, FreezeResult, FrozenResult, HealthResult,
-    InfoResult, KillRequest, LsReply, LsRequest, MkdirRequest, PackRequest, RmRequest, RunsRequest,
-    RunsResult, StatRequest, ThawResult, TreeResult, UnpackRequest,
+    InfoResult, KillRequest, LsReply, LsRequest, MkdirRequest, PackRequest, ProcessesRequest,
+    ProcessesResult, RmRequest, RunsRequest, RunsResult, StatRequest, ThawResult, TreeResult, UnpackRequest,
 };
 use drover_schemas::stream::{StreamFrame, StreamOpened};
 use drover_schemas::verbs::{Class, Plane, VERBS, VerbRow, stream};
@@ -81,6 +81,8 @@ fn schemas() -> Map<String, Value> {
         TreeResult,
         InfoResult,
         HealthResult,
+        ProcessesRequest,
+        ProcessesResult,
         FreezeRequest,
         FreezeResult,
         ThawResult,
@@ -120,6 +122,7 @@ fn schemas() -> Map<String, Value> {
         HostEvent,
         RejectedEvent,
         AuditEvent,
+        samples::VmSample,
         samples::NamespaceSample,
         samples::HostSample,
     ];
@@ -423,6 +426,8 @@ fn document() -> Value {
     document.told("audit.bus", "evt.audit.bus.<server>.<kind>", "AuditEvent", event, doc);
     let doc = "Samples of a host's VMs in one namespace.";
     document.told("metric.namespace", "metric.ns.<ns>.host.<host>", "NamespaceSample", None, doc);
+    let doc = "Figures of a guest that have changed, where its spec asks for them.";
+    document.told("metric.vm", "metric.ns.<ns>.vm.<name>", "VmSample", None, doc);
     document.told("metric.host", "metric.host.<host>", "HostSample", None, "Samples of a host.");
     json!({
         "asyncapi": "3.0.0",

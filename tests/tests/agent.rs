@@ -69,7 +69,8 @@ fn a_shell_in_a_real_guest_is_used_through_a_terminal() {
         assert!(terminal.screen().contains("30 100"), "{}", terminal.screen());
         terminal.resize((40, 132));
         // Told by the terminal, passed on by the command line, the daemon and the agent.
-        terminal.line("until [ \"$(stty size)\" = '40 132' ]; do :; done; echo resized");
+        // On a line of its own: the terminal may just have answered where the shell asked for its cursor.
+        terminal.line("until [ \"$(stty size)\" = '40 132' ]; do :; done; echo; echo resized");
         terminal.shows("resized").await;
         // Ctrl-C is for what runs in the guest, and for nothing else.
         terminal.line("echo began; sleep 1000");

@@ -44,6 +44,12 @@ impl Router {
                 let _: Empty = request.decode()?;
                 body_of(request, &guest_calls::health(&self.link(ns, name).await?, left).await?)
             }
+            "processes" => {
+                let body: proto::ProcessesRequest = request.decode()?;
+                let link = self.link(ns, name).await?;
+                let list: proto::ProcessesResult = guest_calls::alike(&link, verb, None, left, &body).await?;
+                body_of(request, &list)
+            }
             "shutdown" => {
                 let body: GuestShutdownRequest = request.decode()?;
                 let link = self.link_for(ns, name, request).await?;

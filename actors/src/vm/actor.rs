@@ -27,6 +27,7 @@ use super::message::{ChangeSender, View, VmMsg};
 use super::prepare::{bound_row, prepare, push_request, reply};
 use super::row::{Live, machine_of, status};
 use super::tasks::{self, Run, TaskContext, TaskEnd};
+use super::tend::Tend;
 use super::watch::{LinkWatch, RunWatch};
 use crate::chain;
 use crate::guest::Link;
@@ -338,9 +339,16 @@ impl VmActorState {
             return;
         }
         self.generation += 1;
-        let dir = self.services.run_root.vm(self.row.vm_id);
-        let timeout = Duration::from_millis(self.row.spec.agent.ready_timeout_ms);
-        let watch = LinkWatch::start(myself.clone(), self.generation, dir, timeout);
+        let VmRow { namespace, name, vm_id, .. } = &self.row;
+        let tend = Tend {
+            services: self.services.clone(),
+            vm: myself.clone(),
+            namespace: namespace.clone(),
+            name: name.clone(),
+            vm_id: *vm_id,
+            spec: self.row.spec.agent.clone(),
+        };
+        let watch = LinkWatch::start(tend, self.generation);
         self.live.last_error = Some(watch.last_error());
         self.link_watch = Some(watch);
     }

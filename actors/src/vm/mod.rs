@@ -16,4 +16,5 @@ pub mod restart;
 pub mod row;
 pub mod run_calls;
 pub mod tasks;
+pub mod tend;
 pub mod watch;

@@ -17,11 +17,11 @@ use super::actor::{VmRef, carry};
 use super::machine::Input;
 use super::message::VmMsg;
 use super::tasks::Run;
+use super::tend::Tend;
 use crate::chain;
 use crate::guest::{HelloInfo, LastError, LinkError, connect_when_ready};
 use crate::hypervisor::api::VmmState;
 use crate::hypervisor::events::{EventKind, EventTail};
-use crate::hypervisor::run_dir::RunDir;
 
 /// How often an idle VMM is asked how its guest is.
 const INFO_EVERY: Duration = Duration::from_secs(60);
@@ -118,7 +118,7 @@ async fn observe(vm: VmRef, incarnation: u64, run: Run, look: Arc<Notify>) {
     }
 }
 
-/// Keeps the link to an agent up until dropped.
+/// Keeps the link to an agent up and the guest tended until dropped.
 #[derive(Debug)]
 pub struct LinkWatch {
     generation: u64,
@@ -127,9 +127,9 @@ pub struct LinkWatch {
 }
 
 impl LinkWatch {
-    /// Begins to connect. The agent is reported lost when it has not answered for `timeout`.
+    /// Begins to connect. The agent is reported lost when it has not answered for as long as the spec says.
     #[must_use]
-    pub fn start(vm: VmRef, generation: u64, dir: RunDir, timeout: Duration) -> Self {
+    pub fn start(tend: Tend, generation: u64) -> Self {
         let cancel = CancellationToken::new();
         let token = cancel.clone();
         let last_error = LastError::default();
@@ -137,7 +137,7 @@ impl LinkWatch {
         tokio::spawn(async move {
             tokio::select! {
                 () = token.cancelled() => {}
-                () = keep(vm, generation, dir, timeout, token.clone(), last) => {}
+                () = keep(tend, generation, token.clone(), last) => {}
             }
         });
         Self { generation, cancel, last_error }
@@ -162,30 +162,29 @@ impl Drop for LinkWatch {
     }
 }
 
-async fn keep(
-    vm: VmRef,
-    generation: u64,
-    dir: RunDir,
-    first: Duration,
-    cancel: CancellationToken,
-    last_error: LastError,
-) {
+async fn keep(tend: Tend, generation: u64, cancel: CancellationToken, last_error: LastError) {
+    let vm = &tend.vm;
+    let dir = tend.services.run_root.vm(tend.vm_id);
     let info = HelloInfo { version: env!("CARGO_PKG_VERSION").to_owned(), ..HelloInfo::default() };
     let socket = dir.vsock_socket();
     let began = Instant::now();
-    let mut patience = first;
+    let mut patience = Duration::from_millis(tend.spec.ready_timeout_ms);
     let mut reported = false;
     loop {
         match connect_when_ready(&socket, &info, &cancel, patience, &last_error).await {
             Ok((link, _)) => {
                 let (closed, events) = (link.closed(), link.events());
-                if vm.cast(VmMsg::LinkUp { generation, link }).is_err() {
+                if vm.cast(VmMsg::LinkUp { generation, link: link.clone() }).is_err() {
                     return;
                 }
                 // Until the link ends: a guest that is asked to go still has something to say.
                 let teller = vm.clone();
                 tokio::spawn(async move { carry(&teller, &events).await });
-                let reason = closed.await;
+                let reason = tokio::select! {
+                    reason = closed => reason,
+                    () = tend.run(&link) => return,
+                };
+                drop(link);
                 reported = false;
                 let flood = matches!(reason, LinkError::Flood { .. });
                 last_error.set(reason.clone());

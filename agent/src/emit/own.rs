@@ -9,13 +9,14 @@ pub mod disks;
 pub mod end;
 pub mod oom;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use drover_schemas::guest::{EventType, GuestKind};
 
 use self::disks::Disks;
 use super::{Events, Publisher};
+use crate::look::local_disks;
 
 /// A process was killed for memory.
 pub const OOM_KILL: &str = "drover.oom-kill";
@@ -36,30 +37,40 @@ pub(super) fn may_say(kind: &EventType, who: Publisher) -> bool {
     who.uid == 0 && kind.as_str() == UNIT_FAILED
 }
 
+/// File systems as they were, and when they were looked at last.
+type LastLook = (Disks, Option<Instant>);
+
 /// What is looked at when the agent is awake anyway.
 #[derive(Debug)]
 pub struct Watched {
     events: Arc<Events>,
-    disks: Option<Mutex<(Disks, Option<Instant>)>>,
+    disks: Option<Arc<Mutex<LastLook>>>,
 }
 
 impl Watched {
     /// Nothing was looked at yet.
     #[must_use]
     pub fn new(kind: GuestKind, events: Arc<Events>) -> Self {
-        Self { events, disks: (kind != GuestKind::Process).then(Mutex::default) }
+        Self { events, disks: (kind != GuestKind::Process).then(Arc::default) }
     }
 
     /// The host has sent something. Nobody is told of anything while no host takes events.
     pub fn awake(&self) {
         let Some(disks) = self.disks.as_ref().filter(|_| self.events.was_joined()) else { return };
-        let mut disks = disks.lock().unwrap_or_else(PoisonError::into_inner);
-        let (disks, last) = &mut *disks;
-        if last.is_none_or(|last| last.elapsed() >= DISKS_EVERY) {
-            *last = Some(Instant::now());
-            for (kind, data) in disks.look(&crate::verbs::local_disks()) {
-                self.events.say(kind, data);
-            }
+        let due = |last: Option<Instant>| last.is_none_or(|last| last.elapsed() >= DISKS_EVERY);
+        // It is held for as long as a look lasts.
+        if !disks.try_lock().is_ok_and(|held| due(held.1)) {
+            return;
         }
+        let (disks, events) = (Arc::clone(disks), Arc::clone(&self.events));
+        // Aside: a disk that hangs holds whoever asks how full it is.
+        tokio::task::spawn_blocking(move || {
+            let Ok(mut held) = disks.try_lock() else { return };
+            let (disks, last) = &mut *held;
+            *last = Some(Instant::now());
+            for (kind, data) in disks.look(&local_disks()) {
+                events.say(kind, data);
+            }
+        });
     }
 }

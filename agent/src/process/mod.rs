@@ -302,6 +302,13 @@ impl Running {
         tree::kill(self.keeper.as_raw()).await;
     }
 
+    /// Kills what it left behind when it ended; costs next to nothing if that is nothing.
+    pub async fn kill_rest(&self) {
+        if tree::has_children(self.keeper.as_raw()) {
+            tree::kill(self.keeper.as_raw()).await;
+        }
+    }
+
     /// Gives its terminal another size.
     pub fn resize(&self, size: TermSize) {
         if let Some(Err(error)) = self.terminal.as_ref().map(|t| pty::resize(t, size)) {

@@ -69,6 +69,12 @@ fn send(pid: i32, family: &HashSet<i32>, signal: Signal) {
     }
 }
 
+/// Whether a process has children; also where the kernel does not tell.
+pub(super) fn has_children(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+        .map_or(true, |children| !children.is_empty())
+}
+
 /// Signals every process below `root` once.
 pub(super) fn signal(root: i32, signal: Signal) {
     let pids = family(root);

@@ -4,16 +4,12 @@ mod attach;
 mod exec;
 mod file;
 mod get;
-mod health;
 mod held;
-mod info;
 mod names;
 mod partial;
 mod put;
 mod shutdown;
 mod tree;
-
-pub(crate) use health::local_disks;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -176,9 +172,17 @@ async fn work(
         verb::MKDIR => names::mkdir(decode(body)?, reach, effect).await,
         verb::INFO => {
             let allowed = agent.policy.allowed(&facts::capabilities());
-            reply(&InfoResult { allowed, ..info::gather(&agent.facts) })
+            or_ending(stream, async {
+                reply(&InfoResult { allowed, ..agent.look.info(&agent.facts).await? })
+            })
+            .await
         }
-        verb::HEALTH => reply(&health::gather(&agent.facts)),
+        verb::HEALTH => or_ending(stream, async { reply(&agent.look.health(&agent.facts).await?) }).await,
+        verb::PROCESSES => {
+            let request = decode(body)?;
+            or_ending(stream, async { reply(&agent.look.processes(request).await?) }).await
+        }
+        verb::SAMPLE => or_ending(stream, async { reply(&agent.look.sample().await?) }).await,
         verb::FREEZE => {
             work::own_kernel(&agent.facts, "file systems to freeze")?;
             or_ending(stream, async {

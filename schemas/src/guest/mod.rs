@@ -68,6 +68,7 @@ mod file;
 pub mod flow;
 mod frame;
 mod freeze;
+mod look;
 pub mod ranges;
 mod run;
 mod state;
@@ -89,15 +90,17 @@ pub use freeze::{
     FREEZE_MS, FreezeRequest, FreezeResult, FreezeState, FrozenMount, FrozenResult, MAX_FREEZE_MS,
     MAX_FROZEN, SkippedMount, ThawResult, ThawedBy,
 };
+pub use look::{
+    DiskInfo, DiskUse, HealthResult, HealthStatus, InfoResult, InterfaceInfo, InterfaceUse, MAX_PROCESSES,
+    MAX_SAMPLE_MS, MountInfo, PROCESSES, ProcessInfo, ProcessOrder, ProcessesRequest, ProcessesResult,
+    SampleResult,
+};
 pub use ranges::FileRange;
 pub use run::{
     AttachHead, AttachRequest, AttachResult, AttachedAt, Extent, KillRequest, RunInfo, RunResult, RunState,
     RunsRequest, RunsResult,
 };
-pub use state::{
-    DiskInfo, DiskUse, HealthResult, HealthStatus, InfoResult, InterfaceInfo, PingResult, ShutdownMode,
-    ShutdownRequest, ShutdownResult,
-};
+pub use state::{PingResult, ShutdownMode, ShutdownRequest, ShutdownResult};
 pub use tree::{MAX_TREE, PackHead, PackRequest, TreeResult, UnpackRequest};
 
 /// The vsock port of the agent: the last privileged one, so a guest's user cannot bind it.

@@ -21,6 +21,8 @@
 //! | `freeze` | [`FreezeRequest`](super::FreezeRequest) | | | [`FreezeResult`](super::FreezeResult) | by id |
 //! | `thaw` | – | | | [`ThawResult`](super::ThawResult) | by id |
 //! | `frozen` | – | | | [`FrozenResult`](super::FrozenResult) | yes |
+//! | `processes` | [`ProcessesRequest`](super::ProcessesRequest) | | | [`ProcessesResult`](super::ProcessesResult) | yes |
+//! | `sample` | – | | | [`SampleResult`](super::SampleResult) | yes |
 //! | `shutdown` | [`ShutdownRequest`](super::ShutdownRequest) | | | [`ShutdownResult`](super::ShutdownResult) | by id |
 //!
 //! Verbs are text on the wire, so that an agent can name one it does not know (`unsupported`). What
@@ -66,5 +68,9 @@ pub const FREEZE: &str = "freeze";
 pub const THAW: &str = "thaw";
 /// What stands still.
 pub const FROZEN: &str = "frozen";
+/// What the guest does.
+pub const PROCESSES: &str = "processes";
+/// Numbers of one moment, for the host's own samples; not on the bus.
+pub const SAMPLE: &str = "sample";
 /// Powers the guest off, or reboots it.
 pub const SHUTDOWN: &str = "shutdown";

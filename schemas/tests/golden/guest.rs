@@ -244,7 +244,17 @@ fn bodies() {
             cpus: 2,
             memory_bytes: 1 << 29,
             uptime_ms: 5,
-            disks: vec![DiskInfo { name: "vda".into(), size_bytes: 1 << 30, read_only: false }],
+            machine_id: "0123456789abcdef0123456789abcdef".into(),
+            os_id: "debian".into(),
+            os_version: "12".into(),
+            cpus_possible: 4,
+            cpu_model: "QEMU Virtual CPU version 2.5+".into(),
+            disks: vec![DiskInfo {
+                name: "vda".into(),
+                size_bytes: 1 << 30,
+                read_only: false,
+                mounts: vec![MountInfo { device: "vda1".into(), mount: "/".into(), fs: "ext4".into() }],
+            }],
             interfaces: vec![InterfaceInfo {
                 name: "eth0".into(),
                 mac: "52:54:00:12:34:56".into(),
@@ -268,8 +278,11 @@ fn bodies() {
             swap_free_bytes: 0,
             disks: vec![DiskUse { mount: "/".into(), total_bytes: 100, free_bytes: 9 }],
             uptime_ms: 5,
+            services: Some("systemd".into()),
+            failed_units: vec!["nginx.service".into()],
         },
     );
+    look();
     body("shutdown", &ShutdownRequest { mode: ShutdownMode::Reboot, delay_ms: Some(100) });
     body("shutdown-result", &ShutdownResult { method: "init".into() });
 }
@@ -311,4 +324,41 @@ fn bodies_of_runs() {
     let (state, result) = (RunState::Ended, Some(result));
     body("attach-result", &AttachResult { state, result, stdout_off: 1_048_581, stderr_off: 3 });
     body("kill", &KillRequest { run, signal: Some(15) });
+}
+
+fn look() {
+    let sort = ProcessOrder::Memory;
+    let request = ProcessesRequest { sample_ms: Some(1_000), args: true, sort, limit: Some(10) };
+    body("processes", &request);
+    let process = ProcessInfo {
+        pid: 42,
+        ppid: 1,
+        uid: 33,
+        user: Some("www-data".into()),
+        state: "R".into(),
+        started_unix_ms: 1_700_000_000_000,
+        cpu_ms: 1_200,
+        cpu_percent: 99.5,
+        memory_bytes: 1 << 20,
+        threads: 2,
+        name: "a) R (b".into(),
+        args: Some(vec!["sh".into(), "-c".into(), "true".into()]),
+    };
+    let processes = vec![process];
+    let (unix_ms, sampled_ms) = (1_700_000_001_200, Some(1_000));
+    body("processes-result", &ProcessesResult { unix_ms, total: 120, sampled_ms, processes });
+    body(
+        "sample-result",
+        &SampleResult {
+            load: [0.5, 0.25, 0.0],
+            cpu_busy_ms: 10,
+            cpu_total_ms: 100,
+            memory_total_bytes: 1 << 29,
+            memory_available_bytes: 1 << 28,
+            swap_total_bytes: 0,
+            swap_free_bytes: 0,
+            disks: vec![DiskUse { mount: "/".into(), total_bytes: 100, free_bytes: 9 }],
+            interfaces: vec![InterfaceUse { name: "eth0".into(), received_bytes: 5, sent_bytes: 6 }],
+        },
+    );
 }

@@ -73,6 +73,10 @@ class TheMainJob(OnAHost):
         # Who owns it and since when is told of what was read.
         self.assertEqual((back, {key: got[key] for key in put}), (b"and back", put))
         self.assertEqual((got["uid"], got["gid"]), (0, 0))
+        info, health = await drover.info("web"), await drover.health("web")
+        self.assertEqual((info["cpus"] > 0, health["memory_total_bytes"] > 0), (True, True))
+        listed = await drover.processes("web", sort="pid", args=True)
+        self.assertEqual((listed["processes"][0]["pid"], listed["processes"][0]["user"]), (1, "root"))
         seen = b""
         async with drover.console("web") as console:
             await console.write("stdin", b"\n")

@@ -7,6 +7,7 @@ mod create;
 mod exec;
 mod folder;
 mod guest;
+mod look;
 mod names;
 mod runs;
 mod set;
@@ -60,6 +61,18 @@ pub enum VmCommand {
     /// Programs that run in the guest by themselves, started by `exec --detach`.
     #[command(subcommand)]
     Runs(runs::RunsCommand),
+    /// Say what system the guest is: kernel, CPUs, memory, disks, addresses.
+    Info {
+        /// The VM.
+        name: Token,
+    },
+    /// Say how the guest is: what it has left, and failed services.
+    Health {
+        /// The VM.
+        name: Token,
+    },
+    /// List the guest's processes.
+    Ps(look::PsArgs),
     /// Copy a file to or from a guest.
     Cp(copy::CpArgs),
     /// Look at, list, remove and make names in a guest.
@@ -106,7 +119,12 @@ impl VmCommand {
         let name = match self {
             Self::Create(args) => args.name(),
             Self::Ls => return None,
-            Self::Get { name } | Self::Logs { name, .. } | Self::Explain { name } => name,
+            Self::Get { name }
+            | Self::Logs { name, .. }
+            | Self::Explain { name }
+            | Self::Info { name }
+            | Self::Health { name } => name,
+            Self::Ps(args) => args.name(),
             Self::Start(args)
             | Self::Reboot(args)
             | Self::Pause(args)
@@ -147,6 +165,9 @@ pub(super) async fn run(command: &VmCommand, global: &Global) -> Result<u8, CliE
         VmCommand::Rm(args) => change::plain("delete", args, &client, global).await?,
         VmCommand::Exec(args) => return exec::run(args, &client, global).await,
         VmCommand::Runs(command) => return runs::run(command, &client, global).await,
+        VmCommand::Info { name } => look::info(name, &client, global).await?,
+        VmCommand::Health { name } => look::health(name, &client, global).await?,
+        VmCommand::Ps(args) => look::ps(args, &client, global).await?,
         VmCommand::Cp(args) => copy::run(args, &client, global).await?,
         VmCommand::File(command) => names::run(command, &client, global).await?,
         VmCommand::Guest(command) => guest::run(command, &client, global).await?,

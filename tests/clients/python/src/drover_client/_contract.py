@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "guest.mkdir": Verb("cmd.{ns}.vm.{name}.guest.mkdir", True, None),
     "guest.pack": Verb("cmd.{ns}.vm.{name}.guest.pack", True, Stream((), ("data",))),
     "guest.ping": Verb("cmd.{ns}.vm.{name}.guest.ping", False, None),
+    "guest.processes": Verb("cmd.{ns}.vm.{name}.guest.processes", False, None),
     "guest.put": Verb("cmd.{ns}.vm.{name}.guest.put", True, Stream(("data",), ())),
     "guest.rm": Verb("cmd.{ns}.vm.{name}.guest.rm", True, None),
     "guest.runs": Verb("cmd.{ns}.vm.{name}.guest.runs", False, None),
@@ -106,7 +107,7 @@ class AgentEventsSpec(TypedDict):
 
 
 class AgentSpec(TypedDict):
-    """The guest agent: whether there is one, how long drover waits for it, and what it may be asked for."""
+    """The guest agent: whether there is one, how long drover waits for it, what it may be asked for, and what it watches."""
     # Verbs of the guest that are carried out; all of them if left out. A request narrows its template's list and cannot widen it.
     allow: NotRequired[list[str] | None]
     # Verbs of the guest that are refused, whatever `allow` says; those of the template too.
@@ -115,6 +116,8 @@ class AgentSpec(TypedDict):
     enabled: NotRequired[bool]
     # How many events the programs of the guest may publish.
     events: NotRequired[AgentEventsSpec]
+    # From one sample of the guest's figures to the next, in milliseconds, 1,000 at least; none are taken if left out. 30,000 costs the guest nothing: the sample takes the place of the link's heartbeat.
+    metrics_interval_ms: NotRequired[int | None]
     # After a boot, how long until a silent agent is reported, in milliseconds.
     ready_timeout_ms: NotRequired[int]
 
@@ -389,6 +392,8 @@ class DirEntry(TypedDict):
 
 class DiskInfo(TypedDict):
     """A block device of the guest."""
+    # The file systems of it and of its partitions that are mounted.
+    mounts: NotRequired[list[MountInfo]]
     # Its name below `/dev`.
     name: str
     # Whether it cannot be written.
@@ -782,6 +787,28 @@ class GetRequest(TypedDict):
     ranges: NotRequired[list[FileRange] | None]
 
 
+class GuestSample(TypedDict):
+    """What a guest says of itself, where its spec has `agent.metrics_interval_ms`. Gone with the link to its agent."""
+    # Time that the guest's CPUs were busy since the sample before, in percent of all; absent in the first.
+    cpu_percent: NotRequired[float | None]
+    # File systems on block devices, and the root; at most 16.
+    disks: list[DiskUse]
+    # Interfaces, without loopback; at most 16.
+    interfaces: list[InterfaceUse]
+    # Load averages of 1, 5 and 15 minutes.
+    load: list[float]
+    # Memory that programs can still have, in bytes.
+    memory_available_bytes: int
+    # Memory in bytes.
+    memory_total_bytes: int
+    # Swap that is unused, in bytes.
+    swap_free_bytes: int
+    # Swap in bytes.
+    swap_total_bytes: int
+    # When it was taken, by the host's clock.
+    time_unix_ms: int
+
+
 class GuestShutdownRequest(TypedDict):
     """Request of `guest.shutdown`."""
     # How.
@@ -810,6 +837,8 @@ class HealthResult(TypedDict):
     cpu_total_ms: int
     # File systems on block devices, and the root.
     disks: NotRequired[list[DiskUse]]
+    # Services that have failed or crashed.
+    failed_units: NotRequired[list[str]]
     # Load averages of 1, 5 and 15 minutes.
     load: list[float]
     # Memory that programs can still have, in bytes.
@@ -818,6 +847,8 @@ class HealthResult(TypedDict):
     memory_total_bytes: int
     # Why it is not `ok`, one sentence each.
     reasons: NotRequired[list[str]]
+    # What keeps the guest's services: `systemd` or `openrc`; absent if neither is there.
+    services: NotRequired[str | None]
     # The worst of all.
     status: HealthStatus
     # Swap that is unused, in bytes.
@@ -1128,8 +1159,12 @@ class InfoResult(TypedDict):
     arch: str
     # Changes with every boot.
     boot_id: str
+    # What the first CPU calls itself.
+    cpu_model: NotRequired[str]
     # CPUs that are online.
     cpus: int
+    # CPUs that the kernel could bring online; 0 if it does not say.
+    cpus_possible: NotRequired[int]
     # Block devices.
     disks: NotRequired[list[DiskInfo]]
     # The host name.
@@ -1138,12 +1173,18 @@ class InfoResult(TypedDict):
     interfaces: NotRequired[list[InterfaceInfo]]
     # The kernel's release.
     kernel: str
+    # The same over boots, and of this guest alone if it was set up well; empty where there is none.
+    machine_id: NotRequired[str]
     # Memory of the guest, in bytes.
     memory_bytes: int
     # `linux` or `windows`.
     os: str
+    # The distribution's short name for itself, such as `debian`.
+    os_id: NotRequired[str]
     # The distribution's own name for itself.
     os_name: NotRequired[str]
+    # The distribution's version, such as `12`.
+    os_version: NotRequired[str]
     # Milliseconds since boot.
     uptime_ms: int
 
@@ -1158,6 +1199,16 @@ class InterfaceInfo(TypedDict):
     name: str
     # Whether it is up.
     up: NotRequired[bool]
+
+
+class InterfaceUse(TypedDict):
+    """Bytes that went through an interface since it was made."""
+    # Its name.
+    name: str
+    # Received.
+    received_bytes: int
+    # Sent.
+    sent_bytes: int
 
 
 class KillRequest(TypedDict):
@@ -1284,6 +1335,16 @@ class MkdirRequest(TypedDict):
     parents: NotRequired[bool]
     # Absolute path in the guest.
     path: str
+
+
+class MountInfo(TypedDict):
+    """A file system on a block device."""
+    # The disk or its partition, by its name below `/dev`.
+    device: str
+    # Its kind, such as `ext4`.
+    fs: str
+    # Where it is mounted.
+    mount: str
 
 
 class NamespaceSample(TypedDict):
@@ -1432,6 +1493,58 @@ class PlacementSpec(TypedDict):
     host: NotRequired[Token | None]
     # Only hosts with all of these labels.
     labels: NotRequired[dict[str, str]]
+
+
+class ProcessInfo(TypedDict):
+    """A process of the guest."""
+    # Program and arguments, at most 1,024 bytes in all, if they were asked for; empty for a thread of the kernel.
+    args: NotRequired[list[str] | None]
+    # CPU time since then, in milliseconds.
+    cpu_ms: int
+    # Its share of one CPU in percent, over the request's window or since it began; above 100 if it keeps several busy.
+    cpu_percent: float
+    # Resident memory, in bytes.
+    memory_bytes: int
+    # The program's name, as the kernel has it: at most 15 bytes, which the process may have chosen.
+    name: str
+    # Its number.
+    pid: int
+    # Its parent's number; 0 if it has none.
+    ppid: int
+    # When it began, by the guest's clock: milliseconds since the Unix epoch.
+    started_unix_ms: int
+    # The kernel's letter: `R` runs, `S` sleeps, `D` waits for a device, `Z` is dead and not reaped, `T` is stopped, `I` is an idle thread of the kernel.
+    state: str
+    # Its threads.
+    threads: int
+    # Its user's number.
+    uid: int
+    # Its user by the guest's `/etc/passwd`; absent if that has no name.
+    user: NotRequired[str | None]
+
+
+class ProcessesRequest(TypedDict):
+    """Lists processes."""
+    # With their arguments, which may hold secrets.
+    args: NotRequired[bool]
+    # At most so many; 100 if left out, 500 at most.
+    limit: NotRequired[int | None]
+    # Measure CPU shares over so many milliseconds, 5,000 at most; since each process began if left out.
+    sample_ms: NotRequired[int | None]
+    # What comes first, and so what is left out when there are more than `limit`.
+    sort: NotRequired[ProcessOrder]
+
+
+class ProcessesResult(TypedDict):
+    """The processes of the guest."""
+    # In the order that was asked for. Fewer than `limit` if their arguments are too much for a reply.
+    processes: list[ProcessInfo]
+    # The window of the CPU shares, in milliseconds; absent if they are since each began.
+    sampled_ms: NotRequired[int | None]
+    # How many there are, listed or not.
+    total: int
+    # When, by the guest's clock: milliseconds since the Unix epoch.
+    unix_ms: int
 
 
 class PutRequest(TypedDict):
@@ -1857,7 +1970,9 @@ class VmEvent(TypedDict):
 
 
 class VmSample(TypedDict):
-    """Numbers of one VM."""
+    """Numbers of one VM. By itself the body of `metric.ns.<ns>.vm.<name>`: a guest's figures that differ from those that were told last."""
+    # The last that its guest said of itself.
+    guest: NotRequired[GuestSample | None]
     # Memory of everything that belongs to it on the host, where the host counts it.
     memory_bytes: NotRequired[int | None]
     # Name of the VM.
@@ -2011,6 +2126,9 @@ LookupReply = LookupReply1 | LookupReply2 | LookupReply3 | LookupReply4
 
 # The family of the guest's operating system.
 Os = Literal["linux", "windows"]
+
+# What processes are ordered by.
+ProcessOrder = Literal["cpu", "memory", "pid"]
 
 # A protocol with ports.
 Protocol = Literal["tcp", "udp"]

@@ -27,9 +27,12 @@ from ._contract import (
     FileResult,
     FreezeResult,
     FrozenResult,
+    HealthResult,
     HostInfo,
+    InfoResult,
     LogsReply,
     LookupReply,
+    ProcessesResult,
     RunInfo,
     StoredEvent,
     StreamOpened,
@@ -288,6 +291,18 @@ class Client:
     async def kill(self, name: str, run: str, signal: int = 15) -> None:
         """Sends a signal to a detached program; 9 ends all that it started."""
         await self.call("guest.kill", {"run": run, "signal": signal}, name=name)
+
+    async def info(self, name: str) -> InfoResult:
+        """What the guest is."""
+        return cast(InfoResult, await self.call("guest.info", name=name))
+
+    async def health(self, name: str) -> HealthResult:
+        """How the guest is, with its failed services."""
+        return cast(HealthResult, await self.call("guest.health", name=name))
+
+    async def processes(self, name: str, **body: Any) -> ProcessesResult:
+        """What runs in the guest, with `sample_ms`, `args`, `sort` and `limit`."""
+        return cast(ProcessesResult, await self.call("guest.processes", body, name=name))
 
     async def put(self, name: str, path: str, data: bytes, **body: Any) -> FileResult:
         """Writes a file in the guest."""

@@ -1,45 +1,78 @@
-//! `info`: what the guest is, from `/proc` and `/sys`.
+//! `info`: what the guest is, from `/proc`, `/sys` and `/etc`.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
-use drover_schemas::guest::{DiskInfo, InfoResult, InterfaceInfo};
+use drover_schemas::guest::{DiskInfo, InfoResult, InterfaceInfo, MountInfo};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
 
+use super::parse::{self, Mount};
+use super::{MAX_LISTED, read};
 use crate::facts::Facts;
-
-/// How many disks and interfaces are listed at most.
-const MAX_LISTED: usize = 64;
 
 pub(super) fn gather(facts: &Facts) -> InfoResult {
     let (hostname, kernel) = Facts::names();
+    let os_release = match read("/etc/os-release") {
+        text if text.is_empty() => read("/usr/lib/os-release"),
+        text => text,
+    };
+    let release = parse::os_release(&os_release);
     InfoResult {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_id: facts.boot_id.clone(),
+        machine_id: machine_id(&read("/etc/machine-id")),
         os: std::env::consts::OS.to_owned(),
-        os_name: os_name(),
+        os_id: release.id,
+        os_version: release.version,
+        os_name: release.name,
         kernel,
         arch: std::env::consts::ARCH.to_owned(),
         hostname,
-        cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
-        memory_bytes: super::health::meminfo().get("MemTotal").copied().unwrap_or(0),
+        cpus: online_cpus(),
+        cpus_possible: parse::count(&read("/sys/devices/system/cpu/possible")),
+        cpu_model: parse::cpu_model(&read("/proc/cpuinfo")),
+        memory_bytes: parse::meminfo(&read("/proc/meminfo")).total,
         uptime_ms: facts.uptime_ms(),
-        disks: disks(),
+        disks: disks(&parse::mounts(&read("/proc/self/mountinfo"))),
         interfaces: interfaces(),
         allowed: None,
     }
 }
 
-fn os_name() -> String {
-    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let name = text.lines().find_map(|l| l.strip_prefix("PRETTY_NAME="));
-    name.unwrap_or("Linux").trim_matches(['"', '\'']).chars().take(200).collect()
+/// CPUs of the guest, whatever of them this process may use.
+pub(super) fn online_cpus() -> u32 {
+    match parse::count(&read("/sys/devices/system/cpu/online")) {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+        online => online,
+    }
 }
 
-fn disks() -> Vec<DiskInfo> {
+/// A fresh image has `uninitialized` or nothing here.
+fn machine_id(text: &str) -> String {
+    let id = text.trim();
+    let is_one = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_one { id.to_owned() } else { String::new() }
+}
+
+/// The name below `/dev` of what is mounted, and of the disk that it is on.
+fn device(mount: &Mount) -> Option<(String, String)> {
+    let by_numbers = PathBuf::from("/sys/dev/block").join(&mount.numbers);
+    // Some file systems have numbers of their own; then what was mounted tells.
+    let path = fs::canonicalize(by_numbers).ok().or_else(|| {
+        let source = mount.source.starts_with("/dev/").then(|| fs::canonicalize(&mount.source).ok())??;
+        fs::canonicalize(PathBuf::from("/sys/class/block").join(source.file_name()?)).ok()
+    })?;
+    let name = |path: &std::path::Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+    let device = name(&path)?;
+    let disk = if path.join("partition").exists() { name(path.parent()?)? } else { device.clone() };
+    Some((device, disk))
+}
+
+fn disks(mounts: &[Mount]) -> Vec<DiskInfo> {
     let Ok(dir) = fs::read_dir("/sys/block") else { return Vec::new() };
     let mut disks: Vec<_> = dir
         .flatten()
@@ -53,11 +86,23 @@ fn disks() -> Vec<DiskInfo> {
                 name,
                 size_bytes: sectors.saturating_mul(512),
                 read_only: read("ro").is_some_and(|ro| ro.trim() == "1"),
+                mounts: Vec::new(),
             })
         })
         .collect();
     disks.sort_by(|a, b| a.name.cmp(&b.name));
     disks.truncate(MAX_LISTED);
+    let mut listed = 0;
+    for mount in mounts {
+        let Some((device, disk)) = device(mount) else { continue };
+        if let Some(disk) = disks.iter_mut().find(|known| known.name == disk)
+            && listed < MAX_LISTED
+        {
+            listed += 1;
+            let Mount { mount, fs, .. } = mount.clone();
+            disk.mounts.push(MountInfo { device, mount, fs });
+        }
+    }
     disks
 }
 
@@ -105,7 +150,10 @@ mod tests {
     fn a_guest_is_described() {
         let info = gather(&Facts::gather());
         assert!(info.cpus > 0 && info.memory_bytes > 0 && !info.kernel.is_empty());
+        assert!(info.cpus_possible >= info.cpus, "{info:?}");
         assert!(info.interfaces.iter().all(|i| i.name != "lo"));
         assert_eq!(prefix(IpAddr::from([255, 255, 240, 0])), 20);
+        assert_eq!(machine_id("uninitialized\n"), "");
+        assert_eq!(machine_id("0123456789abcdef0123456789ABCDEF\n").len(), 32);
     }
 }

@@ -1,0 +1,107 @@
+//! What is done for a guest for as long as the link to its agent is up: its figures are taken as often as its spec
+//! wants.
+
+use std::time::Duration;
+
+use drover_schemas::body::guest::Empty;
+use drover_schemas::body::samples::{GuestSample, VmSample};
+use drover_schemas::body::spec::AgentSpec;
+use drover_schemas::guest::{SampleResult, verb};
+use drover_schemas::subject::Subject;
+use drover_schemas::{Token, VmId};
+use tokio::sync::oneshot;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::debug;
+
+use super::actor::VmRef;
+use super::guest_calls::{self, CALL};
+use super::message::VmMsg;
+use crate::guest::Link;
+use crate::samples::guest::{figures, have_changed};
+use crate::samples::send;
+use crate::services::{Shared, now_ms};
+
+/// Who is tended, and how.
+#[derive(Debug, Clone)]
+pub struct Tend {
+    /// The host.
+    pub services: Shared,
+    /// The VM's actor.
+    pub vm: VmRef,
+    /// Its namespace.
+    pub namespace: Token,
+    /// Its name.
+    pub name: Token,
+    /// Its identity.
+    pub vm_id: VmId,
+    /// What its spec wants.
+    pub spec: AgentSpec,
+}
+
+/// Figures of a guest are forgotten with the link.
+struct Kept<'a>(&'a Tend);
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        self.0.services.guests.forget(self.0.vm_id);
+    }
+}
+
+impl Tend {
+    /// Tends the guest; to be dropped when the link has ended. It never comes back.
+    pub async fn run(&self, link: &Link) {
+        if let Some(every) = self.spec.metrics_interval_ms {
+            self.sample(link, Duration::from_millis(every)).await;
+        }
+        std::future::pending().await
+    }
+
+    async fn sample(&self, link: &Link, every: Duration) {
+        if let Err(error) = link.offers(verb::SAMPLE) {
+            debug!(%error, "no figures of this guest");
+            return;
+        }
+        let _kept = Kept(self);
+        let (mut before, mut told) = (None, None);
+        let mut ticks = interval(every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let said: Result<SampleResult, _> =
+                guest_calls::alike(link, verb::SAMPLE, None, CALL, &Empty {}).await;
+            match said {
+                Ok(said) => {
+                    let counted = (said.cpu_busy_ms, said.cpu_total_ms);
+                    let sample = figures(said, before.replace(counted), now_ms());
+                    self.services.guests.put(self.vm_id, sample.clone());
+                    if told.as_ref().is_none_or(|told| have_changed(told, &sample))
+                        && self.tell(&sample).await
+                    {
+                        told = Some(sample);
+                    }
+                }
+                Err(error) => {
+                    debug!(%error, "a guest gave no figures");
+                    self.services.guests.forget(self.vm_id);
+                    before = None;
+                }
+            }
+        }
+    }
+
+    /// Publishes figures by themselves, if anybody could hear them.
+    async fn tell(&self, guest: &GuestSample) -> bool {
+        if self.services.client.connection_state() != async_nats::connection::State::Connected {
+            return false;
+        }
+        let (reply, status) = oneshot::channel();
+        let _ = self.vm.cast(VmMsg::Status(reply));
+        let Ok(status) = status.await else { return false };
+        let memory_bytes = self.services.memory_of(self.vm_id);
+        let (name, vm_id, guest) = (self.name.clone(), self.vm_id, Some(guest.clone()));
+        let sample = VmSample { name, vm_id, state: status.state, memory_bytes, guest };
+        let subject = Subject::VmMetric { ns: self.namespace.clone(), name: self.name.clone() };
+        send(&self.services, &subject, &sample).await;
+        true
+    }
+}

@@ -1,0 +1,170 @@
+//! `health` and `sample`: how the guest is. Facts are gathered here; what they mean is decided by [`judge`].
+
+use std::collections::BTreeSet;
+
+use drover_schemas::guest::{DiskUse, HealthResult, HealthStatus, SampleResult};
+use nix::sys::statvfs::statvfs;
+
+use super::info::online_cpus;
+use super::parse::{self, Mount};
+use super::units::Services;
+use super::{MAX_LISTED, read};
+use crate::facts::Facts;
+
+pub(super) fn gather(facts: &Facts) -> HealthResult {
+    let sample = sample();
+    let mut health = HealthResult {
+        load: sample.load,
+        cpu_busy_ms: sample.cpu_busy_ms,
+        cpu_total_ms: sample.cpu_total_ms,
+        memory_total_bytes: sample.memory_total_bytes,
+        memory_available_bytes: sample.memory_available_bytes,
+        swap_total_bytes: sample.swap_total_bytes,
+        swap_free_bytes: sample.swap_free_bytes,
+        disks: sample.disks,
+        uptime_ms: facts.uptime_ms(),
+        ..HealthResult::default()
+    };
+    judge(&mut health, online_cpus());
+    health
+}
+
+pub(super) fn sample() -> SampleResult {
+    let memory = parse::meminfo(&read("/proc/meminfo"));
+    let (cpu_busy_ms, cpu_total_ms) = parse::cpu(&read("/proc/stat"));
+    SampleResult {
+        load: parse::load(&read("/proc/loadavg")),
+        cpu_busy_ms,
+        cpu_total_ms,
+        memory_total_bytes: memory.total,
+        memory_available_bytes: memory.available,
+        swap_total_bytes: memory.swap_total,
+        swap_free_bytes: memory.swap_free,
+        disks: local_disks(),
+        interfaces: parse::interfaces(&read("/proc/net/dev"), MAX_LISTED),
+    }
+}
+
+/// Local file systems and how full they are.
+pub(crate) fn local_disks() -> Vec<DiskUse> {
+    disks(&parse::mounts(&read("/proc/self/mountinfo")))
+}
+
+/// File systems on block devices, and the root, once each.
+fn disks(mounts: &[Mount]) -> Vec<DiskUse> {
+    let mut seen = BTreeSet::new();
+    let local = mounts.iter().filter(|mount| {
+        // Network file systems are left out: asking a dead server would hold the agent.
+        (mount.mount == "/" || mount.source.starts_with("/dev/")) && seen.insert(&mount.numbers)
+    });
+    local.take(MAX_LISTED).filter_map(|mount| disk_use(&mount.mount)).collect()
+}
+
+/// How full the file system of a path is.
+fn disk_use(mount: &str) -> Option<DiskUse> {
+    let stat = statvfs(mount).ok()?;
+    let size = stat.fragment_size();
+    let total_bytes = stat.blocks().saturating_mul(size);
+    let free_bytes = stat.blocks_available().saturating_mul(size);
+    (total_bytes > 0).then(|| DiskUse { mount: mount.to_owned(), total_bytes, free_bytes })
+}
+
+/// The worst counts, and each reason is told.
+fn say(health: &mut HealthResult, status: HealthStatus, reason: String) {
+    health.status = health.status.max(status);
+    health.reasons.push(reason);
+}
+
+/// What of a whole is used, in percent. What cannot be had for ordinary users counts as used.
+fn percent_used(total: u64, free: u64) -> u64 {
+    100 - u64::try_from(u128::from(free) * 100 / u128::from(total.max(1))).unwrap_or(100).min(100)
+}
+
+fn judge(health: &mut HealthResult, cpus: u32) {
+    for disk in health.disks.clone() {
+        match percent_used(disk.total_bytes, disk.free_bytes) {
+            used @ 97.. => {
+                let text = format!("{} is {used} % full; free space", disk.mount);
+                say(health, HealthStatus::Critical, text);
+            }
+            used @ 90.. => say(health, HealthStatus::Warn, format!("{} is {used} % full", disk.mount)),
+            _ => {}
+        }
+    }
+    if health.memory_total_bytes > 0 {
+        let left = 100 - percent_used(health.memory_total_bytes, health.memory_available_bytes);
+        match left {
+            0..3 => {
+                say(health, HealthStatus::Critical, format!("{left} % of the memory is left; add memory"));
+            }
+            3..10 => say(health, HealthStatus::Warn, format!("{left} % of the memory is left")),
+            _ => {}
+        }
+    }
+    if health.load[1] > 4.0 * f64::from(cpus) {
+        let text = format!("a load of {:.1} on {cpus} CPUs over 5 minutes", health.load[1]);
+        say(health, HealthStatus::Warn, text);
+    }
+}
+
+pub(super) fn add_services(health: &mut HealthResult, services: Option<Services>) {
+    let Some(services) = services else { return };
+    health.services = Some(services.kept_by.to_owned());
+    match services.failed {
+        Ok(failed) => {
+            for unit in &failed {
+                say(health, HealthStatus::Warn, format!("{unit} has failed"));
+            }
+            health.failed_units = failed;
+        }
+        Err(why) => say(health, HealthStatus::Warn, format!("failed services are not known: {why}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_fact_decides() {
+        let disk = |free_bytes| DiskUse { mount: "/".into(), total_bytes: 100, free_bytes };
+        let judged = |disks, available, load| {
+            let mut health = HealthResult {
+                disks,
+                memory_total_bytes: 100,
+                memory_available_bytes: available,
+                load: [0.0, load, 0.0],
+                ..Default::default()
+            };
+            judge(&mut health, 1);
+            (health.status, health.reasons.len())
+        };
+        assert_eq!(judged(vec![disk(50)], 50, 0.0), (HealthStatus::Ok, 0));
+        assert_eq!(judged(vec![disk(8)], 50, 0.0), (HealthStatus::Warn, 1));
+        assert_eq!(judged(vec![disk(8)], 2, 9.0), (HealthStatus::Critical, 3));
+        assert_eq!(judged(vec![disk(0)], 50, 0.0), (HealthStatus::Critical, 1));
+        assert_eq!(percent_used(0, 7), 0);
+    }
+
+    #[test]
+    fn services_are_told_or_why_not() {
+        let with = |failed| {
+            let mut health = HealthResult::default();
+            add_services(&mut health, Some(Services { kept_by: "systemd", failed }));
+            health
+        };
+        let failed = with(Ok(vec!["a.service".into()]));
+        assert_eq!((failed.status, failed.failed_units.len()), (HealthStatus::Warn, 1));
+        assert_eq!(failed.reasons, ["a.service has failed"]);
+        assert_eq!(with(Ok(Vec::new())).status, HealthStatus::Ok);
+        assert!(with(Err("no answer".into())).reasons[0].contains("no answer"));
+    }
+
+    #[test]
+    fn this_machine_has_figures() {
+        let here = sample();
+        assert!(here.memory_total_bytes > 0 && here.cpu_total_ms > 0);
+        let root = Mount { mount: "/".into(), numbers: "1:1".into(), ..Mount::default() };
+        assert!(disks(&[root.clone(), root]).len() <= 1);
+    }
+}

@@ -1,0 +1,212 @@
+//! `drover vm info`, `health` and `ps`: what the guest says of itself.
+
+use std::time::Duration;
+
+use drover_schemas::Token;
+use drover_schemas::body::guest::Empty;
+use drover_schemas::guest::{
+    HealthResult, InfoResult, ProcessInfo, ProcessOrder, ProcessesRequest, ProcessesResult,
+};
+
+use super::super::Global;
+use super::super::exit::CliError;
+use super::super::host::mib;
+use super::super::output::{render, table};
+use crate::client::{CallOptions, Client, time};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Arguments of `vm ps`.
+#[derive(Debug, clap::Args)]
+pub struct PsArgs {
+    /// The VM.
+    name: Token,
+    /// Measure CPU shares over so many milliseconds, 5000 at most; else since each process began.
+    #[arg(long, value_name = "MS")]
+    sample: Option<u64>,
+    /// Show arguments too; they may hold secrets.
+    #[arg(long, short)]
+    args: bool,
+    /// What comes first.
+    #[arg(long, value_enum, default_value = "cpu")]
+    sort: Order,
+    /// At most so many; 100 if left out, 500 at most.
+    #[arg(long)]
+    limit: Option<u32>,
+}
+
+/// What processes are ordered by.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Order {
+    /// The largest share of a CPU first.
+    Cpu,
+    /// The most memory first.
+    Memory,
+    /// The smallest number first.
+    Pid,
+}
+
+impl PsArgs {
+    /// The VM.
+    pub const fn name(&self) -> &Token {
+        &self.name
+    }
+}
+
+pub(super) async fn ps(args: &PsArgs, client: &Client, global: &Global) -> Result<(), CliError> {
+    let sort = match args.sort {
+        Order::Cpu => ProcessOrder::Cpu,
+        Order::Memory => ProcessOrder::Memory,
+        Order::Pid => ProcessOrder::Pid,
+    };
+    let request = ProcessesRequest { sample_ms: args.sample, args: args.args, sort, limit: args.limit };
+    let list: ProcessesResult = ask(&args.name, "processes", &request, client, global).await?;
+    global.output.print(&list, processes)?;
+    let shown = list.processes.len();
+    if list.total as usize > shown {
+        eprintln!("{shown} of {} are shown; use --limit and --sort", list.total);
+    }
+    Ok(())
+}
+
+pub(super) async fn info(name: &Token, client: &Client, global: &Global) -> Result<(), CliError> {
+    let info: InfoResult = ask(name, "info", &Empty {}, client, global).await?;
+    global.output.print(&info, system)
+}
+
+pub(super) async fn health(name: &Token, client: &Client, global: &Global) -> Result<(), CliError> {
+    let health: HealthResult = ask(name, "health", &Empty {}, client, global).await?;
+    global.output.print(&health, condition)
+}
+
+async fn ask<Q, A>(
+    name: &Token,
+    verb: &str,
+    request: &Q,
+    client: &Client,
+    global: &Global,
+) -> Result<A, CliError>
+where
+    Q: serde::Serialize + Sync,
+    A: serde::de::DeserializeOwned,
+{
+    let read = CallOptions::read(global.deadline(DEADLINE));
+    Ok(client.call(&client.guest_subject(name, verb)?, request, read).await?)
+}
+
+/// What somebody in the guest chose, without what a terminal would act on.
+fn safe(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+/// A time of a CPU, as `ps` has it.
+fn cpu_time(ms: u64) -> String {
+    let seconds = ms / 1000;
+    format!("{}:{:02}.{:02}", seconds / 60, seconds % 60, ms % 1000 / 10)
+}
+
+fn processes(list: &ProcessesResult) -> String {
+    let mut table =
+        table(&["PID", "PPID", "USER", "S", "CPU%", "TIME", "MEMORY", "THREADS", "STARTED", "COMMAND"]);
+    for process in &list.processes {
+        let ProcessInfo { pid, ppid, uid, user, name, args, .. } = process;
+        let command = match args {
+            Some(args) if !args.is_empty() => args.join(" "),
+            Some(_) => format!("[{name}]"),
+            None => name.clone(),
+        };
+        table.add_row([
+            pid.to_string(),
+            ppid.to_string(),
+            user.as_deref().map_or_else(|| uid.to_string(), safe),
+            safe(&process.state),
+            format!("{:.1}", process.cpu_percent),
+            cpu_time(process.cpu_ms),
+            mib(process.memory_bytes),
+            process.threads.to_string(),
+            time::rfc3339(process.started_unix_ms / 1000 * 1000).replace(".000", ""),
+            safe(&command),
+        ]);
+    }
+    render(&mut table)
+}
+
+fn system(info: &InfoResult) -> String {
+    let mut table = table(&[]);
+    let mut row = |key: &str, value: String| {
+        table.add_row([key.to_owned(), safe(&value)]);
+    };
+    row("hostname", info.hostname.clone());
+    row("system", info.os_name.clone());
+    row("kernel", format!("{} {}", info.kernel, info.arch));
+    let possible =
+        if info.cpus_possible > info.cpus { format!(" of {}", info.cpus_possible) } else { String::new() };
+    row("cpus", format!("{}{possible} {}", info.cpus, info.cpu_model));
+    row("memory", mib(info.memory_bytes));
+    row("uptime", format!("{} s", info.uptime_ms / 1000));
+    row("boot id", info.boot_id.clone());
+    row("machine id", if info.machine_id.is_empty() { "-".to_owned() } else { info.machine_id.clone() });
+    for disk in &info.disks {
+        let read_only = if disk.read_only { ", read-only" } else { "" };
+        row("disk", format!("{} {}{read_only}", disk.name, mib(disk.size_bytes)));
+        for at in &disk.mounts {
+            row("", format!("{} on {} ({})", at.device, at.mount, at.fs));
+        }
+    }
+    for nic in &info.interfaces {
+        let up = if nic.up { "up" } else { "down" };
+        row("interface", format!("{} {up} {} {}", nic.name, nic.mac, nic.addresses.join(" ")));
+    }
+    row("agent", info.agent_version.clone());
+    render(&mut table)
+}
+
+fn condition(health: &HealthResult) -> String {
+    let mut table = table(&[]);
+    let mut row = |key: &str, value: String| {
+        table.add_row([key.to_owned(), safe(&value)]);
+    };
+    row("status", format!("{:?}", health.status).to_lowercase());
+    health.reasons.iter().for_each(|reason| row("", reason.clone()));
+    let [one, five, fifteen] = health.load;
+    row("load", format!("{one:.2} {five:.2} {fifteen:.2}"));
+    let left = |free, total| format!("{} of {} left", mib(free), mib(total));
+    row("memory", left(health.memory_available_bytes, health.memory_total_bytes));
+    if health.swap_total_bytes > 0 {
+        row("swap", left(health.swap_free_bytes, health.swap_total_bytes));
+    }
+    for disk in &health.disks {
+        row("disk", format!("{}: {}", disk.mount, left(disk.free_bytes, disk.total_bytes)));
+    }
+    if let Some(services) = &health.services {
+        let failed = if health.failed_units.is_empty() { "none" } else { &health.failed_units.join(" ") };
+        row("failed services", format!("{failed} ({services})"));
+    }
+    render(&mut table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_cannot_write_to_the_terminal() {
+        let hostile = ProcessInfo {
+            pid: 7,
+            name: "a\u{1b}[2Jb".into(),
+            state: "R".into(),
+            cpu_ms: 61_230,
+            cpu_percent: 99.96,
+            ..ProcessInfo::default()
+        };
+        let shown = processes(&ProcessesResult { processes: vec![hostile], ..Default::default() });
+        assert!(
+            shown.contains("a\\u{1b}[2Jb") && shown.contains("1:01.23") && shown.contains("100.0"),
+            "{shown}"
+        );
+        let hostile = InfoResult { hostname: "a\nstatus ok".into(), ..InfoResult::default() };
+        assert!(system(&hostile).starts_with("hostname    a\\nstatus ok\n"), "{}", system(&hostile));
+        let health = HealthResult { reasons: vec!["\u{9b}31m".into()], ..HealthResult::default() };
+        assert!(!condition(&health).chars().any(|c| c.is_control() && c != '\n'));
+    }
+}
