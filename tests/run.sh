@@ -26,7 +26,7 @@
 #   images       files and URLs into the store of images, to VMs, to other hosts of the fleet, and away; what is refused;
 #                daemons and servers that die meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
-#                guests, no guest speaks for another, forwarded ports, and who reaches whom
+#                guests, no guest speaks for another, forwarded ports that come and go, and who reaches whom
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
 #   nested       the end-to-end suites with the real Cloud Hypervisor that CLOUD_HYPERVISOR names, on a throw-away
@@ -262,6 +262,7 @@ fi
 if wants network; then
     wants unit || step network "bridges, TAPs and rules" cargo test --locked --workspace --test network
     step network "guests and what others do" real traffic 2
+    step network "forwards that come and go" real forwards 2
 fi
 
 if wants soak; then

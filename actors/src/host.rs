@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use drover_schemas::body::host::Capacity;
-use drover_schemas::body::spec::ResolvedSpec;
+use drover_schemas::body::spec::{NicSpec, ResolvedSpec};
 use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token, VmId};
 use ipnet::Ipv4Net;
 use tokio::sync::watch;
@@ -249,6 +249,20 @@ impl HostState {
         inner.vms += 1;
         inner.held.insert(vm_id, held(namespace, spec));
         self.forwards.restore(namespace, vm_id, &spec.nics);
+    }
+
+    /// Gives a VM the ports of the host that `nics` ask for in the place of those that it has.
+    ///
+    /// # Errors
+    /// `invalid_argument` or `conflict` for a port; nothing is changed then.
+    pub fn change_forwards(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) -> Result<(), ErrorBody> {
+        self.forwards.change(namespace, vm_id, nics)
+    }
+
+    /// Takes the ports of an earlier spec over again, whose change was never durable.
+    pub fn keep_forwards(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) {
+        self.forwards.release(vm_id);
+        self.forwards.restore(namespace, vm_id, nics);
     }
 
     /// Gives back what was set aside for a VM without a row.

@@ -38,6 +38,8 @@ pub enum VmEventKind {
     State,
     /// An operation made a step (a boot's milestones); the state is the same.
     Progress,
+    /// The spec was changed: `revision` is that of the new one. The state is the same.
+    Changed,
     /// An operation failed and the VM is as it was.
     OperationFailed,
     /// The guest rebooted itself or was rebooted.
@@ -55,9 +57,10 @@ pub enum VmEventKind {
 
 impl VmEventKind {
     /// Every kind that is sent.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::State,
         Self::Progress,
+        Self::Changed,
         Self::OperationFailed,
         Self::Rebooted,
         Self::Panic,
@@ -71,6 +74,7 @@ impl VmEventKind {
         match self {
             Self::State => "state",
             Self::Progress => "progress",
+            Self::Changed => "changed",
             Self::OperationFailed => "operation-failed",
             Self::Rebooted => "rebooted",
             Self::Panic => "panic",

@@ -132,6 +132,8 @@ pub enum Verb {
     Pause,
     /// `resume`
     Resume,
+    /// `forward`
+    Forward,
     /// `delete`
     Delete,
 }
@@ -188,7 +190,7 @@ pub enum Input {
 
 impl Input {
     /// Every column, verbs first.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Verb(Verb::Start),
         Self::Verb(Verb::Shutdown),
         Self::Verb(Verb::Stop),
@@ -196,6 +198,7 @@ impl Input {
         Self::Verb(Verb::Reboot),
         Self::Verb(Verb::Pause),
         Self::Verb(Verb::Resume),
+        Self::Verb(Verb::Forward),
         Self::Verb(Verb::Delete),
         Self::Happened(Happening::Booted),
         Self::Happened(Happening::BootFailed),
@@ -229,6 +232,7 @@ impl Input {
                 Verb::Reboot => "reboot",
                 Verb::Pause => "pause",
                 Verb::Resume => "resume",
+                Verb::Forward => "forward",
                 Verb::Delete => "delete",
             },
             Self::Happened(h) => match h {

@@ -222,6 +222,15 @@ pub const VERBS: &[VerbRow] = &[
     ),
     row(
         Plane::Vm,
+        "forward",
+        Class::Journalled,
+        Role::Operator,
+        "ForwardRequest",
+        "ChangeReply",
+        "Leads other ports of the host to the guest, at once and from now on.",
+    ),
+    row(
+        Plane::Vm,
         "delete",
         Class::Journalled,
         Role::Operator,

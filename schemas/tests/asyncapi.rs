@@ -40,6 +40,7 @@ fn schemas() -> Map<String, Value> {
         ContractReply,
         vm::CreateRequest,
         vm::ChangeRequest,
+        vm::ForwardRequest,
         vm::ChangeReply,
         vm::ShutdownRequest,
         vm::StopRequest,

@@ -50,8 +50,11 @@ impl<'de> Deserialize<'de> for PortRange {
 #[derive(Debug, Default)]
 pub struct Forwards {
     range: Option<PortRange>,
-    taken: Mutex<BTreeMap<VmId, (Token, Vec<HostPort>)>>,
+    taken: Mutex<Taken>,
 }
+
+/// Namespace and ports of each VM that has any.
+type Taken = BTreeMap<VmId, (Token, Vec<HostPort>)>;
 
 impl Forwards {
     /// None is taken yet; without a range none can be.
@@ -60,7 +63,7 @@ impl Forwards {
         Self { range, taken: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<VmId, (Token, Vec<HostPort>)>> {
+    fn lock(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -73,16 +76,35 @@ impl Forwards {
         let mut taken = self.lock();
         for port in &wanted {
             self.allowed(port)?;
-            for (other, (owner, ports)) in taken.iter().filter(|(other, _)| **other != vm_id) {
-                if ports.iter().any(|has| has.meets(port)) {
-                    return Err(in_use(port, (owner == namespace).then_some(*other)));
-                }
-            }
+            others_have(&taken, vm_id, namespace, port)?;
         }
         if !taken.contains_key(&vm_id) {
             wanted.iter().try_for_each(free)?;
         }
         if !wanted.is_empty() {
+            taken.insert(vm_id, (namespace.clone(), wanted));
+        }
+        Ok(())
+    }
+
+    /// Gives a VM that has ports the ones that `nics` ask for in their place.
+    ///
+    /// # Errors
+    /// As [`Forwards::claim`], for those that it does not have yet; nothing is changed then.
+    pub fn change(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) -> Result<(), ErrorBody> {
+        let wanted = ports(nics)?;
+        let mut taken = self.lock();
+        let has = taken.get(&vm_id).map(|(_, ports)| ports.clone()).unwrap_or_default();
+        // One that it has leads elsewhere now, and one that meets it is still its own.
+        let new = |port: &&HostPort| !has.contains(port);
+        for port in wanted.iter().filter(new) {
+            self.allowed(port)?;
+            others_have(&taken, vm_id, namespace, port)?;
+            free(port)?;
+        }
+        if wanted.is_empty() {
+            taken.remove(&vm_id);
+        } else {
             taken.insert(vm_id, (namespace.clone(), wanted));
         }
         Ok(())
@@ -119,6 +141,15 @@ impl Forwards {
 /// The ports that a spec asks for.
 fn ports(nics: &[NicSpec]) -> Result<Vec<HostPort>, ErrorBody> {
     Ok(read_all(nics)?.into_iter().flatten().map(|forward| forward.from).collect())
+}
+
+fn others_have(taken: &Taken, vm_id: VmId, namespace: &Token, port: &HostPort) -> Result<(), ErrorBody> {
+    for (other, (owner, ports)) in taken.iter().filter(|(other, _)| **other != vm_id) {
+        if ports.iter().any(|has| has.meets(port)) {
+            return Err(in_use(port, (owner == namespace).then_some(*other)));
+        }
+    }
+    Ok(())
 }
 
 /// `vm_id` is left out where the owner is another namespace's affair.
@@ -194,8 +225,14 @@ mod tests {
             (refused.code, refused.to_string().contains(&one.to_string())),
             (ErrorCode::Conflict, false)
         );
-        forwards.release(one);
-        forwards.claim(&token("b"), other, &nics(port)).unwrap();
+        forwards.change(&token("a"), one, &nics(port)).unwrap();
+        forwards.claim(&token("b"), other, &[]).unwrap();
+        let refused = forwards.change(&token("b"), other, &nics(port)).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Conflict);
+        forwards.change(&token("a"), one, &[]).unwrap();
+        forwards.change(&token("b"), other, &nics(port)).unwrap();
+        forwards.release(other);
+        forwards.claim(&token("b"), one, &nics(port)).unwrap();
     }
 
     #[test]

@@ -28,6 +28,8 @@ type Reply<T> = RpcReplyPort<Result<T, NetworkError>>;
 pub enum NetworkMsg {
     /// Make the interfaces of a VM; repeated on adoption.
     Attach(VmNet, Reply<Vec<NicStatus>>),
+    /// Let other ports of the host lead to a VM that has interfaces.
+    Forward(VmNet, Reply<()>),
     /// Remove the interfaces of a VM.
     Detach(VmId, Vec<NicLease>, Reply<()>),
     /// Make bridges and rules, with the VMs that have interfaces already.
@@ -130,6 +132,7 @@ async fn work(ops: &NetOps, batch: Vec<NetworkMsg>) {
         match request {
             NetworkMsg::Attach(vm, reply) => attach.push((vm, reply)),
             NetworkMsg::Detach(vm_id, nics, reply) => detach.push((vm_id, nics, reply)),
+            NetworkMsg::Forward(vm, reply) => answer(reply, forward(ops, vm).await),
             NetworkMsg::Restore(vms, reply) => answer(reply, ops.restore(vms).await),
             NetworkMsg::Mend(why, reply) => answer(reply, ops.mend(why).await),
             NetworkMsg::Sweep(known, reply) => answer(reply, ops.sweep(&known).await),
@@ -140,6 +143,18 @@ async fn work(ops: &NetOps, batch: Vec<NetworkMsg>) {
     if !attach.is_empty() || !detach.is_empty() {
         change(ops, attach, detach).await;
     }
+}
+
+async fn forward(ops: &NetOps, vm: VmNet) -> Result<(), NetworkError> {
+    let old: HashSet<Member> = ops.known.vm(vm.vm_id).iter().flat_map(VmNet::forward_members).collect();
+    let new: HashSet<Member> = vm.forward_members().collect();
+    let (add, remove): (Vec<_>, Vec<_>) =
+        (new.difference(&old).cloned().collect(), old.difference(&new).cloned().collect());
+    // From now on this is what should be, and what the watch mends.
+    ops.known.insert(vm);
+    let Err(error) = ops.change(&add, &remove).await else { return Ok(()) };
+    tracing::warn!(error = %chain(&error), "the firewall refused forwards; all rules are compared");
+    ops.mend(Why::Look).await.map(drop)
 }
 
 async fn change(
@@ -258,6 +273,14 @@ impl NetworkHandle {
     /// Nothing of it is left then, as far as it could be removed.
     pub async fn attach(&self, vm: VmNet) -> Result<Vec<NicStatus>, NetworkError> {
         self.call(|reply| NetworkMsg::Attach(vm, reply)).await
+    }
+
+    /// Lets ports of the host lead to a VM that is attached as `vm` says, and no others.
+    ///
+    /// # Errors
+    /// The firewall refuses; the watch tries again.
+    pub async fn forward(&self, vm: VmNet) -> Result<(), NetworkError> {
+        self.call(|reply| NetworkMsg::Forward(vm, reply)).await
     }
 
     /// Removes the interfaces of a VM; they may be gone already.

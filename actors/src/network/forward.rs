@@ -1,12 +1,14 @@
 //! Ports of the host that lead to guests: what a spec asks for, checked, and its elements in the firewall. Pure.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use drover_schemas::body::spec::{ForwardSpec, NicSpec, Protocol};
+use drover_schemas::body::vm::ForwardRequest;
 use drover_schemas::{ErrorBody, ErrorCode};
 use ipnet::Ipv4Net;
 
-use super::nft::{FORWARD_PORT, FORWARD_TO, Member};
+use super::nft::{FORWARD_OPEN, FORWARD_PORT, FORWARD_TO, Member};
 
 /// The most forwards of one VM.
 pub const MAX_FORWARDS: usize = 64;
@@ -155,6 +157,56 @@ impl Forward {
     }
 }
 
+/// Between whom the forwards to a guest's address lead. Two may lead to the same port; the firewall takes nothing twice.
+pub fn open(guest: Ipv4Addr, forwards: &[Forward]) -> impl Iterator<Item = Member> {
+    let mut sources: BTreeMap<(Protocol, u16), Vec<Ipv4Net>> = BTreeMap::new();
+    for Forward { from, guest_port, sources: of_one } in forwards {
+        sources.entry((from.protocol, *guest_port)).or_default().extend(of_one);
+    }
+    sources.into_iter().flat_map(move |((protocol, port), sources)| {
+        let element = move |source: Ipv4Net| {
+            let parts =
+                vec![guest.to_string(), protocol.as_str().to_owned(), port.to_string(), prefix(source)];
+            Member { set: FORWARD_OPEN.to_owned(), parts, value: None }
+        };
+        Ipv4Net::aggregate(&sources).into_iter().map(element)
+    })
+}
+
+/// The interfaces of a VM with other forwards: those that go, and then those that come. What is so already stays.
+///
+/// # Errors
+/// `invalid_argument` for an interface that is not there or a forward that is none, `not_found` for one that is to go and
+/// is not there.
+pub fn changed(nics: &[NicSpec], request: &ForwardRequest) -> Result<Vec<NicSpec>, ErrorBody> {
+    let mut nics = nics.to_vec();
+    let count = nics.len();
+    let Some(nic) = usize::try_from(request.nic).ok().and_then(|index| nics.get_mut(index)) else {
+        return Err(invalid("nic", format!("the VM has {count} interfaces, counted from 0")));
+    };
+    for (i, gone) in request.remove.iter().enumerate() {
+        let at = |has: &ForwardSpec| {
+            (has.protocol, has.host_port, &has.host_address)
+                == (gone.protocol, gone.host_port, &gone.host_address)
+        };
+        let before = nic.forwards.len();
+        nic.forwards.retain(|has| !at(has));
+        if nic.forwards.len() == before {
+            let port = format!("{} port {}", gone.protocol.as_str(), gone.host_port);
+            let text = format!("{port} is not forwarded to this interface in this way");
+            return Err(ErrorBody::new(ErrorCode::NotFound, text).with("field", format!("remove[{i}]")));
+        }
+    }
+    for (i, spec) in request.add.iter().enumerate() {
+        read(&format!("add[{i}]"), spec)?;
+        if !nic.forwards.contains(spec) {
+            nic.forwards.push(spec.clone());
+        }
+    }
+    read_all(&nics)?;
+    Ok(nics)
+}
+
 /// As `nft` writes it: a single address without its length.
 fn prefix(net: Ipv4Net) -> String {
     if net.prefix_len() == 32 { net.addr().to_string() } else { net.to_string() }
@@ -163,6 +215,7 @@ fn prefix(net: Ipv4Net) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use drover_schemas::body::vm::ForwardRef;
 
     fn spec(host_port: u16) -> ForwardSpec {
         ForwardSpec {
@@ -199,6 +252,43 @@ mod tests {
         }
         let many = (0..=MAX_FORWARDS as u16).map(|n| spec(20_000 + n)).collect();
         assert!(read_all(&[nic(many)]).unwrap_err().message.contains("at most 64"));
+    }
+
+    #[test]
+    fn what_is_asked_for_is_changed_whole_or_not_at_all() {
+        let has = [nic(vec![spec(20_022), spec(20_023)]), nic(vec![spec(20_024)])];
+        let gone = |port| ForwardRef { protocol: Protocol::Tcp, host_port: port, host_address: None };
+        let elsewhere = ForwardSpec { guest_port: 80, ..spec(20_022) };
+        let ask = |nic, remove: &[u16], add: &[ForwardSpec]| {
+            let (remove, add) = (remove.iter().copied().map(gone).collect(), add.to_vec());
+            changed(&has, &ForwardRequest { nic, remove, add, ..ForwardRequest::default() })
+        };
+        assert_eq!(ask(0, &[], &[spec(20_023)]).unwrap(), has, "it is so already");
+        let replaced = ask(0, &[20_022], std::slice::from_ref(&elsewhere)).unwrap();
+        assert_eq!(replaced, [nic(vec![spec(20_023), elsewhere.clone()]), has[1].clone()]);
+        assert_eq!(ask(1, &[20_024], &[]).unwrap()[1].forwards, []);
+        for (refused, code) in [
+            (ask(0, &[], &[elsewhere]), ErrorCode::InvalidArgument),
+            (ask(1, &[], &[spec(20_022)]), ErrorCode::InvalidArgument),
+            (ask(2, &[], &[]), ErrorCode::InvalidArgument),
+            (ask(0, &[], &[spec(0)]), ErrorCode::InvalidArgument),
+            (ask(0, &[20_024], &[]), ErrorCode::NotFound),
+            (ask(0, &[20_022, 20_022], &[]), ErrorCode::NotFound),
+        ] {
+            assert_eq!(refused.unwrap_err().code, code);
+        }
+    }
+
+    #[test]
+    fn two_ways_to_one_port_are_open_once() {
+        let from = |port, sources: &[&str]| {
+            let sources = sources.iter().map(|s| (*s).to_owned()).collect();
+            read("f", &ForwardSpec { sources, ..spec(port) }).unwrap()
+        };
+        let both = [from(20_022, &["192.0.2.0/24"]), from(20_023, &["192.0.2.7/32", "198.51.100.0/24"])];
+        let parts: Vec<String> =
+            open(Ipv4Addr::new(10, 77, 0, 2), &both).map(|member| member.parts.join(" ")).collect();
+        assert_eq!(parts, ["10.77.0.2 tcp 22 192.0.2.0/24", "10.77.0.2 tcp 22 198.51.100.0/24"]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 pub use self::present::Present;
-pub(super) use self::rules::{FORWARD_PORT, FORWARD_TO};
+pub(super) use self::rules::{FORWARD_OPEN, FORWARD_PORT, FORWARD_TO};
 
 /// How long one transaction may take.
 const DEADLINE: Duration = Duration::from_secs(20);

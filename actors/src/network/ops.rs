@@ -19,7 +19,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::findings::port;
-use super::forward::Forward;
+use super::forward::{Forward, open};
 use super::known::{Bridged, Known};
 use super::lease::NicLease;
 use super::link::{BridgeShape, LinkError, Links, PortShape};
@@ -107,7 +107,10 @@ impl VmNet {
     /// What of it leads there from ports of the host.
     pub fn forward_members(&self) -> impl Iterator<Item = Member> {
         let of_nics = self.nics.iter().zip(&self.forwards);
-        of_nics.flat_map(|(nic, forwards)| forwards.iter().flat_map(|forward| forward.elements(nic.ipv4)))
+        of_nics.flat_map(|(nic, forwards)| {
+            let led = forwards.iter().flat_map(|forward| forward.elements(nic.ipv4));
+            led.chain(open(nic.ipv4, forwards))
+        })
     }
 }
 

@@ -1,8 +1,8 @@
 //! Verbs that change a VM: decoded here, decided and remembered by its actor.
 
 use super::{
-    ChangeReply, ChangeRequest, ErrorBody, Request, RequestId, Router, ShutdownRequest, StopRequest, Token,
-    Verb, VmMsg, Wait, adopting, interrupted, oneshot, unknown_verb,
+    ChangeReply, ChangeRequest, ErrorBody, ForwardRequest, Request, RequestId, Router, ShutdownRequest,
+    StopRequest, Token, Verb, VmMsg, Wait, adopting, interrupted, oneshot, unknown_verb,
 };
 use crate::ingress::permits::Permit;
 use crate::vm::actor::{Remembered, remembered};
@@ -21,13 +21,14 @@ struct Decoded {
     if_revision: Option<u64>,
     wait: Option<Wait>,
     time_ms: u64,
+    forward: Option<ForwardRequest>,
 }
 
 fn decode(verb: &str, request: &Request) -> Result<Decoded, ErrorBody> {
     let plain = |verb, name| -> Result<Decoded, ErrorBody> {
         let body: ChangeRequest = request.decode()?;
         let ChangeRequest { if_vm_id, if_revision, wait } = body;
-        Ok(Decoded { verb, name, if_vm_id, if_revision, wait, time_ms: 0 })
+        Ok(Decoded { verb, name, if_vm_id, if_revision, wait, time_ms: 0, forward: None })
     };
     match verb {
         "start" => plain(Verb::Start, "start"),
@@ -38,13 +39,21 @@ fn decode(verb: &str, request: &Request) -> Result<Decoded, ErrorBody> {
         "shutdown" => {
             let ShutdownRequest { if_vm_id, if_revision, timeout_ms } = request.decode()?;
             let time_ms = timeout_ms.unwrap_or(SHUTDOWN_MS).min(SHUTDOWN_MAX_MS);
-            Ok(Decoded { verb: Verb::Shutdown, name: "shutdown", if_vm_id, if_revision, wait: None, time_ms })
+            let (verb, name) = (Verb::Shutdown, "shutdown");
+            Ok(Decoded { verb, name, if_vm_id, if_revision, wait: None, time_ms, forward: None })
         }
         "stop" => {
             let StopRequest { if_vm_id, if_revision, grace_ms, force } = request.decode()?;
             let verb = if force { Verb::StopForce } else { Verb::Stop };
             let time_ms = grace_ms.unwrap_or(STOP_GRACE_MS).min(STOP_GRACE_MAX_MS);
-            Ok(Decoded { verb, name: "stop", if_vm_id, if_revision, wait: None, time_ms })
+            Ok(Decoded { verb, name: "stop", if_vm_id, if_revision, wait: None, time_ms, forward: None })
+        }
+        "forward" => {
+            let body: ForwardRequest = request.decode()?;
+            let (verb, name) = (Verb::Forward, "forward");
+            let ForwardRequest { if_vm_id, if_revision, .. } = body;
+            let forward = Some(body);
+            Ok(Decoded { verb, name, if_vm_id, if_revision, wait: None, time_ms: 0, forward })
         }
         _ => Err(unknown_verb(&request.subject)),
     }
@@ -83,6 +92,7 @@ pub(super) async fn change(
         if_revision: decoded.if_revision,
         wait: decoded.wait,
         time_ms: decoded.time_ms,
+        forward: decoded.forward,
         request_id: request.request_id.unwrap_or_else(RequestId::generate),
         digest: request.digest(),
         trace: crate::trace::current(),

@@ -38,6 +38,7 @@ use crate::manager::ManagerMsg;
 use crate::services::{Shared, now_ms};
 use crate::trace;
 
+mod forwards;
 mod inside;
 mod requests;
 

@@ -31,6 +31,9 @@ mod report;
 
 pub use io::{Admission, Command, Due, Effect, Ending, Input, Op, Report, Task};
 
+/// The operation that changes the spec alone.
+const FORWARD: &str = "forward";
+
 /// Facts from outside that `apply` needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
@@ -125,8 +128,11 @@ impl Machine {
             Cell::Preempt(_) => Admission::Accept,
             Cell::Accept(_) => {
                 let may_preempt = matches!(verb, Verb::StopForce | Verb::Delete);
+                // What changes the spec ends nobody's wait for a boot.
+                let waits = self.op.as_ref().is_some_and(|op| matches!(op.due, Due::Running | Due::Agent));
+                let in_the_way = self.task.is_some() || (verb == Verb::Forward && waits);
                 match self.operation() {
-                    Some(operation) if self.task.is_some() && !may_preempt => Admission::Busy { operation },
+                    Some(operation) if in_the_way && !may_preempt => Admission::Busy { operation },
                     _ => Admission::Accept,
                 }
             }
@@ -253,6 +259,12 @@ impl Machine {
         }
     }
 
+    /// Ends the operation for what comes in its place. A change of the spec was done when it was accepted.
+    fn leave(&mut self, ending: Ending, out: &mut Vec<Effect>) {
+        let is_done = self.op.as_ref().is_some_and(|op| op.name == FORWARD);
+        self.finish(if is_done { Ending::Ok } else { ending }, out);
+    }
+
     fn finish_if_due(&mut self, due: Due, out: &mut Vec<Effect>) {
         if self.op.as_ref().is_some_and(|op| op.due == due) {
             self.finish(Ending::Ok, out);
@@ -264,7 +276,7 @@ impl Machine {
         else {
             return;
         };
-        self.finish(Ending::Superseded, out);
+        self.leave(Ending::Superseded, out);
         let id = command.request_id;
         let request = |what: &str| Some(Cause::new(CauseKind::Request, format!("a request asked to {what}")));
         let time_ms = command.time_ms;
@@ -320,6 +332,17 @@ impl Machine {
                 self.op = op("reboot", due);
                 self.run(Task::Reboot, out);
             }
+            Verb::Forward => {
+                self.op = op(FORWARD, Due::Done);
+                let (kind, previous) = (VmEventKind::Changed, self.state);
+                let cause = request("change the forwards");
+                out.push(Effect::Event { kind, previous, state, cause, request_id: Some(id) });
+                if matches!(state, VmState::Running | VmState::Paused) {
+                    self.run(Task::Forward, out);
+                } else {
+                    self.finish(Ending::Ok, out);
+                }
+            }
         }
     }
 
@@ -334,7 +357,7 @@ impl Machine {
 
     fn on_host_stopping(&mut self, grace_ms: u64, out: &mut Vec<Effect>) {
         let Cell::Enter(state) = self.on(Happening::HostStopping) else { return };
-        self.finish(Ending::Superseded, out);
+        self.leave(Ending::Superseded, out);
         let cause = Cause::new(CauseKind::HostShutdown, "the daemon ends and stops its VMs");
         self.enter(state, Some(cause), None, out);
         self.run(Task::Stop { grace_ms }, out);
@@ -396,7 +419,7 @@ impl Machine {
 
     /// What becomes of a VM whose runtime is released and whose end nobody asked for.
     fn settle(&mut self, end: End, cause: Cause, context: &Context<'_>, out: &mut Vec<Effect>) {
-        self.finish(Ending::Failed(cause.clone()), out);
+        self.leave(Ending::Failed(cause.clone()), out);
         let verdict = if matches!(self.desired, Desired::Running | Desired::Paused) {
             judge(context.restart, end, &mut self.restarts, context.now_ms, context.jitter)
         } else {

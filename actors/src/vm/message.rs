@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use drover_schemas::body::status::{Cause, VmStatus};
-use drover_schemas::body::vm::{ChangeReply, Wait};
+use drover_schemas::body::vm::{ChangeReply, ForwardRequest, Wait};
 use drover_schemas::state::Verb;
 use drover_schemas::{ErrorBody, RequestId, VmId};
 use tokio::sync::oneshot;
@@ -35,6 +35,8 @@ pub struct Change {
     pub wait: Option<Wait>,
     /// `timeout_ms` or `grace_ms`.
     pub time_ms: u64,
+    /// What `forward` asks for.
+    pub forward: Option<ForwardRequest>,
     /// Id of the request.
     pub request_id: RequestId,
     /// Digest of the body.

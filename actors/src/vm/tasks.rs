@@ -98,6 +98,7 @@ pub async fn run(task: Task, context: TaskContext) -> TaskEnd {
         Task::Pause => pause(&context).await.into(),
         Task::Resume => resume(&context).await.into(),
         Task::Reboot => reboot(&context).await.into(),
+        Task::Forward => forward(&context).await.into(),
         Task::Release => {
             release(&context).await;
             Report::Released.into()
@@ -434,6 +435,23 @@ async fn reboot(context: &TaskContext) -> Report {
     match run.api.reboot().await {
         Ok(()) => Report::Rebooted,
         Err(error) => failed(context, "vm.reboot", &error),
+    }
+}
+
+/// What is refused now is tried again by whoever watches the network: the spec says what shall be.
+async fn forward(context: &TaskContext) -> Report {
+    match context.services.network.forward(vm_net(&context.row)).await {
+        Ok(()) => Report::Forwarded,
+        Err(error) => Report::Failed(
+            Cause::new(
+                CauseKind::HostResource,
+                format!(
+                    "the forwards are in the spec but not in force, which is tried again: {}",
+                    chain(&error)
+                ),
+            )
+            .with("step", "network"),
+        ),
     }
 }
 

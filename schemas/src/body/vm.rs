@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::spec::{ResolvedSpec, VmSpec};
+use super::spec::{ForwardSpec, Protocol, ResolvedSpec, VmSpec};
 use super::status::VmStatus;
 use crate::error::ErrorBody;
 use crate::id::{RequestId, VmId};
@@ -80,6 +80,41 @@ pub struct StopRequest {
     /// Do not ask the guest; also ends an operation that is in the way.
     #[serde(default)]
     pub force: bool,
+}
+
+/// Request of `forward`: ports of the host that shall lead to the guest, or not any more. Either all of it is done or
+/// nothing; what is so already stays. Connections through a forward that is removed are cut, unless another one leads from
+/// there to the same port of the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ForwardRequest {
+    /// Refuse with `conflict` unless the VM has this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_vm_id: Option<VmId>,
+    /// Refuse with `conflict` unless the spec has this revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
+    /// Which of the VM's interfaces, by its place in `spec.nics`; the first if left out.
+    #[serde(default)]
+    pub nic: u32,
+    /// Forwards of it that go, before others come.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remove: Vec<ForwardRef>,
+    /// Forwards that come.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub add: Vec<ForwardSpec>,
+}
+
+/// A forward by where the host takes it in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ForwardRef {
+    /// What is forwarded; TCP if left out.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// The host's port.
+    pub host_port: u16,
+    /// The host's IPv4 address as the forward has it; left out for one of all addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_address: Option<String>,
 }
 
 /// Request of `list`.

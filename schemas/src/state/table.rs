@@ -49,6 +49,14 @@ const fn on_verb(state: VmState, verb: V) -> Cell {
         (S::Paused, V::Pause) => Already,
         (S::Paused, V::Resume) => Accept(S::Paused),
         (S::Creating | S::Starting | S::Stopping, V::Reboot | V::Pause | V::Resume) => Busy,
+        // It changes what the VM has, and not how it is.
+        (S::Running, V::Forward) => Accept(S::Running),
+        (S::Paused, V::Forward) => Accept(S::Paused),
+        (S::Stopped, V::Forward) => Accept(S::Stopped),
+        (S::Backoff, V::Forward) => Accept(S::Backoff),
+        (S::Hibernated, V::Forward) => Accept(S::Hibernated),
+        (S::Failed, V::Forward) => Accept(S::Failed),
+        (S::Creating | S::Starting | S::Stopping, V::Forward) => Busy,
         (
             S::Stopped | S::Backoff | S::Hibernated | S::Failed | S::Paused,
             V::Reboot | V::Pause | V::Resume,

@@ -9,7 +9,9 @@ use drover_schemas::body::guest::{
 };
 use drover_schemas::body::spec::{AgentSpec, ForwardSpec, NicSpec, Protocol, RestartSpec, VmSpec};
 use drover_schemas::body::status::{AgentState, AgentStatus, Cause, CauseKind, NicStatus, VmStatus};
-use drover_schemas::body::vm::{ChangeReply, ChangeRequest, CreateRequest, LookupReply, StopRequest, Wait};
+use drover_schemas::body::vm::{
+    ChangeReply, ChangeRequest, CreateRequest, ForwardRef, ForwardRequest, LookupReply, StopRequest, Wait,
+};
 use drover_schemas::codec::decode;
 use drover_schemas::event::{
     AgentEvent, DroppedEvents, HostEvent, HostEventKind, RejectedEvent, VmEvent, VmEventKind,
@@ -112,6 +114,16 @@ fn requests_are_pinned() {
     let change =
         ChangeRequest { if_vm_id: Some(status().vm_id), if_revision: Some(1), wait: Some(Wait::Running) };
     check("bus", "change", &change, decode);
+    let remove = vec![ForwardRef { protocol: Protocol::Udp, host_port: 20_053, host_address: None }];
+    let spec = ForwardSpec {
+        protocol: Protocol::Tcp,
+        host_port: 20_022,
+        host_address: Some("192.0.2.1".into()),
+        guest_port: 22,
+        sources: vec!["198.51.100.0/24".into()],
+    };
+    let forward = ForwardRequest { nic: 1, remove, add: vec![spec], ..ForwardRequest::default() };
+    check("bus", "forward", &forward, decode);
     check(
         "bus",
         "stop",

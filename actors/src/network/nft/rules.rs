@@ -29,6 +29,15 @@ pub(super) const SET_SRC: &str = "vm_src";
 pub(in super::super) const FORWARD_TO: &str = "forward_to";
 /// The same, and the guest's port. JSON has no words for a map to both.
 pub(in super::super) const FORWARD_PORT: &str = "forward_port";
+/// Address and port of a guest, and source, between which a forward leads now: what goes on under one that is gone is cut.
+pub(in super::super) const FORWARD_OPEN: &str = "forward_open";
+
+/// Sets that are not of the bridge's table.
+const OF_FORWARDS: [&str; 3] = [FORWARD_TO, FORWARD_PORT, FORWARD_OPEN];
+
+/// Destination, protocol, port and source.
+const FORWARD_KEY: [SetType; 4] =
+    [SetType::Ipv4Addr, SetType::InetProto, SetType::InetService, SetType::Ipv4Addr];
 
 type Expr = Expression<'static>;
 type Stmt = Statement<'static>;
@@ -141,23 +150,23 @@ impl Doc<'_> {
         self.batch.add(NfListObject::Rule(rule));
     }
 
-    fn add_set(&mut self, name: &'static str, types: &[SetType]) {
+    fn add_set(&mut self, name: &'static str, types: &[SetType], flag: Option<SetFlag>) {
         let set_type = match types {
             [single] => SetTypeValue::Single(*single),
             many => SetTypeValue::Concatenated(Cow::Owned(many.to_vec())),
         };
-        let set =
-            Set { family: self.family, table: self.name(), name: name.into(), set_type, ..Set::default() };
+        let flags = flag.map(|flag| HashSet::from([flag]));
+        let (family, table, name) = (self.family, self.name(), name.into());
+        let set = Set { family, table, name, set_type, flags, ..Set::default() };
         self.batch.add(NfListObject::Set(Box::new(set)));
     }
 
     fn add_forwards(&mut self, name: &'static str, to: SetType) {
-        let key = [SetType::Ipv4Addr, SetType::InetProto, SetType::InetService, SetType::Ipv4Addr];
         let map = Map {
             family: self.family,
             table: self.name(),
             name: name.into(),
-            set_type: SetTypeValue::Concatenated(Cow::Owned(key.to_vec())),
+            set_type: SetTypeValue::Concatenated(Cow::Owned(FORWARD_KEY.to_vec())),
             map: SetTypeValue::Single(to),
             flags: Some(HashSet::from([SetFlag::Interval])),
             ..Map::default()
@@ -170,9 +179,9 @@ impl Doc<'_> {
 pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -> Nftables<'static> {
     let mut doc = Doc { batch: Batch::new(), family: NfFamily::Bridge, table };
     doc.add_table();
-    doc.add_set(SET_IF, &[SetType::Ifname]);
-    doc.add_set(SET_MAC, &[SetType::Ifname, SetType::EtherAddr]);
-    doc.add_set(SET_SRC, &[SetType::Ifname, SetType::EtherAddr, SetType::Ipv4Addr]);
+    doc.add_set(SET_IF, &[SetType::Ifname], None);
+    doc.add_set(SET_MAC, &[SetType::Ifname, SetType::EtherAddr], None);
+    doc.add_set(SET_SRC, &[SetType::Ifname, SetType::EtherAddr, SetType::Ipv4Addr], None);
     doc.add_chain("from_vm", None);
     doc.add_chain("pre", Some(("pre", NfChainType::Filter, NfHook::Prerouting, -300)));
     let jump = Statement::Jump(JumpTarget { target: "from_vm".into() });
@@ -187,10 +196,12 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
     doc.add_table();
     doc.add_forwards(FORWARD_TO, SetType::Ipv4Addr);
     doc.add_forwards(FORWARD_PORT, SetType::InetService);
+    doc.add_set(FORWARD_OPEN, &FORWARD_KEY, Some(SetFlag::Interval));
     forwarded(&mut doc, &base.networks);
     doc.add_chain("postrouting", Some(("postrouting", NfChainType::NAT, NfHook::Postrouting, 100)));
     doc.add_chain("forward", Some(("forward", NfChainType::Filter, NfHook::Forward, 0)));
     doc.add_chain("input", Some(("input", NfChainType::Filter, NfHook::Input, 0)));
+    doc.add_chain("led", Some(("led", NfChainType::Filter, NfHook::Postrouting, 0)));
     for network in &base.networks {
         routed(&mut doc, network);
     }
@@ -219,21 +230,36 @@ fn anti_spoof(doc: &mut Doc<'_>) {
     doc.add_rule(CHAIN, vec![count, drop]);
 }
 
+/// What a rule of forwards looks up.
+fn forward_key() -> Expr {
+    let protocol = meta(MetaKey::L4proto);
+    concat(vec![field("ip", "daddr"), protocol, field("th", "dport"), field("ip", "saddr")])
+}
+
+fn with_ports() -> Stmt {
+    eq(meta(MetaKey::L4proto), any_of(vec![text("tcp"), text("udp")]))
+}
+
+/// Drops what came by a forward that is gone, from outside or the host itself: the kernel remembers where a connection
+/// led when it began. Before its source may be changed.
+fn cut(doc: &mut Doc<'_>, bridge: &str) {
+    let led = when(ct("status"), Operator::IN, text("dnat"));
+    let there = eq(ct("direction"), text("original"));
+    let gone = when(forward_key(), Operator::NEQ, text(&format!("@{FORWARD_OPEN}")));
+    let [count, drop] = counted_drop();
+    doc.add_rule("led", vec![to(bridge), led, there, with_ports(), gone, count, drop]);
+}
+
 /// Ports of the host lead to guests, for those outside and the host itself; not for guests.
 fn forwarded(doc: &mut Doc<'_>, networks: &[BaseNet]) {
-    let key = || {
-        let protocol = meta(MetaKey::L4proto);
-        concat(vec![field("ip", "daddr"), protocol, field("th", "dport"), field("ip", "saddr")])
-    };
     let lookup = |map: &str| {
-        let map = expr::Map { key: key(), data: text(&format!("@{map}")) };
+        let map = expr::Map { key: forward_key(), data: text(&format!("@{map}")) };
         Some(Expression::Named(NamedExpression::Map(Box::new(map))))
     };
     let dnat = || {
         let (addr, port) = (lookup(FORWARD_TO), lookup(FORWARD_PORT));
         Statement::DNAT(Some(NAT { addr, family: Some(NATFamily::IP), port, flags: None }))
     };
-    let ports = || eq(meta(MetaKey::L4proto), any_of(vec![text("tcp"), text("udp")]));
     let local = || {
         let fib = Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Daddr]) };
         eq(Expression::Named(NamedExpression::Fib(fib)), text("local"))
@@ -243,8 +269,8 @@ fn forwarded(doc: &mut Doc<'_>, networks: &[BaseNet]) {
     for network in networks {
         doc.add_rule("prerouting", vec![from(&network.bridge), ACCEPT]);
     }
-    doc.add_rule("prerouting", vec![ports(), local(), dnat()]);
-    doc.add_rule("output", vec![ports(), local(), dnat()]);
+    doc.add_rule("prerouting", vec![with_ports(), local(), dnat()]);
+    doc.add_rule("output", vec![with_ports(), local(), dnat()]);
 }
 
 /// Guests go out masqueraded; nothing comes in but answers and forwarded ports; the host answers a ping.
@@ -267,6 +293,7 @@ fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
         let there = eq(field("ip", "daddr"), prefix(*net));
         doc.add_rule("forward", vec![from(bridge), there, count.clone(), drop.clone()]);
     }
+    cut(doc, bridge);
     doc.add_rule("forward", vec![to(bridge), established(), ACCEPT]);
     doc.add_rule("forward", vec![to(bridge), when(ct("status"), Operator::IN, text("dnat")), ACCEPT]);
     doc.add_rule("forward", vec![to(bridge), count.clone(), drop.clone()]);
@@ -294,7 +321,7 @@ fn elements(table: &str, members: &[Member]) -> Vec<NfListObject<'static>> {
         sets.entry(set).or_default().push(element);
     }
     let element = |(set, members): (&str, Vec<Expr>)| {
-        let forwards = [FORWARD_TO, FORWARD_PORT].contains(&set);
+        let forwards = OF_FORWARDS.contains(&set);
         NfListObject::Element(Element {
             family: if forwards { NfFamily::INet } else { NfFamily::Bridge },
             table: Cow::Owned(table.to_owned()),

@@ -47,6 +47,18 @@ impl VmActorState {
             self.answer_already(change.request_id, row, change.reply).await;
             return;
         }
+        let before = match change.forward.as_ref().map(|request| self.forward(request)).transpose() {
+            Ok(None) => None,
+            Ok(Some(Some(before))) => Some(before),
+            Ok(Some(None)) => {
+                self.answer_already(change.request_id, row, change.reply).await;
+                return;
+            }
+            Err(error) => {
+                let _ = change.reply.send(Err(error));
+                return;
+            }
+        };
         let command = Command {
             verb: change.verb,
             request_id: change.request_id,
@@ -59,6 +71,9 @@ impl VmActorState {
         self.permits.insert(change.request_id, change.permit);
         let result = self.commit(myself, next, effects, Some((change.request_id, row))).await;
         if let Err(error) = result {
+            if let Some(before) = before {
+                self.forward_as_before(before);
+            }
             self.give_back_capacity();
             self.permits.remove(&change.request_id);
             for waiter in self.waiters.remove(&change.request_id).unwrap_or_default() {

@@ -28,6 +28,8 @@ pub enum Task {
     Resume,
     /// Reboots the guest.
     Reboot,
+    /// Makes the host's ports lead to the guest as the spec says.
+    Forward,
     /// Releases the runtime of a VM that ended by itself.
     Release,
     /// Kills and releases everything, disks and leases included.
@@ -45,6 +47,7 @@ impl Task {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Reboot => "reboot",
+            Self::Forward => "forward",
             Self::Release => "release",
             Self::Delete => "delete",
         }
@@ -68,6 +71,8 @@ pub enum Report {
     Resumed,
     /// The guest was rebooted.
     Rebooted,
+    /// The host's ports lead where the spec says.
+    Forwarded,
     /// Nothing of the runtime is left.
     Released,
     /// Nothing at all is left.

@@ -1,6 +1,6 @@
 //! What the end of a task, and the start of the daemon, mean for the machine.
 
-use super::{AgentState, Desired, VmEventKind, VmState};
+use super::{AgentState, Desired, FORWARD, VmEventKind, VmState};
 use super::{Cause, CauseKind, Cell, Context, Due, Effect, Ending, Happening, Machine, Report, Task};
 use crate::vm::restart::End;
 
@@ -32,6 +32,7 @@ impl Machine {
                 out.push(Effect::Event { kind, previous, state, cause: Some(cause), request_id });
                 self.finish_if_due(Due::Done, out);
             }
+            Report::Forwarded => self.finish_if_due(Due::Done, out),
             Report::Deleted => self.on_deleted(out),
             Report::Failed(cause) => self.on_failed(&task, cause, out),
         }
@@ -139,8 +140,11 @@ impl Machine {
                 self.cause = Some(cause);
                 self.on_shutdown_timed_out(out);
             }
-            Task::Pause | Task::Resume | Task::Reboot => {
-                self.desired = if self.state == VmState::Paused { Desired::Paused } else { Desired::Running };
+            Task::Pause | Task::Resume | Task::Reboot | Task::Forward => {
+                if *task != Task::Forward {
+                    let is_paused = self.state == VmState::Paused;
+                    self.desired = if is_paused { Desired::Paused } else { Desired::Running };
+                }
                 let request_id = self.op.as_ref().and_then(|op| op.request_id);
                 let (previous, state) = (self.state, self.state);
                 let kind = VmEventKind::OperationFailed;
@@ -151,6 +155,7 @@ impl Machine {
     }
 
     pub(super) fn on_found_alive(&mut self, paused: bool, out: &mut Vec<Effect>) {
+        self.finish_forward(out);
         let adopted = || Some(Cause::new(CauseKind::Adopted, "the daemon started and found the VM alive"));
         match self.on(Happening::DaemonStartAlive) {
             Cell::Enter(VmState::Deleting) => self.run(Task::Delete, out),
@@ -189,6 +194,13 @@ impl Machine {
         }
     }
 
+    /// It is in the spec, by which the network was restored or will be made.
+    fn finish_forward(&mut self, out: &mut Vec<Effect>) {
+        if self.op.as_ref().is_some_and(|op| op.name == FORWARD) {
+            self.finish(Ending::Ok, out);
+        }
+    }
+
     fn start_with_host(&mut self, out: &mut Vec<Effect>) {
         let again = Cause::new(CauseKind::Adopted, "the daemon started and starts what the host had stopped");
         self.enter(VmState::Starting, Some(again), None, out);
@@ -202,6 +214,7 @@ impl Machine {
         context: &Context<'_>,
         out: &mut Vec<Effect>,
     ) {
+        self.finish_forward(out);
         let happening = if host_rebooted { Happening::HostRebooted } else { Happening::DaemonStartGone };
         match self.on(happening) {
             Cell::Enter(VmState::Deleting) => self.run(Task::Delete, out),

@@ -41,7 +41,7 @@ fn at(state: VmState) -> Machine {
     machine
 }
 
-const VERBS: [Verb; 8] = [
+const VERBS: [Verb; 9] = [
     Verb::Start,
     Verb::Shutdown,
     Verb::Stop,
@@ -49,6 +49,7 @@ const VERBS: [Verb; 8] = [
     Verb::Reboot,
     Verb::Pause,
     Verb::Resume,
+    Verb::Forward,
     Verb::Delete,
 ];
 
@@ -323,13 +324,43 @@ fn what_a_dead_daemon_had_accepted_is_answered_only_when_it_is_so() {
         assert_eq!(machine.op, None);
     }
     // What was done before the daemon died is not done again.
-    for (state, verb, paused, now) in
-        [(Running, Verb::Pause, true, Paused), (Paused, Verb::Resume, false, Running)]
-    {
+    for (state, verb, paused, now) in [
+        (Running, Verb::Pause, true, Paused),
+        (Paused, Verb::Resume, false, Running),
+        (Running, Verb::Forward, false, Running),
+        (Paused, Verb::Forward, true, Paused),
+    ] {
         let (machine, effects) = found_alive_after(state, verb, paused);
         assert_eq!(finishes(&effects).len(), 1, "{verb:?}");
         assert_eq!((machine.state, machine.task), (now, None));
     }
+}
+
+fn cause() -> Cause {
+    Cause::new(CauseKind::VmmExit, "x")
+}
+
+#[test]
+fn a_change_of_forwards_is_done_once_it_is_durable_whatever_comes() {
+    for (state, runs) in [
+        (VmState::Running, true),
+        (VmState::Paused, true),
+        (VmState::Stopped, false),
+        (VmState::Backoff, false),
+    ] {
+        let (machine, effects) = at(state).apply(command(Verb::Forward), &context(&RESTART));
+        assert_eq!((machine.state, effects.contains(&Effect::Run(Task::Forward))), (state, runs));
+        assert!(matches!(effects[0], Effect::Event { kind: VmEventKind::Changed, .. }));
+        assert_eq!(finishes(&effects).len(), usize::from(!runs));
+    }
+    let (machine, _) = at(VmState::Running).apply(command(Verb::Forward), &context(&RESTART));
+    assert_eq!(machine.admit(Verb::Pause), Admission::Busy { operation: "forward".into() });
+    let (_, effects) = machine.apply(command(Verb::Delete), &context(&RESTART));
+    assert_eq!(finishes(&effects), [(FORWARD, &Ending::Ok)]);
+    let (machine, _) = machine.apply(Input::VmmExited(cause()), &context(&RESTART));
+    let (machine, effects) = machine.apply(Input::Report(Report::Failed(cause())), &context(&RESTART));
+    assert!(matches!(finishes(&effects)[..], [(FORWARD, Ending::Failed(_))]), "the rules could not be laid");
+    assert_eq!((machine.desired, machine.task), (Desired::Running, Some(Task::Release)));
 }
 
 #[test]
@@ -371,6 +402,7 @@ fn reports(task: &Task, pick: u8) -> Report {
         Task::Pause => vec![Report::Paused, Report::Failed(cause())],
         Task::Resume => vec![Report::Resumed, Report::Failed(cause())],
         Task::Reboot => vec![Report::Rebooted, Report::Failed(cause())],
+        Task::Forward => vec![Report::Forwarded, Report::Failed(cause())],
         Task::Release => vec![Report::Released],
         Task::Delete => vec![Report::Deleted],
     };
@@ -417,7 +449,8 @@ proptest! {
                                 "stop" | "shutdown" => VmState::Stopped,
                                 _ => VmState::Running,
                             };
-                            prop_assert!(state == wanted || op.name == "reboot", "{op:?} was answered in {state}");
+                            let anywhere = ["reboot", FORWARD].contains(&op.name.as_str());
+                            prop_assert!(state == wanted || anywhere, "{op:?} was answered in {state}");
                         }
                     }
                     Effect::Gone { op } => { finished += usize::from(op.is_some()); gone = true; }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use drover_schemas::body::vm::{ChangeReply, ChangeRequest, ShutdownRequest, StopRequest, Wait};
+use drover_schemas::body::vm::{
+    ChangeReply, ChangeRequest, ForwardRequest, ShutdownRequest, StopRequest, Wait,
+};
 use drover_schemas::{RequestId, Token, VmId};
 use serde::Serialize;
 
@@ -84,6 +86,12 @@ impl From<WaitFor> for Wait {
     }
 }
 
+impl Conditions {
+    pub(super) const fn name(&self) -> &Token {
+        &self.name
+    }
+}
+
 impl PlainArgs {
     pub(super) const fn name(&self) -> &Token {
         &self.conditions.name
@@ -136,6 +144,18 @@ pub(super) async fn stop(args: &StopArgs, client: &Client, global: &Global) -> R
     };
     let usual = Duration::from_secs(args.grace.unwrap_or(10)) + DEADLINE;
     change("stop", &args.conditions, &request, usual, client, global).await
+}
+
+/// `request` is without its conditions.
+pub(super) async fn forward(
+    conditions: &Conditions,
+    request: ForwardRequest,
+    client: &Client,
+    global: &Global,
+) -> Result<(), CliError> {
+    let (if_vm_id, if_revision) = (conditions.if_vm_id, conditions.if_revision);
+    let request = ForwardRequest { if_vm_id, if_revision, ..request };
+    change("forward", conditions, &request, DEADLINE, client, global).await
 }
 
 /// The longest time that a `wait` may take, with time for the way.

@@ -6,6 +6,7 @@ mod copy;
 mod create;
 mod exec;
 mod folder;
+mod forward;
 mod guest;
 mod look;
 mod names;
@@ -54,6 +55,9 @@ pub enum VmCommand {
     Pause(change::PlainArgs),
     /// Let a paused guest go on.
     Resume(change::PlainArgs),
+    /// Ports of the host that lead to the guest: add, remove and list them.
+    #[command(subcommand)]
+    Forward(forward::ForwardCommand),
     /// Stop a VM at once and remove everything of it.
     Rm(change::PlainArgs),
     /// Run a program in the guest.
@@ -132,6 +136,7 @@ impl VmCommand {
             | Self::Rm(args) => args.name(),
             Self::Shutdown(args) => args.name(),
             Self::Stop(args) => args.name(),
+            Self::Forward(command) => command.name(),
             Self::Exec(args) => args.name(),
             Self::Runs(command) => command.name(),
             Self::Console(args) => args.name(),
@@ -163,6 +168,7 @@ pub(super) async fn run(command: &VmCommand, global: &Global) -> Result<u8, CliE
         VmCommand::Pause(args) => change::plain("pause", args, &client, global).await?,
         VmCommand::Resume(args) => change::plain("resume", args, &client, global).await?,
         VmCommand::Rm(args) => change::plain("delete", args, &client, global).await?,
+        VmCommand::Forward(command) => forward::run(command, &client, global).await?,
         VmCommand::Exec(args) => return exec::run(args, &client, global).await,
         VmCommand::Runs(command) => return runs::run(command, &client, global).await,
         VmCommand::Info { name } => look::info(name, &client, global).await?,

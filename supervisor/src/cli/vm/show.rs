@@ -85,9 +85,21 @@ pub fn status(vm: &VmStatus) -> String {
     render(&mut table)
 }
 
+/// The ports of the host that lead to a VM.
+pub fn forwards(vm: &VmStatus) -> String {
+    let lines: Vec<String> = vm.nics.iter().flat_map(|nic| nic.forwards.iter().map(forward)).collect();
+    match lines.as_slice() {
+        [] => format!("no port of the host leads to {}", vm.name),
+        lines => lines.join("\n"),
+    }
+}
+
 /// One line about a change.
 pub fn change(verb: &str, reply: &ChangeReply) -> String {
     let vm = &reply.vm;
+    if verb == "forward" {
+        return forwards(vm);
+    }
     if reply.already {
         return format!("{} is {} already", vm.name, vm.state);
     }

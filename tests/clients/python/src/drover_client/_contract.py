@@ -69,6 +69,7 @@ VERBS: dict[str, Verb] = {
     "vm.console": Verb("cmd.{ns}.vm.{name}.console", True, Stream(("stdin",), ("stdout",))),
     "vm.delete": Verb("cmd.{ns}.vm.{name}.delete", True, None),
     "vm.explain": Verb("cmd.{ns}.vm.{name}.explain", False, None),
+    "vm.forward": Verb("cmd.{ns}.vm.{name}.forward", True, None),
     "vm.get": Verb("cmd.{ns}.vm.{name}.get", False, None),
     "vm.logs": Verb("cmd.{ns}.vm.{name}.logs", False, Stream((), ("stdout",))),
     "vm.pause": Verb("cmd.{ns}.vm.{name}.pause", True, None),
@@ -717,6 +718,30 @@ class ForgottenVm(TypedDict):
     namespace: Token
     # Its identity.
     vm_id: VmId
+
+
+class ForwardRef(TypedDict):
+    """A forward by where the host takes it in."""
+    # The host's IPv4 address as the forward has it; left out for one of all addresses.
+    host_address: NotRequired[str | None]
+    # The host's port.
+    host_port: int
+    # What is forwarded; TCP if left out.
+    protocol: NotRequired[Protocol]
+
+
+class ForwardRequest(TypedDict):
+    """Request of `forward`: ports of the host that shall lead to the guest, or not any more. Either all of it is done or nothing; what is so already stays. Connections through a forward that is removed are cut, unless another one leads from there to the same port of the guest."""
+    # Forwards that come.
+    add: NotRequired[list[ForwardSpec]]
+    # Refuse with `conflict` unless the spec has this revision.
+    if_revision: NotRequired[int | None]
+    # Refuse with `conflict` unless the VM has this id.
+    if_vm_id: NotRequired[VmId | None]
+    # Which of the VM's interfaces, by its place in `spec.nics`; the first if left out.
+    nic: NotRequired[int]
+    # Forwards of it that go, before others come.
+    remove: NotRequired[list[ForwardRef]]
 
 
 class ForwardSpec(TypedDict):
