@@ -256,12 +256,11 @@ impl HostState {
     /// # Errors
     /// `invalid_argument` or `conflict` for a port; nothing is changed then.
     pub fn change_forwards(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) -> Result<(), ErrorBody> {
-        self.forwards.change(namespace, vm_id, nics)
+        self.forwards.claim(namespace, vm_id, nics)
     }
 
     /// Takes the ports of an earlier spec over again, whose change was never durable.
     pub fn keep_forwards(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) {
-        self.forwards.release(vm_id);
         self.forwards.restore(namespace, vm_id, nics);
     }
 

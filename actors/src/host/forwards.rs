@@ -67,31 +67,12 @@ impl Forwards {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a VM the ports of its spec. Repeating it changes nothing.
+    /// Gives a VM the ports that `nics` ask for, in the place of those that it has. Repeating it changes nothing.
     ///
     /// # Errors
-    /// `invalid_argument` for a port that this host does not forward, `conflict` for one that is in use.
+    /// `invalid_argument` for a port that this host does not forward, `conflict` for one that is in use; nothing is
+    /// changed then.
     pub fn claim(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) -> Result<(), ErrorBody> {
-        let wanted = ports(nics)?;
-        let mut taken = self.lock();
-        for port in &wanted {
-            self.allowed(port)?;
-            others_have(&taken, vm_id, namespace, port)?;
-        }
-        if !taken.contains_key(&vm_id) {
-            wanted.iter().try_for_each(free)?;
-        }
-        if !wanted.is_empty() {
-            taken.insert(vm_id, (namespace.clone(), wanted));
-        }
-        Ok(())
-    }
-
-    /// Gives a VM that has ports the ones that `nics` ask for in their place.
-    ///
-    /// # Errors
-    /// As [`Forwards::claim`], for those that it does not have yet; nothing is changed then.
-    pub fn change(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) -> Result<(), ErrorBody> {
         let wanted = ports(nics)?;
         let mut taken = self.lock();
         let has = taken.get(&vm_id).map(|(_, ports)| ports.clone()).unwrap_or_default();
@@ -100,22 +81,15 @@ impl Forwards {
         for port in wanted.iter().filter(new) {
             self.allowed(port)?;
             others_have(&taken, vm_id, namespace, port)?;
-            free(port)?;
         }
-        if wanted.is_empty() {
-            taken.remove(&vm_id);
-        } else {
-            taken.insert(vm_id, (namespace.clone(), wanted));
-        }
+        wanted.iter().filter(new).try_for_each(free)?;
+        put(&mut taken, namespace, vm_id, wanted);
         Ok(())
     }
 
-    /// Notes the ports of a VM of the journal, whatever the range is now.
+    /// Notes the ports of a VM of the journal, whatever the range is now, in the place of those that it had.
     pub fn restore(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) {
-        let ports = ports(nics).unwrap_or_default();
-        if !ports.is_empty() {
-            self.lock().insert(vm_id, (namespace.clone(), ports));
-        }
+        put(&mut self.lock(), namespace, vm_id, ports(nics).unwrap_or_default());
     }
 
     /// Takes a VM's ports back.
@@ -141,6 +115,14 @@ impl Forwards {
 /// The ports that a spec asks for.
 fn ports(nics: &[NicSpec]) -> Result<Vec<HostPort>, ErrorBody> {
     Ok(read_all(nics)?.into_iter().flatten().map(|forward| forward.from).collect())
+}
+
+fn put(taken: &mut Taken, namespace: &Token, vm_id: VmId, ports: Vec<HostPort>) {
+    if ports.is_empty() {
+        taken.remove(&vm_id);
+    } else {
+        taken.insert(vm_id, (namespace.clone(), ports));
+    }
 }
 
 fn others_have(taken: &Taken, vm_id: VmId, namespace: &Token, port: &HostPort) -> Result<(), ErrorBody> {
@@ -225,12 +207,12 @@ mod tests {
             (refused.code, refused.to_string().contains(&one.to_string())),
             (ErrorCode::Conflict, false)
         );
-        forwards.change(&token("a"), one, &nics(port)).unwrap();
+        forwards.claim(&token("a"), one, &nics(port)).unwrap();
         forwards.claim(&token("b"), other, &[]).unwrap();
-        let refused = forwards.change(&token("b"), other, &nics(port)).unwrap_err();
+        let refused = forwards.claim(&token("b"), other, &nics(port)).unwrap_err();
         assert_eq!(refused.code, ErrorCode::Conflict);
-        forwards.change(&token("a"), one, &[]).unwrap();
-        forwards.change(&token("b"), other, &nics(port)).unwrap();
+        forwards.claim(&token("a"), one, &[]).unwrap();
+        forwards.claim(&token("b"), other, &nics(port)).unwrap();
         forwards.release(other);
         forwards.claim(&token("b"), one, &nics(port)).unwrap();
     }

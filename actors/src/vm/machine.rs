@@ -261,8 +261,8 @@ impl Machine {
 
     /// Ends the operation for what comes in its place. A change of the spec was done when it was accepted.
     fn leave(&mut self, ending: Ending, out: &mut Vec<Effect>) {
-        let is_done = self.op.as_ref().is_some_and(|op| op.name == FORWARD);
-        self.finish(if is_done { Ending::Ok } else { ending }, out);
+        self.finish_forward(out);
+        self.finish(ending, out);
     }
 
     fn finish_if_due(&mut self, due: Due, out: &mut Vec<Effect>) {

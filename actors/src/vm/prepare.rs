@@ -1,7 +1,7 @@
 //! What one step of the machine writes to the journal: the row, its events, the outcomes of requests.
 //! All of it is one batch, so a reply, its event and the state it tells of are durable together.
 
-use drover_schemas::body::status::{Cause, CauseKind};
+use drover_schemas::body::status::{Cause, CauseKind, VmStatus};
 use drover_schemas::body::vm::{ChangeReply, Outcome};
 use drover_schemas::event::VmEventKind;
 use drover_schemas::state::VmState;
@@ -114,17 +114,34 @@ fn push_event(
     draft: &EventDraft,
     now: u64,
 ) {
+    let status = |row: &VmRow| Some(status(&services.host, row, next, live, false));
+    if append(services, batch, row, EventClass::State, draft, status, now) {
+        services.budget.spend(&row.namespace);
+    }
+}
+
+/// Adds the next event of a VM to a batch, with its status as of then if that is told too; whether it did.
+pub fn append(
+    services: &Services,
+    batch: &mut Batch,
+    row: &mut VmRow,
+    class: EventClass,
+    draft: &EventDraft,
+    status: impl FnOnce(&VmRow) -> Option<VmStatus>,
+    now: u64,
+) -> bool {
     row.seq += 1;
-    let status = status(&services.host, row, next, live, false);
-    match outbox_row(&services.subjects, &services.host, row, draft, Some(&status), now) {
+    let status = status(row);
+    match outbox_row(&services.subjects, &services.host, row, draft, status.as_ref(), now) {
         Ok(outbox) => {
-            services.budget.spend(&row.namespace);
-            batch.push(Write::PutOutbox { class: EventClass::State, row: Box::new(outbox) });
+            batch.push(Write::PutOutbox { class, row: Box::new(outbox) });
+            true
         }
         // Cannot happen with these types; the sequence stays gapless all the same.
         Err(error) => {
             row.seq -= 1;
             error!(error = %chain(&error), "an event could not be encoded");
+            false
         }
     }
 }

@@ -1,15 +1,17 @@
 //! `health` and `sample`: how the guest is. Facts are gathered here; what they mean is decided by [`judge`].
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use drover_schemas::guest::{DiskUse, HealthResult, HealthStatus, SampleResult};
 use nix::sys::statvfs::statvfs;
 
 use super::info::online_cpus;
-use super::parse::{self, Mount};
+use super::parse;
 use super::units::Services;
-use super::{MAX_LISTED, read};
+use super::{MAX_LISTED, mounts, read};
 use crate::facts::Facts;
+use crate::mounts::Mount;
 
 pub(super) fn gather(facts: &Facts) -> HealthResult {
     let sample = sample();
@@ -47,7 +49,7 @@ pub(super) fn sample() -> SampleResult {
 
 /// Local file systems and how full they are.
 pub(crate) fn local_disks() -> Vec<DiskUse> {
-    disks(&parse::mounts(&read("/proc/self/mountinfo")))
+    disks(&mounts())
 }
 
 /// File systems on block devices, and the root, once each.
@@ -55,18 +57,22 @@ fn disks(mounts: &[Mount]) -> Vec<DiskUse> {
     let mut seen = BTreeSet::new();
     let local = mounts.iter().filter(|mount| {
         // Network file systems are left out: asking a dead server would hold the agent.
-        (mount.mount == "/" || mount.source.starts_with("/dev/")) && seen.insert(&mount.numbers)
+        (mount.point == Path::new("/") || mount.source.starts_with("/dev/")) && seen.insert(mount.dev)
     });
-    local.take(MAX_LISTED).filter_map(|mount| disk_use(&mount.mount)).collect()
+    local.take(MAX_LISTED).filter_map(|mount| disk_use(&mount.point)).collect()
 }
 
 /// How full the file system of a path is.
-fn disk_use(mount: &str) -> Option<DiskUse> {
+fn disk_use(mount: &Path) -> Option<DiskUse> {
     let stat = statvfs(mount).ok()?;
     let size = stat.fragment_size();
     let total_bytes = stat.blocks().saturating_mul(size);
     let free_bytes = stat.blocks_available().saturating_mul(size);
-    (total_bytes > 0).then(|| DiskUse { mount: mount.to_owned(), total_bytes, free_bytes })
+    (total_bytes > 0).then(|| DiskUse {
+        mount: mount.to_string_lossy().into_owned(),
+        total_bytes,
+        free_bytes,
+    })
 }
 
 /// The worst counts, and each reason is told.
@@ -164,7 +170,7 @@ mod tests {
     fn this_machine_has_figures() {
         let here = sample();
         assert!(here.memory_total_bytes > 0 && here.cpu_total_ms > 0);
-        let root = Mount { mount: "/".into(), numbers: "1:1".into(), ..Mount::default() };
+        let root = Mount { point: "/".into(), dev: (1, 1), ..Mount::default() };
         assert!(disks(&[root.clone(), root]).len() <= 1);
     }
 }

@@ -10,9 +10,10 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
 
-use super::parse::{self, Mount};
-use super::{MAX_LISTED, read};
+use super::parse::{self, MAX_NAME};
+use super::{MAX_LISTED, mounts, read};
 use crate::facts::Facts;
+use crate::mounts::Mount;
 
 pub(super) fn gather(facts: &Facts) -> InfoResult {
     let (hostname, kernel) = Facts::names();
@@ -37,7 +38,7 @@ pub(super) fn gather(facts: &Facts) -> InfoResult {
         cpu_model: parse::cpu_model(&read("/proc/cpuinfo")),
         memory_bytes: parse::meminfo(&read("/proc/meminfo")).total,
         uptime_ms: facts.uptime_ms(),
-        disks: disks(&parse::mounts(&read("/proc/self/mountinfo"))),
+        disks: disks(&mounts()),
         interfaces: interfaces(),
         allowed: None,
     }
@@ -60,7 +61,8 @@ fn machine_id(text: &str) -> String {
 
 /// The name below `/dev` of what is mounted, and of the disk that it is on.
 fn device(mount: &Mount) -> Option<(String, String)> {
-    let by_numbers = PathBuf::from("/sys/dev/block").join(&mount.numbers);
+    let (major, minor) = mount.dev;
+    let by_numbers = PathBuf::from("/sys/dev/block").join(format!("{major}:{minor}"));
     // Some file systems have numbers of their own; then what was mounted tells.
     let path = fs::canonicalize(by_numbers).ok().or_else(|| {
         let source = mount.source.starts_with("/dev/").then(|| fs::canonicalize(&mount.source).ok())??;
@@ -99,7 +101,8 @@ fn disks(mounts: &[Mount]) -> Vec<DiskInfo> {
             && listed < MAX_LISTED
         {
             listed += 1;
-            let Mount { mount, fs, .. } = mount.clone();
+            let (mount, fs) =
+                (mount.point.to_string_lossy().into_owned(), parse::short(&mount.fs_type, MAX_NAME));
             disk.mounts.push(MountInfo { device, mount, fs });
         }
     }

@@ -17,6 +17,7 @@ use drover_schemas::{ErrorBody, ErrorCode};
 use tokio::sync::Semaphore;
 
 use crate::facts::Facts;
+use crate::mounts::{self, Mount};
 
 pub(crate) use self::health::local_disks;
 
@@ -93,6 +94,11 @@ impl Look {
         let _turn = self.one_at_a_time.acquire().await.map_err(|e| failed(e.to_string()))?;
         tokio::task::spawn_blocking(work).await.map_err(|e| failed(e.to_string()))
     }
+}
+
+/// What is mounted.
+fn mounts() -> Vec<Mount> {
+    mounts::parse(read("/proc/self/mountinfo").as_bytes(), parse::MAX_LINES)
 }
 
 /// The beginning of a file; empty where there is none.

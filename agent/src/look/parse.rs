@@ -3,15 +3,13 @@
 
 use drover_schemas::guest::InterfaceUse;
 
-use crate::work::mounts::unescaped;
-
 /// Milliseconds per unit of CPU time in `/proc`: USER_HZ is 100 on every Linux.
 pub const TICK_MS: u64 = 10;
 
 /// The most lines that are taken of any text.
-const MAX_LINES: usize = 4096;
+pub const MAX_LINES: usize = 4096;
 /// The most characters of a name that somebody else chose.
-const MAX_NAME: usize = 256;
+pub const MAX_NAME: usize = 256;
 
 /// Cuts a text that somebody else chose.
 #[must_use]
@@ -79,38 +77,6 @@ pub fn cpu(text: &str) -> (u64, u64) {
 pub fn boot_unix_ms(text: &str) -> u64 {
     let seconds = text.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse::<u64>().ok());
     seconds.unwrap_or(0).saturating_mul(1000)
-}
-
-/// A line of `/proc/self/mountinfo`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Mount {
-    /// Major and minor number of the file system's device, as `254:0`.
-    pub numbers: String,
-    /// Where it is mounted.
-    pub mount: String,
-    /// Its kind.
-    pub fs: String,
-    /// What was mounted, as `/dev/vda1`.
-    pub source: String,
-}
-
-/// `/proc/self/mountinfo`
-#[must_use]
-pub fn mounts(text: &str) -> Vec<Mount> {
-    let line = |line: &str| {
-        let (before, after) = line.split_once(" - ")?;
-        let mut before = before.split(' ').skip(2);
-        let (numbers, mount) = (before.next()?, before.nth(1)?);
-        let mut after = after.split(' ');
-        let (fs, source) = (after.next()?, after.next()?);
-        Some(Mount {
-            numbers: short(numbers, MAX_NAME),
-            mount: unescaped(mount.as_bytes()),
-            fs: short(fs, MAX_NAME),
-            source: unescaped(source.as_bytes()),
-        })
-    };
-    text.lines().take(MAX_LINES).filter_map(line).collect()
 }
 
 /// What a distribution calls itself.

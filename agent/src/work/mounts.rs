@@ -1,10 +1,12 @@
 //! Which file systems can be frozen or trimmed, and in which order: pure, from the text of `/proc/self/mountinfo`.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use drover_schemas::guest::SkippedMount;
+
+use crate::mounts;
+pub(super) use crate::mounts::Mount;
 
 /// How many lines are read.
 const MAX_MOUNTS: usize = 8192;
@@ -13,26 +15,7 @@ const LOOP: u32 = 7;
 /// What lies on other machines.
 const REMOTE: [&str; 10] = ["nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "afs", "ocfs2", "gfs2"];
 
-/// One mount.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mount {
-    pub(super) id: u64,
-    /// The file system's device number: the same for all mounts of one.
-    pub(super) dev: (u32, u32),
-    pub(super) point: PathBuf,
-    pub(super) fs_type: String,
-    pub(super) source: String,
-    /// Whether the file system can be written, whatever this mount of it allows.
-    writable: bool,
-}
-
 impl Mount {
-    /// Where it is mounted, for people; cut, as a guest may mount at a path of any length.
-    pub(super) fn shown(&self) -> String {
-        let text = self.point.to_string_lossy();
-        text[..text.floor_char_boundary(256)].to_owned()
-    }
-
     fn is_served_by_a_program(&self) -> bool {
         self.fs_type.starts_with("fuse")
     }
@@ -45,51 +28,9 @@ impl Mount {
     }
 }
 
-/// `\040` and the like are a space and the like.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, tail @ ..] = rest {
-        match (first, tail) {
-            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
-                out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-                rest = after;
-            }
-            _ => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    out
-}
-
-/// A field of the kernel's lists of mounts, which write a space as `\040`.
-pub(crate) fn unescaped(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(&unescape(bytes)).into_owned()
-}
-
-fn number<T: std::str::FromStr>(bytes: &[u8]) -> Option<T> {
-    std::str::from_utf8(bytes).ok()?.parse().ok()
-}
-
-fn line(line: &[u8]) -> Option<Mount> {
-    let mut fields = line.split(|b| *b == b' ');
-    let id = number(fields.next()?)?;
-    let (_parent, dev, _root) = (fields.next()?, fields.next()?, fields.next()?);
-    let colon = dev.iter().position(|b| *b == b':')?;
-    let dev = (number(&dev[..colon])?, number(&dev[colon + 1..])?);
-    let point = OsString::from_vec(unescape(fields.next()?)).into();
-    // Options of the mount and optional fields, up to a lone dash.
-    fields.by_ref().find(|field| *field == b"-")?;
-    let (fs_type, source) = (unescaped(fields.next()?), unescaped(fields.next()?));
-    let writable = fields.next()?.split(|b| *b == b',').any(|option| option == b"rw");
-    Some(Mount { id, dev, point, fs_type, source, writable })
-}
-
-/// The mounts, in the order in which they were made.
+/// The mounts of a list of the kernel.
 pub(super) fn parse(mountinfo: &[u8]) -> Vec<Mount> {
-    mountinfo.split(|b| *b == b'\n').take(MAX_MOUNTS).filter_map(line).collect()
+    mounts::parse(mountinfo, MAX_MOUNTS)
 }
 
 /// A file system and the mounts through which it can be reached.

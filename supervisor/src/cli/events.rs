@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::Global;
 use super::exit::CliError;
+use super::output::safe;
 use crate::client::{EventFeed, Since, Wanted, time};
 
 /// Arguments of `events`.
@@ -119,10 +120,7 @@ pub(super) fn sentence(event: &VmEvent) -> String {
 /// What a guest says. Its text has no power over the terminal: JSON leaves some characters as they are.
 fn from_inside(said: &AgentEvent) -> String {
     let data = if said.data.0.is_empty() { String::new() } else { serde_json::json!(said.data).to_string() };
-    let data: String = data
-        .chars()
-        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
-        .collect();
+    let data = safe(&data);
     let who = if said.kind.is_own() { "the agent".to_owned() } else { format!("user {}", said.uid) };
     format!("agent  {} by {who}  {data}", said.kind).trim_end().to_owned()
 }

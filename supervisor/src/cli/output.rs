@@ -94,6 +94,11 @@ pub fn table(header: &[&str]) -> Table {
     table
 }
 
+/// A text of somebody's choice, such as a guest's, without what a terminal would act on.
+pub fn safe(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
 /// The table as text, without the space that pads the last column.
 pub fn render(table: &mut Table) -> String {
     for column in table.column_iter_mut() {

@@ -274,12 +274,9 @@ fn broken(error: &reqwest::Error) -> Broken {
 
 /// Without the URL, whose query may hold a secret.
 fn server(error: &reqwest::Error) -> ErrorBody {
-    let mut text = if error.is_timeout() { "the server is silent" } else { "speak to the server" }.to_owned();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text.push_str(&format!(": {inner}"));
-        cause = inner.source();
-    }
+    let what = if error.is_timeout() { "the server is silent" } else { "speak to the server" };
+    let why = std::error::Error::source(error).map_or_else(String::new, |why| format!(": {}", chain(why)));
+    let text = format!("{what}{why}");
     let code = if error.is_timeout() { ErrorCode::DeadlineExceeded } else { ErrorCode::Unavailable };
     ErrorBody::new(code, text)
 }

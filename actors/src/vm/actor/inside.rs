@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use drover_schemas::event::{AgentEvent, DroppedEvents, VmEventKind};
 use drover_schemas::guest::EventAck;
 use tokio::sync::oneshot;
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 use super::{VmActorState, VmRef};
 use crate::chain;
@@ -15,7 +15,8 @@ use crate::journal::{Batch, EventClass, Op as Write, VmRow};
 use crate::services::now_ms;
 use crate::vm::inside::{self, Allowance, EventLimits, TELL_EVERY};
 use crate::vm::message::VmMsg;
-use crate::vm::row::{EventDraft, outbox_row};
+use crate::vm::prepare::append;
+use crate::vm::row::EventDraft;
 
 /// The first pause before events are offered to a journal again that has no room for them.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -127,17 +128,7 @@ impl VmActorState {
         let mut batch = Batch::new();
         for said in said.drain(..) {
             let draft = said.draft(row);
-            row.seq += 1;
-            match outbox_row(&services.subjects, &services.host, row, &draft, None, now) {
-                Ok(outbox) => {
-                    batch.push(Write::PutOutbox { class: EventClass::Agent, row: Box::new(outbox) });
-                }
-                // Cannot happen with these types; the sequence stays gapless all the same.
-                Err(error) => {
-                    row.seq -= 1;
-                    error!(error = %chain(&error), "an event of the guest could not be encoded");
-                }
-            }
+            append(services, &mut batch, row, EventClass::Agent, &draft, |_| None, now);
         }
         if *row != self.row {
             batch.push(Write::PutVm(Box::new(row.clone())));

@@ -195,7 +195,7 @@ impl Machine {
     }
 
     /// It is in the spec, by which the network was restored or will be made.
-    fn finish_forward(&mut self, out: &mut Vec<Effect>) {
+    pub(super) fn finish_forward(&mut self, out: &mut Vec<Effect>) {
         if self.op.as_ref().is_some_and(|op| op.name == FORWARD) {
             self.finish(Ending::Ok, out);
         }

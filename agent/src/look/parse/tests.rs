@@ -4,7 +4,6 @@ use super::*;
 
 const STAT: &str = include_str!("../fixtures/stat.txt");
 const MEMINFO: &str = include_str!("../fixtures/meminfo.txt");
-const MOUNTINFO: &str = include_str!("../fixtures/mountinfo.txt");
 const OS_RELEASE: &str = include_str!("../fixtures/os-release.txt");
 const NET_DEV: &str = include_str!("../fixtures/net-dev.txt");
 const FAILED: &str = include_str!("../fixtures/systemctl-failed.txt");
@@ -25,21 +24,6 @@ fn texts_of_a_real_kernel_are_read() {
     assert!(eth0.received_bytes > eth0.sent_bytes && eth0.sent_bytes > 0);
     assert!(interfaces(NET_DEV, 16).iter().all(|i| i.name != "lo"));
     assert_eq!(interfaces(NET_DEV, 1).len(), 1);
-}
-
-#[test]
-fn a_mount_is_read_with_its_escapes() {
-    let mounts = mounts(MOUNTINFO);
-    let root = mounts.iter().find(|m| m.mount == "/").unwrap();
-    assert_eq!(
-        (root.numbers.as_str(), root.fs.as_str(), root.source.as_str()),
-        ("254:0", "ext4", "/dev/vda")
-    );
-    // With and without a word between the options and the dash.
-    let data = mounts.iter().find(|m| m.numbers == "254:17").unwrap();
-    assert_eq!((data.mount.as_str(), data.source.as_str()), ("/srv/my data", "/dev/vdb1"));
-    assert!(mounts.iter().any(|m| m.mount == "/mnt/a\\b\tc" && m.fs == "btrfs"));
-    assert_eq!(unescaped(b"\\0a\\40\\777\\"), "\\0a\\40\\777\\");
 }
 
 #[test]
@@ -94,7 +78,6 @@ proptest! {
         let _ = load(&text);
         let _ = cpu(&text);
         let _ = boot_unix_ms(&text);
-        let _ = mounts(&text);
         let _ = os_release(&text);
         let _ = cpu_model(&text);
         let _ = count(&text);
@@ -115,20 +98,8 @@ proptest! {
         let _ = count(&text);
         let _ = stat(&text);
         let _ = uid(&text);
-        let _ = mounts(&text);
         let _ = os_release(&text);
         let _ = interfaces(&text, 3);
-        let once = unescaped(text.as_bytes());
-        prop_assert!(once.len() <= 3 * text.len());
-    }
-
-    #[test]
-    fn what_the_kernel_escapes_comes_back(name in "[ -~\t\n]{0,60}") {
-        let escaped: String = name.bytes().map(|b| match b {
-            b' ' | b'\t' | b'\n' | b'\\' => format!("\\{b:03o}"),
-            b => char::from(b).to_string(),
-        }).collect();
-        prop_assert_eq!(unescaped(escaped.as_bytes()), name);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use drover_schemas::guest::{
 use super::super::Global;
 use super::super::exit::CliError;
 use super::super::host::mib;
-use super::super::output::{render, table};
+use super::super::output::{render, safe, table};
 use crate::client::{CallOptions, Client, time};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -92,11 +92,6 @@ where
 {
     let read = CallOptions::read(global.deadline(DEADLINE));
     Ok(client.call(&client.guest_subject(name, verb)?, request, read).await?)
-}
-
-/// What somebody in the guest chose, without what a terminal would act on.
-fn safe(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// A time of a CPU, as `ps` has it.
