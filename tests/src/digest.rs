@@ -30,6 +30,12 @@ pub fn random_file(path: &Path, size: u64, seed: u64) -> String {
     format!("{:x}", digest.finalize())
 }
 
+/// The digest of bytes.
+#[must_use]
+pub fn sha256(content: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(content))
+}
+
 /// The digest of a file.
 ///
 /// # Panics

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use drover_schemas::RequestId;
 use drover_schemas::body::guest::{ExecReply, ExecResult};
-use drover_schemas::body::status::NicStatus;
+use drover_schemas::body::status::{NicStatus, VmStatus};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -187,6 +187,18 @@ pub async fn serve(bus: &Bus, vm: &str, name: char, port: u16) {
         (done.exit_code == Some(0)).then_some(())
     })
     .await;
+}
+
+/// Creates a VM with forwards, which serves port 80 under its name of one byte.
+///
+/// # Panics
+/// It is refused.
+pub async fn server(bus: &Bus, name: char, forwards: Value) -> VmStatus {
+    let spec = json!({"nics": [{"forwards": forwards}]});
+    let body = json!({"spec": spec, "wait": "agent"});
+    let vm = bus.create(&name.to_string(), body).await.expect("it is created").vm;
+    serve(bus, &name.to_string(), name, 80).await;
+    vm
 }
 
 /// Who answers at an address over TCP, if somebody does within a moment.

@@ -264,6 +264,16 @@ impl World {
         output.expect("the command ends").expect("run")
     }
 
+    /// What the command line prints; it succeeds.
+    ///
+    /// # Panics
+    /// It fails, or does not end.
+    pub async fn printed(&self, args: &[&str]) -> String {
+        let done = self.drover(args).await;
+        assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).expect("text")
+    }
+
     /// The command line, to be run; it ends with its handle.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {

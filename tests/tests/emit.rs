@@ -156,13 +156,6 @@ fn events_of_a_user_arrive_once_and_in_order_whatever_breaks() {
     });
 }
 
-/// The output of the command line.
-async fn drover(world: &World, args: &[&str]) -> String {
-    let done = world.drover(args).await;
-    assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
-    String::from_utf8_lossy(&done.stdout).into_owned()
-}
-
 #[test]
 fn an_event_is_taken_or_it_is_said_why_not() {
     run("an_event_is_taken_or_it_is_said_why_not", Options::down(), async |world| {
@@ -209,11 +202,11 @@ fn an_event_is_taken_or_it_is_said_why_not() {
                 ("py.up", 1000, json!({})),
             ]
         );
-        let page = drover(world, &["events", "--kind", "agent", "--vm", "web"]).await;
+        let page = world.printed(&["events", "--kind", "agent", "--vm", "web"]).await;
         assert!(page.contains("agent  app.deployed by user 1000  {\"build\":7,"), "{page}");
         assert!(page.contains("\\u001b[2Jé"), "{page}");
         // In JSON, as by hand.
-        let page = drover(world, &["events", "--kind", "agent", "-o", "json"]).await;
+        let page = world.printed(&["events", "--kind", "agent", "-o", "json"]).await;
         assert!(
             page.contains("\"type\":\"app.pairs\"") || page.contains("\"type\": \"app.pairs\""),
             "{page}"
@@ -236,7 +229,7 @@ fn an_event_is_taken_or_it_is_said_why_not() {
         })
         .await;
         assert_eq!(told.count, told.guest, "{told:?}");
-        let page = drover(world, &["vm", "get", "web"]).await;
+        let page = world.printed(&["vm", "get", "web"]).await;
         assert!(page.contains("refused by the agent"), "{page}");
         // The end of the guest is told before it comes.
         bus.change("web", "stop").await.unwrap();
@@ -286,7 +279,7 @@ fn what_a_vm_may_not_publish_is_one_event_each_period() {
         world.ready().await;
         let counts = until("the counts", async || bus.status("web").await.ok()?.agent.dropped_events).await;
         assert_eq!(counts.quota, 7);
-        let page = drover(world, &["events", "--kind", "agent-dropped"]).await;
+        let page = world.printed(&["events", "--kind", "agent-dropped"]).await;
         assert!(page.contains("7 events of the guest were dropped: 7 beyond the quota of the VM"), "{page}");
     });
 }
@@ -348,7 +341,7 @@ fn a_guest_that_floods_the_host_with_events_is_marked_and_harms_nobody() {
         );
         assert!(most < before + 32 * 1024, "{before} KiB became {most}");
         assert!(slowest < Duration::from_secs(1), "{slowest:?}");
-        let explained = drover(world, &["vm", "get", "web"]).await;
+        let explained = world.printed(&["vm", "get", "web"]).await;
         assert!(explained.contains("more at once than an agent may send"), "{explained}");
         // What it published within its quota is a log as any other; its sibling's is not touched.
         let logs = events::log(&bus).await;

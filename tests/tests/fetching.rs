@@ -10,20 +10,16 @@ use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::audit;
 use drover_tests::certificates::Authority;
 use drover_tests::client::{Ask, Bus};
+use drover_tests::digest::sha256;
 use drover_tests::https::{Https, Page};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 const MIB: usize = 1 << 20;
 
 fn disk(seed: u8, len: usize) -> Vec<u8> {
     (0..len).map(|n| (n as u8).wrapping_mul(37).wrapping_add(seed) ^ (n >> 12) as u8).collect()
-}
-
-fn sha256(content: &[u8]) -> String {
-    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A server with a certificate that the host trusts, and the host, which may fetch from that server alone.

@@ -16,12 +16,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-async fn says(world: &World, args: &[&str]) -> String {
-    let done = world.drover(args).await;
-    assert!(done.status.success(), "{args:?}: {done:?}");
-    String::from_utf8(done.stdout).unwrap()
-}
-
 /// Runs the command line until `then`, and kills it; it has ended, and what it held is free.
 async fn killed(world: &World, args: &[&str], then: impl Future<Output = ()>) {
     let mut child = world.command(args).spawn().unwrap();
@@ -50,10 +44,10 @@ fn names_are_made_listed_and_removed_and_what_is_no_file_is_refused_at_once() {
     run(test, Options::default(), async |world| {
         let bus = world.bus.clone();
         bus.up("web").await;
-        says(world, &["vm", "file", "mkdir", "web:/tmp/in/deep", "--parents"]).await;
+        world.printed(&["vm", "file", "mkdir", "web:/tmp/in/deep", "--parents"]).await;
         fs::write(world.path("note"), b"hello").unwrap();
         let note = world.path("note").display().to_string();
-        says(world, &["vm", "cp", &note, "web:/tmp/in/note", "--mode", "0640"]).await;
+        world.printed(&["vm", "cp", &note, "web:/tmp/in/note", "--mode", "0640"]).await;
         in_guest(
             &bus,
             "ln -s /etc/passwd /tmp/in/link; mkfifo /tmp/in/pipe; : > /tmp/kept; ln -s /tmp /tmp/in/up",
@@ -74,7 +68,7 @@ fn names_are_made_listed_and_removed_and_what_is_no_file_is_refused_at_once() {
         );
         let found = stat(&bus, "/tmp/in/note").await;
         assert_eq!((found.size_bytes, found.mode & 0o777), (5, 0o640));
-        let listed = says(world, &["vm", "file", "ls", "web:/tmp/in"]).await;
+        let listed = world.printed(&["vm", "file", "ls", "web:/tmp/in"]).await;
         assert!(listed.contains("note") && listed.contains("link"), "{listed}");
         // A pipe and a device would never end.
         for path in ["/tmp/in/pipe", "/dev/zero", "/tmp/in"] {
@@ -83,7 +77,7 @@ fn names_are_made_listed_and_removed_and_what_is_no_file_is_refused_at_once() {
             assert!(!refused.status.success() && !world.path("never").exists(), "{path}: {refused:?}");
         }
         // What is removed is the link, and never what it leads to.
-        says(world, &["vm", "file", "rm", "web:/tmp/in", "--recursive"]).await;
+        world.printed(&["vm", "file", "rm", "web:/tmp/in", "--recursive"]).await;
         bus.ask("vm.web.guest.stat", &json!({"path": "/tmp/in"})).refused(ErrorCode::NotFound).await;
         assert_eq!(in_guest(&bus, "ls /tmp/kept; test -s /etc/passwd").await, "/tmp/kept");
         let relative = bus.ask("vm.web.guest.rm", &json!({"path": "tmp/kept"}));
@@ -101,7 +95,8 @@ fn holes_do_not_travel_also_beyond_four_gib() {
         file.set_len(size).unwrap();
         file.write_all_at(b"first", 0).unwrap();
         file.write_all_at(b"last", size - 4).unwrap();
-        let text = says(world, &["vm", "cp", path.to_str().unwrap(), "web:/tmp/sparse", "-o", "json"]).await;
+        let text =
+            world.printed(&["vm", "cp", path.to_str().unwrap(), "web:/tmp/sparse", "-o", "json"]).await;
         let copied: Value = serde_json::from_str(&text).unwrap();
         let found = stat(&bus, "/tmp/sparse").await;
         assert_eq!((found.size_bytes, &copied["size_bytes"]), (size, &json!(size)));
@@ -138,7 +133,7 @@ fn a_copy_that_is_killed_goes_on_and_leaves_nothing() {
             !in_guest(&bus, "ls -A /tmp").await.lines().any(|name| name == "data"),
             "whole or not at all"
         );
-        says(world, &["vm", "cp", &there, "web:/tmp/data"]).await;
+        world.printed(&["vm", "cp", &there, "web:/tmp/data"]).await;
         assert_eq!(in_guest(&bus, "ls -A /tmp | grep -c drover || true").await, "0", "nothing of it is left");
         // And back, killed when some of it is here.
         let partial = || {
@@ -148,7 +143,7 @@ fn a_copy_that_is_killed_goes_on_and_leaves_nothing() {
         let some = until("some of the file is here", async || (partial() > 0).then_some(()));
         killed(world, &["vm", "cp", "web:/tmp/data", &here], some).await;
         assert!(!back.exists());
-        says(world, &["vm", "cp", "web:/tmp/data", &here]).await;
+        world.printed(&["vm", "cp", "web:/tmp/data", &here]).await;
         assert_eq!(partial(), 0);
         assert!(fs::read(&back).unwrap() == bytes, "the same bytes");
     });
@@ -199,7 +194,7 @@ fn a_folder_travels_both_ways_whole_or_not_at_all() {
             page.entries.is_empty().then_some(())
         })
         .await;
-        let text = says(world, &[&copy[..], &["-o", "json"]].concat()).await;
+        let text = world.printed(&[&copy[..], &["-o", "json"]].concat()).await;
         let copied: TreeResult = serde_json::from_str(&text).unwrap();
         assert_eq!((copied.entries, copied.skipped), (10, 0));
         assert_eq!(copied.size_bytes, 4 * (24 << 20) + 10 + (64 << 20));
@@ -212,7 +207,7 @@ fn a_folder_travels_both_ways_whole_or_not_at_all() {
         let refused = world.drover(&[&again[..], &["-o", "json"]].concat()).await;
         assert!(String::from_utf8_lossy(&refused.stderr).contains("already_exists"), "{refused:?}");
         in_guest(&bus, "echo old > /srv/www/site/old").await;
-        says(world, &[&again[..], &["--replace"]].concat()).await;
+        world.printed(&[&again[..], &["--replace"]].concat()).await;
         bus.ask("vm.web.guest.stat", &json!({"path": "/srv/www/site/old"}))
             .refused(ErrorCode::NotFound)
             .await;
@@ -222,7 +217,7 @@ fn a_folder_travels_both_ways_whole_or_not_at_all() {
         in_guest(&bus, "cd /srv/www/site; mkfifo pipe; ln -s /etc/passwd out; ln -s ../../x a/up").await;
         let back = world.path("back");
         let there = back.display().to_string();
-        let text = says(world, &["vm", "cp", "-r", "web:/srv/www/site", &there, "-o", "json"]).await;
+        let text = world.printed(&["vm", "cp", "-r", "web:/srv/www/site", &there, "-o", "json"]).await;
         let copied: TreeResult = serde_json::from_str(&text).unwrap();
         assert_eq!((copied.entries, copied.skipped), (10, 3));
         fs::set_permissions(site.join("a/b/run"), fs::Permissions::from_mode(0o711)).unwrap();

@@ -9,7 +9,7 @@ use drover_schemas::body::vm::ChangeReply;
 use drover_schemas::event::VmEventKind;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::{Bus, Failure, refused};
-use drover_tests::traffic::{HOST, OUTSIDE, Outside, serve, who_tcp, who_udp};
+use drover_tests::traffic::{HOST, OUTSIDE, Outside, serve, server, who_tcp, who_udp};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
 use drover_tests::{events, leak};
@@ -20,10 +20,8 @@ async fn started(world: &mut World) {
 }
 
 /// A VM that serves its ports 80 and 81 under its name.
-async fn server(bus: &Bus, name: char, forwards: Value) {
-    let body = json!({"spec": {"nics": [{"forwards": forwards}]}, "wait": "agent"});
-    bus.create(&name.to_string(), body).await.unwrap();
-    serve(bus, &name.to_string(), name, 80).await;
+async fn both(bus: &Bus, name: char, forwards: Value) {
+    server(bus, name, forwards).await;
     serve(bus, &name.to_string(), name, 81).await;
 }
 
@@ -61,8 +59,8 @@ fn forwards_come_and_go_under_a_running_guest() {
         let bus = world.bus.clone();
         let outside = Outside::beside_host();
         let there = |port| outside.within(move || who_tcp((HOST, port)));
-        server(&bus, 'a', json!([])).await;
-        server(&bus, 'b', json!([to(20_010, 80)])).await;
+        both(&bus, 'a', json!([])).await;
+        both(&bus, 'b', json!([to(20_010, 80)])).await;
         assert_eq!(there(20_000), None);
 
         let udp = json!({"host_port": 20_000, "guest_port": 80, "protocol": "udp"});
@@ -118,15 +116,10 @@ fn forwards_come_and_go_under_a_running_guest() {
         assert_eq!([there(20_010), there(20_011)], [None, Some('b')]);
 
         // By the command line.
-        let said = async |args: &[&str]| {
-            let done = world.drover(args).await;
-            assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
-            String::from_utf8(done.stdout).unwrap()
-        };
-        said(&["vm", "forward", "add", "b", "20020:80", "20021:80", "--from", "192.0.2.0/24"]).await;
+        world.printed(&["vm", "forward", "add", "b", "20020:80", "20021:80", "--from", "192.0.2.0/24"]).await;
         assert_eq!(there(20_021), Some('b'));
-        said(&["vm", "forward", "rm", "b", "20020"]).await;
-        let listed = said(&["vm", "forward", "ls", "b"]).await;
+        world.printed(&["vm", "forward", "rm", "b", "20020"]).await;
+        let listed = world.printed(&["vm", "forward", "ls", "b"]).await;
         assert_eq!((listed.lines().count(), there(20_020)), (2, None), "{listed}");
 
         let vms = [bus.status("a").await.unwrap(), bus.status("b").await.unwrap()];
@@ -152,7 +145,7 @@ fn a_daemon_that_dies_while_forwards_change_leaves_what_the_spec_says() {
     run(test, Options::down(), async |world| {
         started(world).await;
         let bus = world.bus.clone();
-        server(&bus, 'a', json!([])).await;
+        both(&bus, 'a', json!([])).await;
         for round in 0..6_u16 {
             let (old, new) = (20_000 + round, 20_001 + round);
             let remove = if round == 0 { json!([]) } else { json!([tcp(old)]) };
@@ -184,7 +177,7 @@ fn a_daemon_that_dies_while_forwards_change_leaves_what_the_spec_says() {
         assert_eq!(bus.status("a").await.unwrap().nics[0].forwards.len(), 1);
         assert_eq!(bus.host().await.unwrap().alarms, []);
         // What went is free for others.
-        server(&bus, 'b', json!([to(20_001, 80)])).await;
+        both(&bus, 'b', json!([to(20_001, 80)])).await;
         assert_eq!(who_tcp((HOST_ITSELF, 20_001)), Some('b'));
     });
 }

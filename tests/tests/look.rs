@@ -10,7 +10,7 @@ use drover_schemas::guest::{HealthResult, HealthStatus, InfoResult, ProcessesRes
 use drover_schemas::{ErrorCode, RequestId, codec};
 use drover_tests::client::Bus;
 use drover_tests::wait::{until, until_within};
-use drover_tests::world::{Options, World, run};
+use drover_tests::world::{Options, run};
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::{Value, json};
 
@@ -56,14 +56,6 @@ async fn processes(bus: &Bus, name: &str, body: Value) -> ProcessesResult {
     bus.look(&format!("vm.{name}.guest.processes"), &body).await.unwrap()
 }
 
-/// What a command of the command line printed.
-async fn drover(world: &World, args: &[&str]) -> String {
-    let done = world.drover(args).await;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(done.status.success(), "{args:?}: {}", text(&done.stderr));
-    text(&done.stdout)
-}
-
 #[test]
 fn processes_are_listed_by_what_they_use() {
     run("processes_are_listed_by_what_they_use", Options::default(), async |world| {
@@ -100,9 +92,9 @@ fn processes_are_listed_by_what_they_use() {
             bus.ask("vm.web.guest.processes", &bad).refused(ErrorCode::InvalidArgument).await;
         }
 
-        let text = drover(world, &["vm", "ps", "web", "--sample", "200", "--limit", "50"]).await;
+        let text = world.printed(&["vm", "ps", "web", "--sample", "200", "--limit", "50"]).await;
         assert!(text.starts_with("PID") && !text.contains("4242"), "{text}");
-        let text = drover(world, &["vm", "ps", "web", "--args", "--sort", "pid"]).await;
+        let text = world.printed(&["vm", "ps", "web", "--args", "--sort", "pid"]).await;
         assert!(text.contains("sleep 4242"), "{text}");
     });
 }
@@ -129,9 +121,9 @@ fn a_guest_says_what_it_is_and_how() {
         );
         assert!(health.reasons.iter().any(|r| r.contains("systemctl")), "{:?}", health.reasons);
 
-        let text = drover(world, &["vm", "info", "web"]).await;
+        let text = world.printed(&["vm", "info", "web"]).await;
         assert!(text.contains(&info.kernel) && text.contains(&info.boot_id), "{text}");
-        let text = drover(world, &["vm", "health", "web"]).await;
+        let text = world.printed(&["vm", "health", "web"]).await;
         assert!(text.contains("status") && text.contains("memory"), "{text}");
     });
 }
@@ -224,7 +216,7 @@ fn a_real_guest_tells_what_it_is_and_what_it_has_left() {
         create(&bus, "web", json!({"template": "linux-microvm", "agent": agent})).await;
         let vm = bus.status("web").await.unwrap();
         let info: InfoResult = bus.look("vm.web.guest.info", &json!({})).await.unwrap();
-        println!("{}", drover(world, &["vm", "info", "web"]).await);
+        println!("{}", world.printed(&["vm", "info", "web"]).await);
         assert_eq!((info.hostname.as_str(), info.cpus), ("web", vm.cpus));
         assert!(!info.cpu_model.is_empty(), "{info:?}");
         let near = |bytes: u64| bytes <= vm.memory_bytes && bytes > vm.memory_bytes / 2;
@@ -277,9 +269,9 @@ fn a_real_guest_tells_what_it_is_and_what_it_has_left() {
         assert!(listed.processes[0].cpu_percent > 50.0, "{listed:?}");
         println!(
             "{}",
-            drover(world, &["vm", "ps", "web", "--sample", "1000", "--limit", "5", "--args"]).await
+            world.printed(&["vm", "ps", "web", "--sample", "1000", "--limit", "5", "--args"]).await
         );
         kill(&bus, "web", &busy).await;
-        println!("{}", drover(world, &["vm", "health", "web"]).await);
+        println!("{}", world.printed(&["vm", "health", "web"]).await);
     });
 }

@@ -8,7 +8,9 @@ use drover_schemas::ErrorCode;
 use drover_schemas::body::status::VmStatus;
 use drover_tests::client::refused;
 use drover_tests::events;
-use drover_tests::traffic::{Ear, HOST, Line, OUTSIDE, Outside, exec, serve, speak, who_tcp, who_udp};
+use drover_tests::traffic::{
+    Ear, HOST, Line, OUTSIDE, Outside, exec, serve, server, speak, who_tcp, who_udp,
+};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
 use serde_json::{Value, json};
@@ -120,15 +122,6 @@ fn a_tap_that_was_removed_is_an_alarm_until_its_vm_is_restarted() {
     });
 }
 
-/// A VM with forwards, which serves port 80 under its name.
-async fn server(world: &World, name: char, forwards: Value) -> VmStatus {
-    let spec = json!({"nics": [{"forwards": forwards}]});
-    let body = json!({"spec": spec, "wait": "agent"});
-    let vm = world.bus.create(&name.to_string(), body).await.unwrap().vm;
-    serve(&world.bus, &name.to_string(), name, 80).await;
-    vm
-}
-
 /// A host that forwards ports.
 async fn started(world: &mut World) {
     world
@@ -150,7 +143,7 @@ fn ports_of_the_host_lead_to_guests_for_those_who_may() {
         let bus = world.bus.clone();
         let outside = Outside::beside_host();
         let a = server(
-            world,
+            &bus,
             'a',
             json!([
                 {"host_port": 20000, "guest_port": 80},
@@ -161,7 +154,7 @@ fn ports_of_the_host_lead_to_guests_for_those_who_may() {
             ]),
         )
         .await;
-        let b = server(world, 'b', json!([{"host_port": 20010, "guest_port": 80}])).await;
+        let b = server(&bus, 'b', json!([{"host_port": 20010, "guest_port": 80}])).await;
         let led = || {
             let from_outside = |port| outside.within(move || who_tcp((HOST, port)));
             assert_eq!([20_000, 20_001, 20_010].map(from_outside), [Some('a'), Some('a'), Some('b')]);
@@ -212,7 +205,7 @@ fn ports_of_the_host_lead_to_guests_for_those_who_may() {
         bus.change("b", "delete").await.unwrap();
         assert_eq!(drover_tests::leak::anything(world, &b), Vec::<String>::new());
         assert!(!says(&["nft", "list", "ruleset"], "20010"));
-        server(world, 'd', json!([{"host_port": 20010, "guest_port": 80}])).await;
+        server(&bus, 'd', json!([{"host_port": 20010, "guest_port": 80}])).await;
         assert_eq!(outside.within(|| who_tcp((HOST, 20_010))), Some('d'));
         assert_eq!(bus.host().await.unwrap().alarms, []);
     });
@@ -226,8 +219,8 @@ fn guests_reach_what_they_may_and_nothing_else() {
         let bus = world.bus.clone();
         let outside = Outside::beside_host();
         // Two that are kept apart, and two of a network whose guests may talk.
-        let a = server(world, 'a', json!([{"host_port": 20000, "guest_port": 80}])).await;
-        let b = server(world, 'b', json!([])).await;
+        let a = server(&bus, 'a', json!([{"host_port": 20000, "guest_port": 80}])).await;
+        let b = server(&bus, 'b', json!([])).await;
         let mut others = Vec::new();
         for name in ['c', 'd'] {
             let spec = json!({"spec": {"nics": [{"network": "other"}]}, "wait": "agent"});

@@ -70,11 +70,11 @@ async fn main_job(world: &World, name: &str) {
     std::fs::write(&there, vec![7; 300_000]).unwrap();
     let inside = format!("{name}:/root/file");
     for args in [[there.to_str().unwrap(), &*inside], [&*inside, back.to_str().unwrap()]] {
-        drover(world, &["vm", "cp", args[0], args[1]]).await;
+        world.printed(&["vm", "cp", args[0], args[1]]).await;
     }
     assert!(std::fs::read(&there).unwrap() == std::fs::read(&back).unwrap());
     assert_eq!(
-        drover(world, &["vm", "exec", name, "--", "echo", "from the command line"]).await,
+        world.printed(&["vm", "exec", name, "--", "echo", "from the command line"]).await,
         "from the command line\n"
     );
     for args in [
@@ -84,15 +84,9 @@ async fn main_job(world: &World, name: &str) {
         &["vm", "explain", name],
         &["vm", "reboot", name],
     ] {
-        drover(world, args).await;
+        world.printed(args).await;
     }
-    drover(world, &["vm", "rm", name]).await;
-}
-
-async fn drover(world: &World, args: &[&str]) -> String {
-    let output = world.drover(args).await;
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    world.printed(&["vm", "rm", name]).await;
 }
 
 /// All events of a VM, as any host reads them. A kind that it does not know is not in its contract.
@@ -196,12 +190,7 @@ fn a_log_that_an_earlier_version_had_compressed_is_told_of_and_mended() {
     run(test, Options::down(), async |world| {
         world.start_nats().await;
         let js = jetstream::new(world.bus.nats.clone());
-        let drover = async |world: &World, args: &[&str]| {
-            let done = world.drover(args).await;
-            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-            String::from_utf8_lossy(&done.stdout).into_owned()
-        };
-        drover(world, &["bus", "init"]).await;
+        world.printed(&["bus", "init"]).await;
         let mut early = js.get_stream("DROVER_EVENTS").await.unwrap().cached_info().config.clone();
         early.compression = Some(Compression::S2);
         js.update_stream(early).await.unwrap();
@@ -221,16 +210,16 @@ fn a_log_that_an_earlier_version_had_compressed_is_told_of_and_mended() {
         alarm(&bus, "events_compressed", |event| event.details["phase"] == "begin").await;
         alarm(&bus, "assets_differ", |event| event.details["differences"].contains("compression: found s2"))
             .await;
-        let said = drover(world, &doctor).await;
+        let said = world.printed(&doctor).await;
         assert!(said.contains("found s2") && said.contains("drover bus upgrade"), "{said}");
         bus.up("a").await;
 
-        let said = drover(world, &["bus", "upgrade"]).await;
+        let said = world.printed(&["bus", "upgrade"]).await;
         assert!(said.contains("compression: s2 -> none") && said.contains("stays compressed"), "{said}");
         until("the alarm is over", async || lasts().await.filter(|lasts| !lasts)).await;
         assert!(!alarm_lasts("events_compressed").await);
         alarm(&bus, "events_compressed", |event| event.details["phase"] == "end").await;
-        let said = drover(world, &doctor).await;
+        let said = world.printed(&doctor).await;
         assert!(!said.contains("found s2"), "{said}");
         // What was stored before and after is one log, for a server that is started anew too.
         bus.change("a", "delete").await.unwrap();

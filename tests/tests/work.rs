@@ -105,15 +105,8 @@ impl Guest {
     }
 }
 
-/// A command of the command line that must succeed, and what it printed.
-async fn drover(world: &World, args: &[&str]) -> String {
-    let done = world.drover(args).await;
-    assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
-    String::from_utf8_lossy(&done.stdout).into_owned()
-}
-
 async fn json<R: DeserializeOwned>(world: &World, args: &[&str]) -> R {
-    let text = drover(world, &[&["-o", "json"], args].concat()).await;
+    let text = world.printed(&[&["-o", "json"], args].concat()).await;
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
 }
 
@@ -166,7 +159,7 @@ fn a_disk_stands_still_while_it_is_frozen_and_goes_on_whoever_dies() {
         pass(Duration::from_secs(2)).await;
         let after = written().await;
         assert!(after <= before + 1, "the writer wrote {} times to a frozen disk", after - before);
-        let status = drover(world, &["vm", "guest", "frozen", "web"]).await;
+        let status = world.printed(&["vm", "guest", "frozen", "web"]).await;
         assert!(status.starts_with("frozen for ") && status.contains("/mnt"), "{status}");
         // What may write is refused at once, and so is a second freeze; what reads is not.
         for (verb, body) in [
@@ -180,7 +173,7 @@ fn a_disk_stands_still_while_it_is_frozen_and_goes_on_whoever_dies() {
         }
         let error = guest.refused("freeze", json!({}), ErrorCode::Conflict).await;
         assert_eq!(error.details["cause"], "frozen");
-        drover(world, &["vm", "file", "ls", "web:/mnt"]).await;
+        world.printed(&["vm", "file", "ls", "web:/mnt"]).await;
         let thawed: ThawResult = json(world, &["vm", "guest", "thaw", "web"]).await;
         assert_eq!((thawed.thawed.as_slice(), thawed.by), (&["/mnt".to_owned()][..], ThawedBy::Request));
         assert!(thawed.frozen_ms >= 2000 && thawed.failed.is_empty() && thawed.hooks_failed.is_empty());
