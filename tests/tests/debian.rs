@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use drover_schemas::RequestId;
 use drover_schemas::body::guest::{ExecReply, ExecResult};
 use drover_schemas::body::image::ImageImportReply;
 use drover_schemas::body::status::{AgentState, VmStatus};
@@ -15,6 +14,8 @@ use drover_schemas::body::vm::ChangeReply;
 use drover_schemas::event::AgentEvent;
 use drover_schemas::guest::{FreezeResult, RunInfo, RunState, RunsResult, ThawResult};
 use drover_schemas::state::VmState;
+use drover_schemas::{ErrorCode, RequestId};
+use drover_tests::client::Failure;
 use drover_tests::tmux::Terminal;
 use drover_tests::wait::until_within;
 use drover_tests::world::{Options, URL, World, run};
@@ -54,6 +55,7 @@ fn debian_is_used_through_its_agent() {
         guest.is_logged_in_to_with_a_key_that_the_agent_put().await;
         guest.has_its_disk_stand_still_for_a_copy().await;
         guest.tells_of_its_programs_and_of_services_that_fail().await;
+        guest.does_what_its_owner_lets_the_host_do().await;
         guest.is_used_by_the_client_in_python().await;
         guest.has_its_agent_back_when_it_is_killed().await;
         guest.gets_another_package_of_the_agent(&folder).await;
@@ -274,6 +276,30 @@ impl Guest<'_> {
         assert!(seen.contains("app.deployed") && seen.contains("bad.service"), "{seen}");
     }
 
+    async fn does_what_its_owner_lets_the_host_do(&self) {
+        let script = "echo line > /var/log/line; cd /etc/drover-agent; printf 'exec user=debian\\nget /var/log\\nstat /var/log\\n' > policy; \
+             until [ -e /home/debian/enough ]; do sleep 0.2; done; rm policy";
+        self.drover(&["vm", "exec", "-d", VM, "--", "sh", "-c", script]).await;
+        let of_root = json!({"argv": ["true"]});
+        let error = until_within(WORK, "the policy", async || {
+            let ask = self.world.bus.ask(&format!("vm.{VM}.guest.exec"), &of_root).id(RequestId::generate());
+            match ask.get::<ExecReply>().await {
+                Err(Failure::Coded(error)) if error.code == ErrorCode::PermissionDenied => Some(error),
+                _ => None,
+            }
+        })
+        .await;
+        assert_eq!(error.details.get("policy").map(String::as_str), Some("guest"), "{error:?}");
+        let log = self.world.path("line").display().to_string();
+        for (file, allowed) in [("/var/log/line", true), ("/etc/shadow", false)] {
+            let done = self.world.drover(&["vm", "cp", &format!("{VM}:{file}"), &log]).await;
+            assert_eq!(done.status.success(), allowed, "{file}: {done:?}");
+        }
+        let shell = ["vm", "exec", "--user", "debian", VM, "--", "sh", "-c", "id -un; touch ~/enough"];
+        assert_eq!(self.drover(&shell).await, "debian");
+        self.until("the policy is gone", "true").await;
+    }
+
     async fn is_used_by_the_client_in_python(&self) {
         let env = [("DROVER_URL", URL.to_owned()), ("DROVER_VM", VM.to_owned())];
         clients::passes("python3", &["-W", "ignore", "test_debian.py"], "python", &env, WORK * 2).await;
@@ -334,6 +360,7 @@ impl Guest<'_> {
         })
         .await;
         println!("down in {:?}: {:?}", began.elapsed(), stopped.cause);
+        self.hears("drover.shutdown").await;
         let told = self.drover(&["vm", "logs", VM]).await;
         assert!(told.contains("reboot: Power down") || told.contains("Power down"), "{told}");
         assert_eq!(leak::processes(self.world.run_dir(), self.vm.vm_id), []);
