@@ -12,7 +12,9 @@ use drover_schemas::body::image::ImageImportReply;
 use drover_schemas::body::status::{AgentState, VmStatus};
 use drover_schemas::body::vm::ChangeReply;
 use drover_schemas::event::AgentEvent;
-use drover_schemas::guest::{FreezeResult, RunInfo, RunState, RunsResult, ThawResult};
+use drover_schemas::guest::{
+    FreezeResult, InfoResult, ProcessesResult, RunInfo, RunState, RunsResult, ThawResult,
+};
 use drover_schemas::state::VmState;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::Failure;
@@ -55,6 +57,7 @@ fn debian_is_used_through_its_agent() {
         guest.is_logged_in_to_with_a_key_that_the_agent_put().await;
         guest.has_its_disk_stand_still_for_a_copy().await;
         guest.tells_of_its_programs_and_of_services_that_fail().await;
+        guest.says_what_it_is_and_what_runs().await;
         guest.does_what_its_owner_lets_the_host_do().await;
         guest.is_used_by_the_client_in_python().await;
         guest.has_its_agent_back_when_it_is_killed().await;
@@ -276,8 +279,26 @@ impl Guest<'_> {
         assert!(seen.contains("app.deployed") && seen.contains("bad.service"), "{seen}");
     }
 
+    async fn says_what_it_is_and_what_runs(&self) {
+        let info: InfoResult =
+            serde_json::from_str(&self.drover(&["-o", "json", "vm", "info", VM]).await).unwrap();
+        assert_eq!((info.os_id.as_str(), info.hostname.as_str(), info.cpus), ("debian", VM, 1), "{info:?}");
+        assert_eq!(info.kernel, self.says("uname -r").await);
+        let ps = ["-o", "json", "vm", "ps", VM, "--sort", "pid", "--limit", "500"];
+        let listed: ProcessesResult = serde_json::from_str(&self.drover(&ps).await).unwrap();
+        let first = &listed.processes[0];
+        assert_eq!((first.pid, first.name.as_str(), first.uid), (1, "systemd", 0), "{first:?}");
+        let agent = self.says("systemctl show --value -p MainPID drover-agent").await;
+        let agent = listed.processes.iter().find(|process| process.pid.to_string() == agent).unwrap();
+        assert_eq!(agent.name, "drover-agent");
+        println!("the agent has {} KiB resident", agent.memory_bytes >> 10);
+        let table = self.drover(&["vm", "ps", VM]).await;
+        assert!(table.starts_with("PID") && table.contains("sshd"), "{table}");
+    }
+
     async fn does_what_its_owner_lets_the_host_do(&self) {
-        let script = "echo line > /var/log/line; cd /etc/drover-agent; printf 'exec user=debian\\nget /var/log\\nstat /var/log\\n' > policy; \
+        let script = "echo line > /var/log/line; cd /etc/drover-agent; \
+             printf 'exec user=debian\\nget /var/log\\nstat /var/log\\n' > new; mv new policy; \
              until [ -e /home/debian/enough ]; do sleep 0.2; done; rm policy";
         self.drover(&["vm", "exec", "-d", VM, "--", "sh", "-c", script]).await;
         let of_root = json!({"argv": ["true"]});

@@ -66,6 +66,14 @@ class OnDebian(unittest.IsolatedAsyncioTestCase):
             await self.drover.thaw(VM)
         self.assertEqual(caught.exception.code, "conflict")
 
+    async def test_what_it_is_and_what_runs(self):
+        info = await self.drover.info(VM)
+        self.assertEqual((info["os_id"], info["hostname"]), ("debian", VM))
+        listed = await self.drover.processes(VM, sort="pid", args=True)
+        first = listed["processes"][0]
+        self.assertEqual((first["pid"], first["name"], first["uid"]), (1, "systemd", 0))
+        self.assertIn("sshd", [process["name"] for process in listed["processes"]])
+
     async def test_events_of_an_ordinary_user(self):
         data = json.dumps({"number": 7})
         said = ["drover-agent", "emit", "python.test", "--data", data, "--wait", "--timeout", "60"]
