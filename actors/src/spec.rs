@@ -250,7 +250,6 @@ pub fn resolve(
         ));
     }
     let agent = agent::resolve(spec.agent.as_ref(), base.agent.as_ref())?;
-    watch::check(&agent)?;
     Ok(ResolvedSpec {
         template,
         os,

@@ -39,7 +39,7 @@ impl Commands {
     /// Notes how a request ended. What only looks at the guest as a whole is left to `--log debug`.
     pub fn note(&self, request: &Request, error: Option<&ErrorBody>) {
         let text = line(request, error);
-        let looks = [verb::PING, verb::INFO, verb::HEALTH, verb::FROZEN, verb::SAMPLE];
+        let looks = [verb::PING, verb::INFO, verb::HEALTH, verb::FROZEN, verb::SAMPLE, verb::CONFIGURE];
         if looks.contains(&request.verb.as_str()) && error.is_none() {
             return log::debug(format_args!("{text}"));
         }

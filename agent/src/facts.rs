@@ -124,6 +124,7 @@ pub fn capabilities() -> Vec<String> {
         verb::FROZEN,
         verb::PROCESSES,
         verb::SAMPLE,
+        verb::CONFIGURE,
         verb::SHUTDOWN,
         EVENTS,
     ];

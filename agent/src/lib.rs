@@ -24,6 +24,7 @@ pub mod process;
 pub mod program;
 pub mod runs;
 pub mod verbs;
+pub mod watch;
 pub mod work;
 
 use std::sync::Arc;
@@ -42,6 +43,7 @@ use crate::policy::Policy;
 use crate::power::Power;
 use crate::runs::Runs;
 use crate::verbs::Partials;
+use crate::watch::{CHECKS_DIR, Watch};
 use crate::work::freeze::Freezer;
 
 /// How many connections are served at a time; further ones are closed at once.
@@ -73,7 +75,7 @@ pub struct Agent {
     /// Files on the way.
     pub transfers: Arc<Semaphore>,
     /// What the guest's owner allows.
-    pub policy: Policy,
+    pub policy: Arc<Policy>,
     /// The log of what the host asked for.
     pub commands: Commands,
     /// What may be gone on with of files on the way.
@@ -82,6 +84,8 @@ pub struct Agent {
     pub freezer: Freezer,
     /// What is seen of the guest.
     pub look: Look,
+    /// What it is watched for.
+    pub watch: Arc<Watch>,
     /// Connections that are open.
     connections: AtomicUsize,
 }
@@ -92,6 +96,14 @@ impl Agent {
     pub fn new(facts: Facts, power: Power, runs: Runs, events: Arc<Events>) -> Arc<Self> {
         let freezer = Freezer::new(runs.home(), runs.program());
         let watched = Watched::new(facts.kind, Arc::clone(&events));
+        let policy = Arc::new(Policy::default());
+        let watch = Watch::new(
+            CHECKS_DIR.into(),
+            (&runs.home(), &facts.boot_id),
+            Arc::clone(&events),
+            Arc::clone(&policy),
+            freezer.clone(),
+        );
         Arc::new(Self {
             facts,
             power,
@@ -101,11 +113,12 @@ impl Agent {
             watched,
             streams: Arc::new(Semaphore::new(MAX_STREAMS_IN_ALL)),
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
-            policy: Policy::default(),
+            policy,
             commands: Commands::default(),
             partials: Partials::default(),
             freezer,
             look: Look::default(),
+            watch,
             connections: AtomicUsize::new(0),
         })
     }
@@ -135,6 +148,7 @@ impl Drop for Place {
 /// # Errors
 /// [`AcceptError`] when no further connection can come.
 pub async fn serve(listener: Listener, agent: Arc<Agent>) -> Result<(), AcceptError> {
+    agent.watch.awake();
     loop {
         let socket = listener.accept().await?;
         let Some(place) = Place::take(&agent) else {

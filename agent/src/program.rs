@@ -84,12 +84,24 @@ pub fn ended(exit: Exit) -> String {
 /// # Errors
 /// A coded error when it cannot be started, or nobody knows how it ended.
 pub async fn run(request: &ExecRequest, most: usize) -> Result<Ran, ErrorBody> {
+    run_until(request, most, std::future::pending()).await
+}
+
+/// The same, but when `over` comes first all of it is killed, and that is how it ended.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_until(
+    request: &ExecRequest,
+    most: usize,
+    over: impl Future<Output = ()>,
+) -> Result<Ran, ErrorBody> {
     let mut command = command::start(request)?;
     let empty = || Output { bytes: Vec::new(), most };
     let (mut stdout, mut stderr) = (empty(), empty());
     let timed_out = {
         let process = &command.process;
-        let supervising = command.supervise(std::future::pending());
+        let supervising = command.supervise(over);
         tokio::pin!(supervising);
         let timed_out = tokio::select! {
             timed_out = &mut supervising => timed_out,

@@ -160,6 +160,20 @@ impl Bus {
         .await
     }
 
+    /// Kills the agent of a guest of processes, whose init starts another, and waits for that.
+    pub async fn kill_agent(&self, name: &str) {
+        let script = "for p in /proc/[0-9]*; do read name < $p/comm; if [ $name = drover-agent ] && \
+                      grep -q listen $p/cmdline; then kill -9 ${p#/proc/}; fi; done";
+        let kill = json!({"argv": ["sh", "-c", script]});
+        // The answer is lost with the agent.
+        let _ = self.ask(&format!("vm.{name}.guest.exec"), &kill).get::<Value>().await;
+        until("another agent", async || {
+            let ping = self.ask(&format!("vm.{name}.guest.ping"), &json!({})).within(Duration::from_secs(5));
+            ping.get::<Value>().await.ok()
+        })
+        .await;
+    }
+
     /// Repeats a delete with its id until it is done.
     ///
     /// # Panics

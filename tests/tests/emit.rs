@@ -75,19 +75,6 @@ fn dropped(log: &[VmEvent]) -> DroppedEvents {
     all
 }
 
-/// Kills the agent of a guest of processes; its init starts another.
-async fn kill_agent(bus: &Bus) {
-    let script = "for p in /proc/[0-9]*; do read name < $p/comm; if [ $name = drover-agent ] && \
-                  grep -q listen $p/cmdline; then kill -9 ${p#/proc/}; fi; done";
-    // The answer is lost with the agent.
-    let _ = bus.ask("vm.web.guest.exec", &json!({"argv": ["sh", "-c", script]})).get::<ExecReply>().await;
-    until("another agent", async || {
-        let ping = bus.ask("vm.web.guest.ping", &json!({})).within(Duration::from_secs(5));
-        ping.get::<Value>().await.ok()
-    })
-    .await;
-}
-
 #[test]
 fn events_of_a_user_arrive_once_and_in_order_whatever_breaks() {
     run("events_of_a_user_arrive_once_and_in_order_whatever_breaks", Options::down(), async |world| {
@@ -113,7 +100,7 @@ fn events_of_a_user_arrive_once_and_in_order_whatever_breaks() {
             world.start_nats().await;
             more(&bus).await;
             // The agent is killed: the next one has what it kept.
-            kill_agent(&bus).await;
+            bus.kill_agent("web").await;
             more(&bus).await;
             // The link is cut by a daemon that stops in order.
             world.stop_host().await;

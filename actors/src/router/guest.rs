@@ -42,7 +42,8 @@ impl Router {
             }
             "health" => {
                 let _: Empty = request.decode()?;
-                body_of(request, &guest_calls::health(&self.link(ns, name).await?, left).await?)
+                let wanted = &self.slot(ns, name)?.agent;
+                body_of(request, &guest_calls::health(&self.link(ns, name).await?, left, wanted).await?)
             }
             "processes" => {
                 let body: proto::ProcessesRequest = request.decode()?;

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use drover_schemas::ErrorBody;
 use drover_schemas::body::spec::{AgentEventsSpec, AgentSpec};
+use drover_schemas::guest::{CheckSpec, verb};
 use drover_schemas::verbs::{self, Plane, VERBS};
 
-use super::{hint, invalid};
+use super::{hint, invalid, watch};
 
 /// The most events of a guest's programs, and bytes of them, that a spec may ask for.
 const MAX_EVENTS: u64 = 100_000;
@@ -18,7 +19,9 @@ pub(super) fn resolve(spec: Option<&AgentSpec>, base: Option<&AgentSpec>) -> Res
         check("spec.agent.allow", said.allow.iter().flatten())?;
         check("spec.agent.deny", &said.deny)?;
         check_events(&said.events)?;
+        watch::check(said)?;
     }
+    check_checks(spec, base)?;
     let mut agent = spec.or(base).cloned().unwrap_or_default();
     if let Some(base) = base {
         agent.deny.extend(base.deny.iter().cloned());
@@ -26,7 +29,10 @@ pub(super) fn resolve(spec: Option<&AgentSpec>, base: Option<&AgentSpec>) -> Res
             (Some(own), Some(base)) => Some(&own & base),
             (own, base) => own.or_else(|| base.clone()),
         };
+        agent.checks = merged(&agent.checks, &base.checks);
     }
+    // Together they may be too many.
+    watch::check(&agent)?;
     // Both lists say the same of a verb then.
     agent.allow = agent.allow.map(|allow| &allow - &agent.deny);
     Ok(agent)
@@ -48,6 +54,23 @@ fn check<'a>(field: &str, named: impl IntoIterator<Item = &'a String>) -> Result
     Ok(())
 }
 
+/// A check of the request is a command of it, which its template may not let it run.
+fn check_checks(spec: Option<&AgentSpec>, base: Option<&AgentSpec>) -> Result<(), ErrorBody> {
+    let asked = spec.is_some_and(|spec| !spec.checks.is_empty());
+    if asked && base.is_some_and(|base| !base.allows(verb::EXEC)) {
+        let text =
+            "the template does not allow \"exec\" in the guest, and a check is a command; leave it out";
+        return Err(invalid("spec.agent.checks", text));
+    }
+    Ok(())
+}
+
+/// Those of the template with those of the request, which come in the place of those with the same name.
+fn merged(own: &[CheckSpec], base: &[CheckSpec]) -> Vec<CheckSpec> {
+    let is_replaced = |check: &&CheckSpec| own.iter().any(|other| other.name == check.name);
+    base.iter().filter(|check| !is_replaced(check)).chain(own).cloned().collect()
+}
+
 fn check_events(events: &AgentEventsSpec) -> Result<(), ErrorBody> {
     let limits = [
         ("per_second", events.per_second.map(u64::from), MAX_EVENTS),
@@ -64,6 +87,8 @@ fn check_events(events: &AgentEventsSpec) -> Result<(), ErrorBody> {
 
 #[cfg(test)]
 mod tests {
+    use drover_schemas::Token;
+
     use super::*;
 
     fn agent(allow: Option<&[&str]>, deny: &[&str]) -> AgentSpec {
@@ -97,6 +122,34 @@ mod tests {
         assert_eq!(asks(some.clone()).unwrap().events, some);
         let error = asks(AgentEventsSpec { burst: Some(100_001), ..AgentEventsSpec::default() }).unwrap_err();
         assert_eq!(error.details["field"], "spec.agent.events.burst");
+    }
+
+    #[test]
+    fn checks_go_with_the_templates_where_it_lets_commands_run() {
+        let checks = |names: &[&str], program: &str| AgentSpec {
+            checks: names
+                .iter()
+                .map(|name| CheckSpec::new(Token::new(name).unwrap(), vec![program.to_owned()]))
+                .collect(),
+            ..AgentSpec::default()
+        };
+        let template = checks(&["a", "b"], "template");
+        let resolved = resolve(Some(&checks(&["b", "c"], "own")), Some(&template)).unwrap();
+        let found: Vec<_> = resolved.checks.iter().map(|c| (c.name.as_str(), c.argv[0].as_str())).collect();
+        assert_eq!(found, [("a", "template"), ("b", "own"), ("c", "own")]);
+        assert_eq!(resolve(Some(&AgentSpec::default()), Some(&template)).unwrap().checks, template.checks);
+
+        let strict = AgentSpec { deny: ["exec".to_owned()].into(), ..template };
+        let error = resolve(Some(&checks(&["c"], "own")), Some(&strict)).unwrap_err();
+        assert_eq!(error.details["field"], "spec.agent.checks");
+        // What the template itself checks stays, and who says both means both.
+        assert_eq!(resolve(None, Some(&strict)).unwrap().checks.len(), 2);
+        assert_eq!(resolve(Some(&strict), None).unwrap().checks.len(), 2);
+        let names: Vec<String> = (0..17).map(|n| format!("c{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let error =
+            resolve(Some(&checks(&names[..9], "own")), Some(&checks(&names[9..], "own"))).unwrap_err();
+        assert_eq!(error.details["field"], "spec.agent.checks");
     }
 
     #[test]

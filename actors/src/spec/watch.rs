@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use drover_schemas::ErrorBody;
 use drover_schemas::body::spec::AgentSpec;
+use drover_schemas::guest::check_all;
 
 use super::invalid;
 
@@ -16,10 +17,11 @@ pub(super) fn check(agent: &AgentSpec) -> Result<(), ErrorBody> {
         Some(every) if !METRICS_INTERVAL_MS.contains(&every) => {
             let (least, most) = (METRICS_INTERVAL_MS.start(), METRICS_INTERVAL_MS.end());
             let text = format!("{every} is not possible; use {least} to {most}, or leave it out");
-            Err(invalid("spec.agent.metrics_interval_ms", text))
+            return Err(invalid("spec.agent.metrics_interval_ms", text));
         }
-        _ => Ok(()),
+        _ => {}
     }
+    check_all(&agent.checks).map_err(|error| invalid(&format!("spec.agent.{}", error.field), error.reason))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use drover_schemas::RequestId;
@@ -348,6 +349,7 @@ impl VmActorState {
             name: name.clone(),
             vm_id: *vm_id,
             spec: self.row.spec.agent.clone(),
+            said: AtomicBool::new(false),
         };
         let watch = LinkWatch::start(tend, self.generation);
         self.live.last_error = Some(watch.last_error());

@@ -7,6 +7,7 @@ use drover_schemas::body::guest::{
     Empty, ExecReply, ExecRequest, ExecResult, FileResult, GetRequest, GuestShutdownRequest, PingReply,
     PutRequest, ShutdownMode,
 };
+use drover_schemas::body::spec::AgentSpec;
 use drover_schemas::guest as proto;
 use drover_schemas::{ErrorBody, ErrorCode, RequestId, codec};
 use serde::Serialize;
@@ -77,12 +78,24 @@ pub async fn info(link: &Link, left: Duration) -> Result<proto::InfoResult, Erro
     call(link, proto::verb::INFO, None, left.min(CALL), &Empty {}).await
 }
 
-/// `guest.health`
+/// `guest.health`, with what the spec has `wanted` of an agent that is too old for it.
 ///
 /// # Errors
 /// The coded error for the caller.
-pub async fn health(link: &Link, left: Duration) -> Result<proto::HealthResult, ErrorBody> {
-    call(link, proto::verb::HEALTH, None, left.min(CALL), &Empty {}).await
+pub async fn health(
+    link: &Link,
+    left: Duration,
+    wanted: &AgentSpec,
+) -> Result<proto::HealthResult, ErrorBody> {
+    let mut health: proto::HealthResult =
+        call(link, proto::verb::HEALTH, None, left.min(CALL), &Empty {}).await?;
+    if let Err(error) = link.offers(proto::verb::CONFIGURE)
+        && !wanted.checks.is_empty()
+    {
+        health.status = health.status.max(proto::HealthStatus::Warn);
+        health.reasons.push(format!("the checks of the spec do not run: {error}"));
+    }
+    Ok(health)
 }
 
 /// `guest.shutdown`

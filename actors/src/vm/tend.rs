@@ -1,17 +1,18 @@
-//! What is done for a guest for as long as the link to its agent is up: its figures are taken as often as its spec
-//! wants.
+//! What is done for a guest for as long as the link to its agent is up: the agent is told what the spec wants watched,
+//! and the guest's figures are taken as often as the spec wants.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use drover_schemas::body::guest::Empty;
 use drover_schemas::body::samples::{GuestSample, VmSample};
 use drover_schemas::body::spec::AgentSpec;
-use drover_schemas::guest::{SampleResult, verb};
+use drover_schemas::guest::{ConfigureRequest, SampleResult, verb};
 use drover_schemas::subject::Subject;
 use drover_schemas::{Token, VmId};
 use tokio::sync::oneshot;
-use tokio::time::{MissedTickBehavior, interval};
-use tracing::debug;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{debug, warn};
 
 use super::actor::VmRef;
 use super::guest_calls::{self, CALL};
@@ -21,8 +22,11 @@ use crate::samples::guest::{figures, have_changed};
 use crate::samples::send;
 use crate::services::{Shared, now_ms};
 
+/// After how long an agent that could not be told is told again.
+const CONFIGURE_AGAIN: Duration = Duration::from_secs(5);
+
 /// Who is tended, and how.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Tend {
     /// The host.
     pub services: Shared,
@@ -36,6 +40,8 @@ pub struct Tend {
     pub vm_id: VmId,
     /// What its spec wants.
     pub spec: AgentSpec,
+    /// That the agent cannot do what the spec wants was said.
+    pub said: AtomicBool,
 }
 
 /// Figures of a guest are forgotten with the link.
@@ -50,10 +56,39 @@ impl Drop for Kept<'_> {
 impl Tend {
     /// Tends the guest; to be dropped when the link has ended. It never comes back.
     pub async fn run(&self, link: &Link) {
-        if let Some(every) = self.spec.metrics_interval_ms {
-            self.sample(link, Duration::from_millis(every)).await;
-        }
+        let sampling = async {
+            if let Some(every) = self.spec.metrics_interval_ms {
+                self.sample(link, Duration::from_millis(every)).await;
+            }
+        };
+        tokio::join!(self.configure(link), sampling);
         std::future::pending().await
+    }
+
+    /// The agent may be another one, or the guest have another's memory: it is told each time, also that the spec wants
+    /// nothing.
+    async fn configure(&self, link: &Link) {
+        let request = ConfigureRequest { checks: self.spec.checks.clone() };
+        if let Err(error) = link.offers(verb::CONFIGURE) {
+            if request != ConfigureRequest::default() && !self.said.swap(true, Ordering::Relaxed) {
+                warn!(%error, vm_id = %self.vm_id, "what the spec wants watched is not watched");
+            }
+            return;
+        }
+        loop {
+            match guest_calls::alike::<_, Empty>(link, verb::CONFIGURE, None, CALL, &request).await {
+                Ok(Empty {}) => return,
+                // It may be busy with its boot, or the VM is paused.
+                Err(error) if error.retryable && link.is_open() => {
+                    debug!(%error, "the agent is told again what to watch");
+                    sleep(CONFIGURE_AGAIN).await;
+                }
+                Err(error) => {
+                    warn!(%error, vm_id = %self.vm_id, "what the spec wants watched is not watched");
+                    return;
+                }
+            }
+        }
     }
 
     async fn sample(&self, link: &Link, every: Duration) {

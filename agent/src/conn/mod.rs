@@ -173,6 +173,7 @@ async fn converse(
     let mut unknown = 0u64;
     while let Some(frame) = frames.next(silence).await? {
         agent.watched.awake();
+        agent.watch.awake();
         match frame {
             HostFrame::Req(request) => open(request, agent, outbox, streams)?,
             // Frames of streams that have just ended are normal: the answer was on its way.

@@ -217,7 +217,7 @@ impl Events {
     }
 
     /// What may be sent after number `sent`.
-    fn next(&self, sent: u64) -> Option<Event> {
+    pub(crate) fn next(&self, sent: u64) -> Option<Event> {
         self.state().keep.next(sent, EVENTS_IN_FLIGHT, EVENT_BYTES_IN_FLIGHT)
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use drover_schemas::guest::{DiskUse, HealthResult, HealthStatus, SampleResult};
+use drover_schemas::guest::{CheckStatus, DiskUse, HealthResult, HealthStatus, SampleResult};
 use nix::sys::statvfs::statvfs;
 
 use super::info::online_cpus;
@@ -12,6 +12,7 @@ use super::units::Services;
 use super::{MAX_LISTED, mounts, read};
 use crate::facts::Facts;
 use crate::mounts::Mount;
+use crate::watch::States;
 
 pub(super) fn gather(facts: &Facts) -> HealthResult {
     let sample = sample();
@@ -127,9 +128,54 @@ pub(super) fn add_services(health: &mut HealthResult, services: Option<Services>
     }
 }
 
+pub(super) fn add_watched(health: &mut HealthResult, watched: States) {
+    for check in &watched.checks {
+        let why = check.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
+        let name = &check.name;
+        match check.status {
+            CheckStatus::Failing => say(health, HealthStatus::Critical, format!("{name} is failing{why}")),
+            CheckStatus::Refused => say(health, HealthStatus::Warn, format!("{name} is not checked{why}")),
+            _ if check.flapping => {
+                say(health, HealthStatus::Warn, format!("{name} fails and recovers again and again"))
+            }
+            _ => {}
+        }
+    }
+    for refused in &watched.refused {
+        say(health, HealthStatus::Warn, format!("{} declares no check: {}", refused.file, refused.reason));
+    }
+    (health.checks, health.refused_files) = (watched.checks, watched.refused);
+}
+
 #[cfg(test)]
 mod tests {
+    use drover_schemas::guest::{CheckState, RefusedFile};
+
     use super::*;
+
+    #[test]
+    fn checks_that_are_not_well_are_told() {
+        let check = |name: &str, status, flapping| {
+            let (name, reason) = (name.to_owned(), Some("it exited with 1".to_owned()));
+            CheckState { name, status, flapping, reason, ..CheckState::default() }
+        };
+        let with = |checks: Vec<CheckState>| {
+            let mut health = HealthResult::default();
+            add_watched(&mut health, States { checks, refused: Vec::new() });
+            (health.status, health.reasons)
+        };
+        let well = [check("a", CheckStatus::Starting, false), check("b", CheckStatus::Ok, false)];
+        assert_eq!(with(well.to_vec()), (HealthStatus::Ok, vec![]));
+        let bad =
+            with(vec![check("a", CheckStatus::Failing, false), check("b", CheckStatus::Refused, false)]);
+        assert_eq!(bad.0, HealthStatus::Critical);
+        assert_eq!(bad.1, ["a is failing: it exited with 1", "b is not checked: it exited with 1"]);
+        assert_eq!(with(vec![check("a", CheckStatus::Ok, true)]).0, HealthStatus::Warn);
+        let mut health = HealthResult::default();
+        let refused = vec![RefusedFile { file: "/a".into(), reason: "because".into() }];
+        add_watched(&mut health, States { checks: Vec::new(), refused });
+        assert_eq!(health.reasons, ["/a declares no check: because"]);
+    }
 
     #[test]
     fn the_worst_fact_decides() {

@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 
 use crate::facts::Facts;
 use crate::mounts::{self, Mount};
+use crate::watch::States;
 
 pub(crate) use self::health::local_disks;
 
@@ -48,15 +49,16 @@ impl Look {
         self.aside(move || info::gather(&facts)).await
     }
 
-    /// How the guest is.
+    /// How the guest is, and what is `watched`.
     ///
     /// # Errors
     /// The agent failed.
-    pub async fn health(&self, facts: &Facts) -> Result<HealthResult, ErrorBody> {
+    pub async fn health(&self, facts: &Facts, watched: States) -> Result<HealthResult, ErrorBody> {
         let facts = facts.clone();
         let mut health = self.aside(move || health::gather(&facts)).await?;
         let services = units::failed().await;
         health::add_services(&mut health, services);
+        health::add_watched(&mut health, watched);
         Ok(health)
     }
 

@@ -177,7 +177,17 @@ async fn work(
             })
             .await
         }
-        verb::HEALTH => or_ending(stream, async { reply(&agent.look.health(&agent.facts).await?) }).await,
+        verb::HEALTH => {
+            or_ending(stream, async {
+                agent.watch.read_files().await;
+                reply(&agent.look.health(&agent.facts, agent.watch.states()).await?)
+            })
+            .await
+        }
+        verb::CONFIGURE => {
+            agent.watch.configure(decode(body)?)?;
+            reply(&Empty {})
+        }
         verb::PROCESSES => {
             let request = decode(body)?;
             or_ending(stream, async { reply(&agent.look.processes(request).await?) }).await

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::guest::CheckSpec;
 use crate::secret::Secret;
 use crate::size::ByteSize;
 use crate::token::Token;
@@ -168,6 +169,10 @@ pub struct AgentSpec {
     /// out. 30,000 costs the guest nothing: the sample takes the place of the link's heartbeat.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_interval_ms: Option<u64>,
+    /// Programs that the agent runs again and again to see whether all is well. Those of the request and of its
+    /// template go together; one of the same name takes the place of the template's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckSpec>,
 }
 
 impl AgentSpec {
@@ -187,6 +192,7 @@ impl Default for AgentSpec {
             deny: BTreeSet::new(),
             events: AgentEventsSpec::default(),
             metrics_interval_ms: None,
+            checks: Vec::new(),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::check::{CheckState, RefusedFile};
+
 /// Processes in a reply if the request does not say how many.
 pub const PROCESSES: u32 = 100;
 /// The most processes in a reply.
@@ -165,6 +167,12 @@ pub struct HealthResult {
     /// Services that have failed or crashed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed_units: Vec<String>,
+    /// Checks, those of the spec first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckState>,
+    /// Files of the guest's owner that should declare checks and do not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused_files: Vec<RefusedFile>,
 }
 
 /// What processes are ordered by.

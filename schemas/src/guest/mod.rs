@@ -62,6 +62,7 @@
 //! gives a link up 10 s later; the agent drops a connection that was silent for [`SILENCE_MS`].
 //! `bye` says why a connection ends.
 
+mod check;
 pub mod event;
 mod exec;
 mod file;
@@ -76,6 +77,10 @@ mod tree;
 pub mod verb;
 pub mod wire;
 
+pub use check::{
+    CheckSource, CheckSpec, CheckState, CheckStatus, ConfigureRequest, MAX_CHECK_OUTPUT, MAX_CHECKS,
+    MAX_WATCH_MS, RefusedFile, SettingError, check_all,
+};
 pub use event::{EVENTS, Event, EventAck, EventData, EventType};
 pub use exec::{ExecRequest, ExecResult, Resource, ResourceLimit, TermSize};
 pub use file::{

@@ -23,6 +23,7 @@
 //! | `frozen` | – | | | [`FrozenResult`](super::FrozenResult) | yes |
 //! | `processes` | [`ProcessesRequest`](super::ProcessesRequest) | | | [`ProcessesResult`](super::ProcessesResult) | yes |
 //! | `sample` | – | | | [`SampleResult`](super::SampleResult) | yes |
+//! | `configure` | [`ConfigureRequest`](super::ConfigureRequest) | | | empty | yes |
 //! | `shutdown` | [`ShutdownRequest`](super::ShutdownRequest) | | | [`ShutdownResult`](super::ShutdownResult) | by id |
 //!
 //! Verbs are text on the wire, so that an agent can name one it does not know (`unsupported`). What
@@ -72,5 +73,7 @@ pub const FROZEN: &str = "frozen";
 pub const PROCESSES: &str = "processes";
 /// Numbers of one moment, for the host's own samples; not on the bus.
 pub const SAMPLE: &str = "sample";
+/// What the spec wants of the agent, told at each greeting; not on the bus.
+pub const CONFIGURE: &str = "configure";
 /// Powers the guest off, or reboots it.
 pub const SHUTDOWN: &str = "shutdown";

@@ -3,7 +3,7 @@
 use drover_schemas::blob::Blob;
 use drover_schemas::codec;
 use drover_schemas::guest::*;
-use drover_schemas::{ErrorBody, ErrorCode, RequestId};
+use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token};
 
 fn host(name: &str, frame: &HostFrame) {
     super::check("guest", &format!("host-{name}"), frame, HostFrame::parse);
@@ -280,6 +280,8 @@ fn bodies() {
             uptime_ms: 5,
             services: Some("systemd".into()),
             failed_units: vec!["nginx.service".into()],
+            checks: vec![check_state()],
+            refused_files: vec![RefusedFile { file: "/a".into(), reason: "it is no file".into() }],
         },
     );
     look();
@@ -326,7 +328,33 @@ fn bodies_of_runs() {
     body("kill", &KillRequest { run, signal: Some(15) });
 }
 
+fn check_state() -> CheckState {
+    CheckState {
+        name: "web".into(),
+        source: CheckSource::Guest,
+        status: CheckStatus::Failing,
+        since_unix_ms: 1_700_000_000_000,
+        flapping: true,
+        last_unix_ms: Some(1_700_000_001_000),
+        last_ms: 12,
+        failures: 3,
+        reason: Some("there is no program".into()),
+        code: Some(ErrorCode::NotFound),
+        output: "oops".into(),
+    }
+}
+
 fn look() {
+    let check = CheckSpec {
+        user: Some("www-data".into()),
+        interval_ms: 10_000,
+        timeout_ms: 1_000,
+        grace_ms: 60_000,
+        failures: 2,
+        successes: 4,
+        ..CheckSpec::new(Token::new("web").unwrap(), vec!["true".into()])
+    };
+    body("configure", &ConfigureRequest { checks: vec![check] });
     let sort = ProcessOrder::Memory;
     let request = ProcessesRequest { sample_ms: Some(1_000), args: true, sort, limit: Some(10) };
     body("processes", &request);

@@ -98,6 +98,24 @@ class TheMainJob(OnAHost):
         self.assertEqual([event["seq"] for event in events], list(range(1, len(events) + 1)))
         self.assertTrue(events[-1]["last"])
 
+    async def test_checks_run_in_the_guest(self):
+        drover = self.drover
+        check = {"name": "up", "argv": ["test", "-e", "/tmp/up"], "interval_ms": 1_000, "failures": 1}
+        await drover.create("c", {"agent": {"checks": [check]}}, wait="agent")
+
+        async def status(wanted):
+            while True:
+                health = await drover.health("c")
+                if health["checks"] and health["checks"][0]["status"] == wanted:
+                    return health
+                await asyncio.sleep(0.1)
+
+        health = await asyncio.wait_for(status("failing"), 60)
+        self.assertEqual((health["status"], health["checks"][0]["reason"]), ("critical", "it exited with 1"))
+        await drover.put("c", "/tmp/up", b"")
+        self.assertEqual((await asyncio.wait_for(status("ok"), 60))["checks"][0]["failures"], 0)
+        await drover.delete("c")
+
     async def test_errors_say_what_to_do(self):
         error = await self.refused("invalid_argument", self.drover.create("a", {"memory_bytes": 3}))
         self.assertIn("64 MiB", error.message)

@@ -5,7 +5,8 @@ use std::time::Duration;
 use drover_schemas::Token;
 use drover_schemas::body::guest::Empty;
 use drover_schemas::guest::{
-    HealthResult, InfoResult, ProcessInfo, ProcessOrder, ProcessesRequest, ProcessesResult,
+    CheckSource, CheckState, HealthResult, InfoResult, ProcessInfo, ProcessOrder, ProcessesRequest,
+    ProcessesResult,
 };
 
 use super::super::Global;
@@ -177,11 +178,23 @@ fn condition(health: &HealthResult) -> String {
         let failed = if health.failed_units.is_empty() { "none" } else { &health.failed_units.join(" ") };
         row("failed services", format!("{failed} ({services})"));
     }
+    health.checks.iter().for_each(|check| row("check", check_line(check)));
     render(&mut table)
+}
+
+fn check_line(check: &CheckState) -> String {
+    let CheckState { name, source, status, since_unix_ms, flapping, reason, .. } = check;
+    let whose = if *source == CheckSource::Guest { " (the guest's own)" } else { "" };
+    let flapping = if *flapping { ", flapping" } else { "" };
+    let why = reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
+    let since = time::rfc3339(since_unix_ms / 1000 * 1000).replace(".000", "");
+    format!("{name}{whose} {}{flapping} since {since}{why}", format!("{status:?}").to_lowercase())
 }
 
 #[cfg(test)]
 mod tests {
+    use drover_schemas::guest::CheckStatus;
+
     use super::*;
 
     #[test]
@@ -203,5 +216,17 @@ mod tests {
         assert!(system(&hostile).starts_with("hostname    a\\nstatus ok\n"), "{}", system(&hostile));
         let health = HealthResult { reasons: vec!["\u{9b}31m".into()], ..HealthResult::default() };
         assert!(!condition(&health).chars().any(|c| c.is_control() && c != '\n'));
+        let check = CheckState {
+            name: "web".into(),
+            source: CheckSource::Guest,
+            status: CheckStatus::Failing,
+            since_unix_ms: 1_700_000_000_123,
+            reason: Some("it exited with 1\u{1b}".into()),
+            ..CheckState::default()
+        };
+        let shown = condition(&HealthResult { checks: vec![check], ..HealthResult::default() });
+        let line =
+            "check   web (the guest's own) failing since 2023-11-14T22:13:20Z: it exited with 1\\u{1b}";
+        assert!(shown.trim_end().ends_with(line), "{shown}");
     }
 }

@@ -111,6 +111,8 @@ class AgentSpec(TypedDict):
     """The guest agent: whether there is one, how long drover waits for it, what it may be asked for, and what it watches."""
     # Verbs of the guest that are carried out; all of them if left out. A request narrows its template's list and cannot widen it.
     allow: NotRequired[list[str] | None]
+    # Programs that the agent runs again and again to see whether all is well. Those of the request and of its template go together; one of the same name takes the place of the template's.
+    checks: NotRequired[list[CheckSpec]]
     # Verbs of the guest that are refused, whatever `allow` says; those of the template too.
     deny: NotRequired[list[str]]
     # The guest has an agent.
@@ -329,6 +331,52 @@ class ChangeRequest(TypedDict):
     if_vm_id: NotRequired[VmId | None]
     # Delays the reply to the outcome.
     wait: NotRequired[Wait | None]
+
+
+class CheckSpec(TypedDict):
+    """A program that the agent runs again and again: all is well if it exits with 0."""
+    # Program and arguments: 64 words and 1,024 bytes at most. What it leaves running is ended.
+    argv: list[str]
+    # So many failures in a row make it failing, 1 to 100.
+    failures: NotRequired[int]
+    # For so many milliseconds from the start of the agent failures do not count, until the first success.
+    grace_ms: NotRequired[int]
+    # From the start of one run to the next, in milliseconds, 1,000 at least; a run that takes longer is waited for.
+    interval_ms: NotRequired[int]
+    # Its name.
+    name: Token
+    # So many successes in a row make it well, 1 to 100.
+    successes: NotRequired[int]
+    # After so many milliseconds a run has failed, and all that it started is killed.
+    timeout_ms: NotRequired[int]
+    # As whom it runs: `name`, `uid`, `name:group` or `uid:gid` by the guest's own files; as root if left out.
+    user: NotRequired[str | None]
+
+
+class CheckState(TypedDict):
+    """A check, and how its last run ended."""
+    # Why it could not be run at all, such as `permission_denied` or `not_found`.
+    code: NotRequired[ErrorCode | None]
+    # How many runs in a row have failed and count.
+    failures: NotRequired[int]
+    # It changes so often that changes are not told one by one.
+    flapping: NotRequired[bool]
+    # How long it took, in milliseconds.
+    last_ms: NotRequired[int]
+    # When the last run ended, by the guest's clock; absent before the first.
+    last_unix_ms: NotRequired[int | None]
+    # Its name; one of the spec and one of the guest may have the same.
+    name: str
+    # The end of what the last run complained of, or else of what it printed: 1,024 characters at most.
+    output: NotRequired[str]
+    # Why the last run failed; absent if it was well.
+    reason: NotRequired[str | None]
+    # Since when, by the guest's clock: milliseconds since the Unix epoch.
+    since_unix_ms: int
+    # Who declares it.
+    source: NotRequired[CheckSource]
+    # How it is.
+    status: CheckStatus
 
 
 class ConsoleReply(TypedDict):
@@ -856,6 +904,8 @@ class GuestTarget(TypedDict):
 
 class HealthResult(TypedDict):
     """How the guest is."""
+    # Checks, those of the spec first.
+    checks: NotRequired[list[CheckState]]
     # CPU time used since boot by everything, in milliseconds.
     cpu_busy_ms: int
     # CPU time since boot, used or not, in milliseconds.
@@ -872,6 +922,8 @@ class HealthResult(TypedDict):
     memory_total_bytes: int
     # Why it is not `ok`, one sentence each.
     reasons: NotRequired[list[str]]
+    # Files of the guest's owner that should declare checks and do not.
+    refused_files: NotRequired[list[RefusedFile]]
     # What keeps the guest's services: `systemd` or `openrc`; absent if neither is there.
     services: NotRequired[str | None]
     # The worst of all.
@@ -1602,6 +1654,14 @@ class QuotaUse(TypedDict):
     used: int
 
 
+class RefusedFile(TypedDict):
+    """A file of the guest's owner that declares nothing."""
+    # Its path.
+    file: str
+    # Why, and what to do.
+    reason: str
+
+
 class RejectedEvent(TypedDict):
     """The body of `request.rejected`: a request without a reply subject that had no effect. At most a few each second are published for a namespace; the rest is counted in `suppressed`."""
     # Why.
@@ -2110,6 +2170,12 @@ CauseKind = str
 
 # A channel of a stream.
 Channel = Literal["stdin", "stdout", "stderr", "data", "ctl"]
+
+# Who declares a check.
+CheckSource = str
+
+# How a check is.
+CheckStatus = str
 
 # What a VM shall be.
 Desired = str
