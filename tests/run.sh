@@ -259,6 +259,7 @@ if wants images; then
     step images "from a file to a VM and away" real images 2
     step images "shared by the hosts of a fleet" real sharing 2
     step images "fetched from URLs" real fetching 2
+    step images "templates" real templates 2
 fi
 
 if wants network; then

@@ -235,11 +235,19 @@ pub fn row_of(subject: &Subject) -> Option<&'static VerbRow> {
         Subject::Vm { verb, .. } => verbs::find(Plane::Vm, verb.as_str()),
         Subject::Guest { verb, .. } => verbs::find(Plane::VmGuest, verb.as_str()),
         Subject::Host { verb, .. } => verbs::find(Plane::Host, verb),
-        Subject::Registry { family: Family::Events, verb, .. } => verbs::find(Plane::Events, verb.as_str()),
-        Subject::Registry { family: Family::Contract, verb, .. } => {
-            verbs::find(Plane::Contract, verb.as_str())
-        }
+        Subject::Registry { family, verb, .. } => verbs::find(plane_of(*family)?, verb.as_str()),
         _ => None,
+    }
+}
+
+/// The plane of a family's verbs; none if this version offers no verb of it.
+#[must_use]
+pub const fn plane_of(family: Family) -> Option<Plane> {
+    match family {
+        Family::Events => Some(Plane::Events),
+        Family::Template => Some(Plane::Template),
+        Family::Contract => Some(Plane::Contract),
+        Family::Image | Family::Snapshot => None,
     }
 }
 

@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use drover_schemas::body::host::{PlacedReply, PlacedRequest};
-use drover_schemas::body::spec::ResolvedSpec;
 use drover_schemas::body::vm::{ChangeReply, CreateRequest};
 use drover_schemas::{ErrorBody, ErrorCode, RequestId, Token, VmId, codec, headers};
 use futures_util::future::BoxFuture;
@@ -42,7 +41,7 @@ use crate::ingress::request::{Request, header};
 use crate::manager::ManagerMsg;
 use crate::router::HostPhase;
 use crate::services::{Shared, now_ms};
-use crate::spec::resolve;
+use crate::spec::{Resolved, resolve};
 use crate::vm::actor::{Remembered, adopting, name_reused, other_body, remembered};
 use crate::vm::message::VmMsg;
 
@@ -79,7 +78,7 @@ struct Wanted {
     body: CreateRequest,
     demand: Demand,
     /// The spec as this host resolves it; another one may have other templates and images.
-    spec: Result<ResolvedSpec, ErrorBody>,
+    spec: Result<Resolved, ErrorBody>,
     /// Its images stay until its row tells of them.
     _pinned: Option<Arc<Pinned>>,
     request_id: RequestId,
@@ -112,12 +111,12 @@ impl Creator {
     fn want(&self, namespace: &Token, request: &Request) -> Result<Wanted, ErrorBody> {
         let body: CreateRequest = request.decode()?;
         let services = &self.services;
-        let spec = resolve(&body.spec, &services.templates, &services.images);
-        let pinned = spec.as_ref().ok().and_then(|spec| services.images.pin(spec));
+        let spec = resolve(namespace, &body.spec, &services.templates, &services.images);
+        let pinned = spec.as_ref().ok().and_then(|resolved| services.images.pin(&resolved.spec));
         let spec = if pinned.is_some() { spec } else { spec.and_then(|_| Err(going())) };
         Ok(Wanted {
             key: NameKey { namespace: namespace.clone(), name: body.name.clone() },
-            demand: Demand::of(&body.spec, &services.templates),
+            demand: Demand::of(namespace, &body.spec, &services.templates),
             spec,
             _pinned: pinned.map(Arc::new),
             body,

@@ -29,7 +29,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout_at;
 use tracing::{Instrument as _, debug, info_span};
 
-use crate::audit::{Asked, row_of};
+use crate::audit::{Asked, plane_of, row_of};
 use crate::bus::claims::{NameKey, Phase};
 use crate::create::{Creator, interrupted};
 use crate::directory::{Directory, Slot};
@@ -53,6 +53,7 @@ mod events;
 mod fleet;
 mod guest;
 mod pool;
+mod templates;
 mod usage;
 mod work;
 
@@ -290,6 +291,13 @@ impl Router {
                     body_of(request, &events::last(&self.services, ns, &body, bounds).await?)
                 }
             },
+            Subject::Registry { ns, family: Family::Template, verb } => match verb.as_str() {
+                "list" => {
+                    let _: Empty = request.decode()?;
+                    body_of(request, &templates::list(&self.services, ns))
+                }
+                _ => body_of(request, &templates::get(&self.services, ns, &request.decode()?)?),
+            },
             Subject::Registry { family: Family::Contract, verb, .. } if verb.as_str() == "read" => {
                 let _: Empty = request.decode()?;
                 body_of(request, &*contract::CONTRACT)
@@ -469,8 +477,7 @@ fn adopting() -> ErrorBody {
 fn label_of(subject: &Subject) -> (&'static str, bool) {
     match (row_of(subject), subject) {
         (Some(row), _) => (row.verb, true),
-        (None, Subject::Registry { family: Family::Events | Family::Contract, .. }) => ("unknown", false),
-        (None, Subject::Registry { .. }) => ("registry", true),
+        (None, Subject::Registry { family, .. }) if plane_of(*family).is_none() => ("registry", true),
         (None, _) => ("unknown", false),
     }
 }
@@ -480,8 +487,9 @@ fn unknown_verb(subject: &Subject) -> ErrorBody {
         Subject::Guest { verb, .. } => (Plane::VmGuest, verb.as_str().to_owned()),
         Subject::Host { verb, .. } => (Plane::Host, verb.clone()),
         Subject::Vm { verb, .. } => (Plane::Vm, verb.to_string()),
-        Subject::Registry { family: Family::Contract, verb, .. } => (Plane::Contract, verb.to_string()),
-        Subject::Registry { verb, .. } => (Plane::Events, verb.to_string()),
+        Subject::Registry { family, verb, .. } => {
+            (plane_of(*family).unwrap_or(Plane::Events), verb.to_string())
+        }
         _ => (Plane::Pool, String::new()),
     };
     let known = verbs::names(plane);

@@ -1,10 +1,10 @@
-//! From what a caller writes to what is stored: templates and resolution, pure.
+//! From what a caller writes to what is stored: resolution, pure.
 //!
 //! Order of precedence, least first: the template, then the request. Lists (disks, interfaces) and
 //! single values are replaced; labels are merged by name; of `boot` each part is replaced by itself.
+//! How a template comes from several files stands in [`templates`].
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use drover_schemas::body::spec::{
     BootSpec, ImageKind, Os, PlacementSpec, ResolvedBoot, ResolvedDisk, ResolvedImage, ResolvedSpec, VmSpec,
@@ -15,7 +15,12 @@ use drover_schemas::{ErrorBody, ErrorCode, Token};
 use crate::network::forward::read_all;
 
 mod agent;
+pub mod origins;
+pub mod templates;
 mod watch;
+
+use origins::{Origins, origins};
+pub use templates::{TemplateError, Templates};
 
 /// The least memory that a guest boots with.
 pub const MIN_MEMORY: ByteSize = ByteSize::mib(64);
@@ -29,130 +34,6 @@ const MAX_NICS: usize = 8;
 const MAX_LABELS: usize = 64;
 const MAX_LABEL: usize = 256;
 const MAX_USER_DATA: usize = 16 * 1024;
-
-/// The templates of a host, by name.
-#[derive(Debug, Clone, Default)]
-pub struct Templates(BTreeMap<Token, VmSpec>);
-
-/// A template file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TemplateError {
-    /// The directory cannot be listed.
-    #[error("list the templates in {path}")]
-    List {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file cannot be read.
-    #[error("read template {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file's name is not a template name.
-    #[error("{path} is not named as a template: use NAME.yaml")]
-    Name {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: drover_schemas::token::TokenError,
-    },
-    /// The file has a field too many.
-    #[error("template {path} has an unknown field {field:?}; check the spelling")]
-    Unknown {
-        /// The file.
-        path: PathBuf,
-        /// The field with its parents, joined by dots.
-        field: String,
-    },
-    /// The file is not YAML of a template.
-    #[error("template {path} is not valid")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
-
-impl Templates {
-    /// Templates from texts, for tests and for those that are built in.
-    ///
-    /// # Errors
-    /// [`TemplateError`] names the file, and the place in it.
-    pub fn parse<'a>(files: impl IntoIterator<Item = (&'a Path, &'a str)>) -> Result<Self, TemplateError> {
-        let mut templates = BTreeMap::new();
-        for (path, text) in files {
-            let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-            let name =
-                Token::new(stem).map_err(|source| TemplateError::Name { path: path.to_owned(), source })?;
-            // Parts of a spec stand in replies too, where a later version may have more fields: they do not refuse
-            // them by themselves.
-            let mut unknown = None;
-            let parsed = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
-                serde_ignored::deserialize(deserializer, |field| {
-                    unknown.get_or_insert_with(|| field.to_string());
-                })
-            });
-            let spec = parsed
-                .map_err(|source| TemplateError::Parse { path: path.to_owned(), source: source.into() })?;
-            if let Some(field) = unknown {
-                return Err(TemplateError::Unknown { path: path.to_owned(), field: field.replace("?.", "") });
-            }
-            templates.insert(name, spec);
-        }
-        Ok(Self(templates))
-    }
-
-    /// Reads every `*.yaml` of a directory.
-    ///
-    /// # Errors
-    /// [`TemplateError`]; one broken file refuses the whole directory, so that a typing error is found
-    /// when the daemon starts and not when a VM is created.
-    pub fn load(dir: &Path) -> Result<Self, TemplateError> {
-        let list = |source| TemplateError::List { path: dir.to_owned(), source };
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(dir).map_err(list)? {
-            let path = entry.map_err(list)?.path();
-            if path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
-                let text = std::fs::read_to_string(&path)
-                    .map_err(|source| TemplateError::Read { path: path.clone(), source })?;
-                files.push((path, text));
-            }
-        }
-        Self::parse(files.iter().map(|(p, t)| (p.as_path(), t.as_str())))
-    }
-
-    /// Names of all templates.
-    pub fn names(&self) -> impl Iterator<Item = &Token> {
-        self.0.keys()
-    }
-
-    /// The template of a name.
-    #[must_use]
-    pub fn find(&self, name: &Token) -> Option<&VmSpec> {
-        self.0.get(name)
-    }
-
-    fn get(&self, name: &Token) -> Result<&VmSpec, ErrorBody> {
-        self.0.get(name).ok_or_else(|| {
-            let known: Vec<&str> = self.0.keys().map(Token::as_str).collect();
-            let hint = hint(name.as_str(), &known);
-            invalid(
-                "spec.template",
-                format!("there is no template {name:?}; {hint}known: {}", known.join(", ")),
-            )
-        })
-    }
-}
 
 /// The catalogue of images, as resolution needs it.
 pub trait ImageCatalogue {
@@ -196,17 +77,40 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// Resolves a spec: template, overrides, images, limits.
+/// A spec with nothing left open.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resolved {
+    /// What is stored, booted and shown.
+    pub spec: ResolvedSpec,
+    /// Where its values come from.
+    pub origins: Origins,
+}
+
+/// Resolves a spec of a namespace: template, overrides, images, limits.
 ///
 /// # Errors
-/// `invalid_argument` that names the field and says what would do; `not_found` for an image.
+/// `invalid_argument` that names the field and says what would do; `not_found` for an image. Where the template set
+/// the field, the error names its file and line.
 pub fn resolve(
+    namespace: &Token,
     spec: &VmSpec,
     templates: &Templates,
     images: &dyn ImageCatalogue,
+) -> Result<Resolved, ErrorBody> {
+    let name = template_of(spec)?;
+    let template = templates.get(namespace, &name)?;
+    let resolved = over(spec, name, &template.spec, images).map_err(|error| template.blame(spec, error))?;
+    let origins = origins(spec, template, &resolved);
+    Ok(Resolved { spec: resolved, origins })
+}
+
+/// A spec over its template.
+fn over(
+    spec: &VmSpec,
+    template: Token,
+    base: &VmSpec,
+    images: &dyn ImageCatalogue,
 ) -> Result<ResolvedSpec, ErrorBody> {
-    let template = template_of(spec)?;
-    let base = templates.get(&template)?;
     let missing = |field: &str| {
         invalid(
             field,

@@ -11,5 +11,6 @@ pub mod image;
 pub mod samples;
 pub mod spec;
 pub mod status;
+pub mod template;
 pub mod usage;
 pub mod vm;

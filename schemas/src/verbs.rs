@@ -47,6 +47,8 @@ pub enum Plane {
     VmGuest,
     /// `cmd.<ns>.events.<verb>`
     Events,
+    /// `cmd.<ns>.template.<verb>`
+    Template,
     /// `cmd.<ns>.contract.<verb>`
     Contract,
     /// `host.<host>.<verb>`
@@ -62,6 +64,7 @@ impl Plane {
             Self::Vm => format!("cmd.<ns>.vm.<name>.{verb}"),
             Self::VmGuest => format!("cmd.<ns>.vm.<name>.guest.{verb}"),
             Self::Events => format!("cmd.<ns>.events.{verb}"),
+            Self::Template => format!("cmd.<ns>.template.{verb}"),
             Self::Contract => format!("cmd.<ns>.contract.{verb}"),
             Self::Host => format!("host.<host>.{verb}"),
         }
@@ -462,6 +465,24 @@ pub const VERBS: &[VerbRow] = &[
         "EventsLastRequest",
         "EventsLastReply",
         "Gives the last state of each VM, and where the log goes on from there.",
+    ),
+    row(
+        Plane::Template,
+        "list",
+        Class::Read,
+        Role::Reader,
+        "Empty",
+        "TemplateListReply",
+        "Lists the templates that the namespace may use on the host that answers.",
+    ),
+    row(
+        Plane::Template,
+        "get",
+        Class::Read,
+        Role::Reader,
+        "TemplateGetRequest",
+        "TemplateReply",
+        "Gives a template with what it is built on merged in, and where each value is set.",
     ),
     row(
         Plane::Contract,

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use drover_schemas::audit::AuditEvent;
 use drover_schemas::body::events::{EventsLastReply, EventsLastRequest, EventsReadReply, EventsReadRequest};
-use drover_schemas::body::{guest, host, image, samples, vm};
+use drover_schemas::body::{guest, host, image, samples, template, vm};
 use drover_schemas::contract::ContractReply;
 use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent, ce};
 use drover_schemas::guest::{
@@ -94,6 +94,9 @@ fn schemas() -> Map<String, Value> {
         EventsReadReply,
         EventsLastRequest,
         EventsLastReply,
+        template::TemplateListReply,
+        template::TemplateGetRequest,
+        template::TemplateReply,
         host::HostInfo,
         host::OrphansReply,
         host::OrphanRemoveRequest,
@@ -246,6 +249,7 @@ impl Document {
             Plane::Vm => "vm",
             Plane::VmGuest => "guest",
             Plane::Events => "events",
+            Plane::Template => "template",
             Plane::Contract => "contract",
             Plane::Host => "host",
         };
@@ -272,7 +276,7 @@ impl Document {
             "x-drover-role": row.role.as_str(),
             "x-drover-request-id": matches!(row.class, Class::Journalled | Class::Guest | Class::Stream),
         });
-        if matches!(row.plane, Plane::Pool | Plane::Events | Plane::Contract) {
+        if matches!(row.plane, Plane::Pool | Plane::Events | Plane::Template | Plane::Contract) {
             operation["bindings"] = json!({"nats": {"queue": "placers"}});
         }
         if let Some(stream) = stream(row.plane, row.verb) {

@@ -240,12 +240,9 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
     let (store_dir, store) = (config.image_store(), config.images.settings());
     let load = move || Images::load(&images_dir)?.with_store(&store_dir, store);
     let images = blocking(load).await.map_err(|source| AppError::Images { source })?;
-    let templates = blocking(move || match templates_dir {
-        Some(dir) => Templates::load(&dir),
-        None => Templates::parse(BUILT_IN.iter().map(|(name, text)| (Path::new(*name), *text))),
-    })
-    .await
-    .map_err(|source| AppError::Templates { source })?;
+    let templates = blocking(move || Templates::load(BUILT_IN.iter().copied(), templates_dir.as_deref()))
+        .await
+        .map_err(|source| AppError::Templates { source })?;
     if !config.networks.is_empty() {
         let path = PathBuf::from("/dev/net/tun");
         crate::doctor::open(&path).map_err(|source| AppError::Tun { path, source })?;

@@ -17,6 +17,7 @@ use crate::host::Leases;
 use crate::journal::{Batch, RequestRow, RequestState, VmRow};
 use crate::manager::ManagerMsg;
 use crate::services::now_ms;
+use crate::spec::Resolved;
 use crate::vm::actor::outcome_result;
 use crate::vm::inside::InsideRow;
 use crate::vm::machine::Machine;
@@ -44,18 +45,18 @@ impl Creator {
     ) -> Result<ChangeReply, NotPlaced> {
         let state = &self.services.state;
         let vm_id = claim.vm_id;
-        let spec = wanted.spec.clone().map_err(NotPlaced::Refused)?;
+        let resolved = wanted.spec.clone().map_err(NotPlaced::Refused)?;
         if claim.phase != Phase::Placing {
             return Err(NotPlaced::Failed(lost(&claim)));
         }
         let ns = &wanted.key.namespace;
         let placed = self
-            .allowed(ns, &spec)
-            .and_then(|()| state.reserve(ns, vm_id, &spec))
-            .and_then(|()| state.lease(ns, vm_id, &spec).inspect_err(|_| state.unreserve(vm_id)));
+            .allowed(ns, &resolved.spec)
+            .and_then(|()| state.reserve(ns, vm_id, &resolved.spec))
+            .and_then(|()| state.lease(ns, vm_id, &resolved.spec).inspect_err(|_| state.unreserve(vm_id)));
         let leases = placed.map_err(NotPlaced::Refused)?;
         let (machine, effects) = Machine::create(wanted.request_id, wanted.body.wait);
-        let row = self.row(&wanted, spec, &claim, &leases);
+        let row = self.row(&wanted, resolved, &claim, &leases);
         let request = RequestRow {
             verb: "create".into(),
             body_sha256: wanted.digest.clone(),
@@ -149,14 +150,16 @@ impl Creator {
         Err(ErrorBody::new(ErrorCode::ResourceExhausted, why).with("resource", "hosts"))
     }
 
-    fn row(&self, wanted: &Wanted, spec: ResolvedSpec, claim: &Claim, leases: &Leases) -> VmRow {
+    fn row(&self, wanted: &Wanted, resolved: Resolved, claim: &Claim, leases: &Leases) -> VmRow {
         let now = now_ms();
+        let Resolved { spec, origins } = resolved;
         let VmSpec { user_data, .. } = wanted.body.spec.clone();
         VmRow {
             vm_id: claim.vm_id,
             namespace: wanted.key.namespace.clone(),
             name: wanted.key.name.clone(),
             spec,
+            origins,
             user_data,
             state: VmState::Creating,
             desired: Desired::Running,

@@ -32,6 +32,8 @@ pub mod feature {
 /// What a VM asks of its host. What is not known is left to the host to refuse.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Demand {
+    /// The namespace, which may have templates of its own.
+    pub namespace: Option<Token>,
     /// The template that it starts from.
     pub template: Option<Token>,
     /// Virtual CPUs.
@@ -53,9 +55,10 @@ pub struct Demand {
 impl Demand {
     /// The demand of a spec over the templates of this host; of an unknown template only what the spec says itself.
     #[must_use]
-    pub fn of(spec: &VmSpec, templates: &Templates) -> Self {
+    pub fn of(namespace: &Token, spec: &VmSpec, templates: &Templates) -> Self {
         let template = template_of(spec).ok();
-        let base = template.as_ref().and_then(|name| templates.find(name)).cloned().unwrap_or_default();
+        let known = template.as_ref().and_then(|name| templates.find(namespace, name));
+        let base = known.map(|template| template.spec.clone()).unwrap_or_default();
         let disks = spec.disks.as_ref().or(base.disks.as_ref()).cloned().unwrap_or_default();
         let nics = spec.nics.as_ref().or(base.nics.as_ref()).cloned().unwrap_or_default();
         let mut networks = BTreeMap::new();
@@ -81,6 +84,7 @@ impl Demand {
         }
         features.extend(placement.features.iter().cloned());
         Self {
+            namespace: Some(namespace.clone()),
             template,
             cpus: spec.cpus.or(base.cpus).map(u64::from),
             memory_bytes: spec.memory.or(base.memory).map(|memory| memory.0),
@@ -95,8 +99,6 @@ impl Demand {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     const TEMPLATE: &str = "cpus: 2\nmemory: 256MiB\nboot: {kernel: linux, initramfs: small}\n\
@@ -104,10 +106,11 @@ mod tests {
 
     #[test]
     fn a_demand_is_what_the_spec_and_its_template_say() {
-        let templates = Templates::parse([(Path::new("linux-default.yaml"), TEMPLATE)]).unwrap();
+        let templates = Templates::built_in([("linux-default.yaml", TEMPLATE)]).unwrap();
+        let namespace = Token::new("acme").unwrap();
         let spec: VmSpec =
             serde_json::from_str(r#"{"cpus": 4, "placement": {"features": ["vmm.real"]}}"#).unwrap();
-        let demand = Demand::of(&spec, &templates);
+        let demand = Demand::of(&namespace, &spec, &templates);
         assert_eq!((demand.cpus, demand.memory_bytes), (Some(4), Some(256 << 20)));
         assert_eq!(demand.images, ["root", "tools", "linux", "small"]);
         assert_eq!(demand.copies, ["root"]);
@@ -115,7 +118,7 @@ mod tests {
         assert_eq!(demand.features, [feature::LINUX, "vmm.real"]);
         // Another host may know the template.
         let spec: VmSpec = serde_json::from_str(r#"{"template": "theirs", "os": "windows"}"#).unwrap();
-        let demand = Demand::of(&spec, &templates);
+        let demand = Demand::of(&namespace, &spec, &templates);
         assert_eq!((demand.cpus, demand.template), (None, Token::new("theirs").ok()));
         assert_eq!(demand.features, [feature::WINDOWS]);
     }

@@ -182,6 +182,11 @@ fn wrong_kind(demand: &Demand, record: &HostRecord) -> Option<Unfit> {
     }
     if let (Some(template), Some(there)) = (&demand.template, &record.templates)
         && !there.contains(template)
+        && !demand
+            .namespace
+            .as_ref()
+            .and_then(|own| record.own_templates.get(own))
+            .is_some_and(|own| own.contains(template))
     {
         return Some(Unfit::Template { template: template.clone() });
     }

@@ -84,6 +84,7 @@ pub fn record(services: &Services, now: HostPhase) -> HostRecord {
         overhead_bytes: services.limits.vmm_overhead_bytes,
         networks: Some(services.state.free_addresses()),
         templates: Some(services.templates.names().cloned().collect()),
+        own_templates: services.templates.own_names(),
         images: (services.images.len() <= MAX_IMAGES).then(images),
         load_percent: load_percent(),
     }

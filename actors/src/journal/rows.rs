@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use crate::bus::claims::Previous;
 use crate::network::NicLease;
+use crate::spec::origins::Origins;
 use crate::vm::inside::InsideRow;
 use drover_schemas::blob::Blob;
 use drover_schemas::body::spec::ResolvedSpec;
@@ -31,6 +32,9 @@ pub struct VmRow {
     pub name: Token,
     /// The spec with nothing left open.
     pub spec: ResolvedSpec,
+    /// Where its values come from; it is not said of VMs that an earlier version made.
+    #[serde(default, skip_serializing_if = "Origins::is_empty")]
+    pub origins: Origins,
     /// The user-data, apart from the spec because it is a secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_data: Option<Secret>,

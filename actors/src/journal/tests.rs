@@ -42,6 +42,7 @@ pub(crate) fn vm(id: u128, name: &str, seq: u64) -> VmRow {
         namespace: token("default"),
         name: token(name),
         spec: spec(),
+        origins: [("cpus".to_owned(), "request".to_owned())].into(),
         user_data: Some(drover_schemas::secret::Secret::new("hunter2")),
         state: VmState::Running,
         desired: Desired::Running,

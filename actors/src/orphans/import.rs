@@ -127,6 +127,7 @@ fn row_of(record: &LaunchRecord, claim: &Claim, last: Option<&VmEvent>) -> Resul
         namespace: record.namespace.clone(),
         name: record.name.clone(),
         spec,
+        origins: Default::default(),
         // A secret, so no record has it.
         user_data: None,
         state: VmState::Unknown,

@@ -18,6 +18,8 @@ use crate::fleet::presence;
 use crate::hypervisor::landlock;
 use crate::journal::{Batch, Op, VmRow};
 use crate::services::Services;
+use crate::spec::origins::values;
+use crate::spec::resolve;
 use drover_schemas::{RequestId, VmId};
 
 impl Router {
@@ -80,7 +82,9 @@ impl Router {
     }
 
     fn validate(&self, ns: &Token, body: ValidateRequest) -> Result<ValidateReply, ErrorBody> {
-        let spec = crate::spec::resolve(&body.spec, &self.services.templates, &self.services.images)?;
+        let resolved = resolve(ns, &body.spec, &self.services.templates, &self.services.images)?;
+        let values = values(&resolved.spec, &resolved.origins);
+        let spec = resolved.spec;
         let name = match body.name {
             Some(name) => name,
             None => Token::new("example").map_err(|e| ErrorBody::new(ErrorCode::Internal, e.to_string()))?,
@@ -90,6 +94,7 @@ impl Router {
             namespace: ns.clone(),
             name,
             spec: spec.clone(),
+            origins: resolved.origins,
             user_data: None,
             state: VmState::Creating,
             desired: drover_schemas::state::Desired::Running,
@@ -112,7 +117,7 @@ impl Router {
             quarantined: None,
             inside: Default::default(),
         };
-        Ok(ValidateReply { spec, vmm_config: config_text(&self.services, &example) })
+        Ok(ValidateReply { spec, vmm_config: config_text(&self.services, &example), values })
     }
 }
 

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use super::*;
 use drover_schemas::body::spec::{DiskSpec, NicSpec};
 
@@ -26,26 +28,34 @@ impl ImageCatalogue for Images {
 /// The templates that the project ships.
 fn shipped() -> Templates {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/templates");
-    let templates = Templates::load(&dir).unwrap();
+    let templates = Templates::load([], Some(&dir)).unwrap();
     assert!(templates.names().count() >= 2, "no template was found in {}", dir.display());
     templates
 }
 
+fn namespace() -> Token {
+    Token::new("acme").unwrap()
+}
+
+fn accepted(spec: &VmSpec) -> ResolvedSpec {
+    resolve(&namespace(), spec, &shipped(), &Images).unwrap().spec
+}
+
 fn refused(spec: &VmSpec) -> ErrorBody {
-    resolve(spec, &shipped(), &Images).unwrap_err()
+    resolve(&namespace(), spec, &shipped(), &Images).unwrap_err()
 }
 
 #[test]
 fn every_shipped_template_resolves_as_it_stands() {
     for name in shipped().names() {
         let spec = VmSpec { template: Some(name.clone()), ..VmSpec::default() };
-        resolve(&spec, &shipped(), &Images).unwrap();
+        accepted(&spec);
     }
 }
 
 #[test]
 fn an_empty_spec_is_linux_default() {
-    let resolved = resolve(&VmSpec::default(), &shipped(), &Images).unwrap();
+    let resolved = accepted(&VmSpec::default());
     assert_eq!(resolved.template.as_str(), "linux-default");
     assert_eq!(resolved.memory_bytes, 256 << 20);
     assert_eq!(resolved.nics.len(), 1);
@@ -60,14 +70,14 @@ fn the_request_overrides_the_template() {
         labels: [("a".to_owned(), "b".to_owned())].into(),
         ..VmSpec::default()
     };
-    let resolved = resolve(&spec, &shipped(), &Images).unwrap();
+    let resolved = accepted(&spec);
     assert_eq!((resolved.cpus, resolved.nics.len(), resolved.disks.len()), (3, 0, 1));
 }
 
 #[test]
 fn firmware_in_the_request_takes_the_place_of_the_templates_kernel() {
     let boot = BootSpec { firmware: Some("ovmf".into()), ..BootSpec::default() };
-    let resolved = resolve(&VmSpec { boot: Some(boot), ..VmSpec::default() }, &shipped(), &Images).unwrap();
+    let resolved = accepted(&VmSpec { boot: Some(boot), ..VmSpec::default() });
     assert!(resolved.boot.kernel.is_none() && resolved.boot.firmware.is_some());
 }
 
@@ -105,13 +115,46 @@ fn impossible_sizes_say_what_would_do() {
 }
 
 #[test]
-fn broken_yaml_names_the_file_and_the_line() {
-    let nested = "disks:\n- {image: i, readnoly: true}\n";
-    for (text, part) in
-        [("cpus: [", "line"), ("cpus: 1\nmemroy: 3\n", "memroy"), (nested, "disks.0.readnoly")]
-    {
-        let error = Templates::parse([(Path::new("t.yaml"), text)]).unwrap_err();
-        let chain = crate::chain(&error).to_string();
-        assert!(chain.contains("t.yaml") && chain.contains(part), "{chain}");
-    }
+fn each_value_says_where_it_comes_from() {
+    let spec = VmSpec {
+        template: Some(Token::new("linux-debian").unwrap()),
+        cpus: Some(3),
+        boot: Some(BootSpec { cmdline: Some("quiet".into()), ..BootSpec::default() }),
+        labels: [("a".to_owned(), "b".to_owned())].into(),
+        ..VmSpec::default()
+    };
+    let resolved = resolve(&namespace(), &spec, &shipped(), &Images).unwrap();
+    let values = origins::values(&resolved.spec, &resolved.origins);
+    let of = |field: &str| {
+        let value = values.iter().find(|value| value.field == field).unwrap_or_else(|| panic!("{field}"));
+        (value.value.as_str(), value.origin.split(".yaml").next().unwrap())
+    };
+    assert_eq!(of("cpus"), ("3", "request"));
+    assert_eq!(of("boot.cmdline"), ("\"quiet\"", "request"));
+    assert_eq!(of("boot.kernel"), ("\"drover-kernel@000000000000\"", "host:linux-default"));
+    assert_eq!(of("memory_bytes"), ("536870912", "host:linux-debian"));
+    assert_eq!(of("disks").1, "host:linux-debian");
+    assert_eq!(of("labels.a"), ("\"b\"", "request"));
+    assert_eq!(of("template"), ("\"linux-debian\"", "request"));
+    assert_eq!(of("restart.limit").1, "default");
+}
+
+#[test]
+fn what_a_template_got_wrong_is_told_with_its_line() {
+    let templates = Templates::built_in([
+        ("few.yaml", "cpus: 0\nmemory: 64MiB\nboot: {kernel: drover-kernel}\n"),
+        ("gone.yaml", "cpus: 1\nmemory: 64MiB\nboot:\n  kernel: none\n"),
+    ])
+    .unwrap();
+    let resolve = |name: &str, cpus| {
+        let spec = VmSpec { template: Some(Token::new(name).unwrap()), cpus, ..VmSpec::default() };
+        super::resolve(&namespace(), &spec, &templates, &Images)
+    };
+    let error = resolve("few", None).unwrap_err();
+    assert_eq!(error.details["origin"], "built-in:few.yaml:1");
+    assert!(error.message.ends_with("(the template sets it in built-in:few.yaml:1)"), "{error}");
+    resolve("few", Some(1)).unwrap();
+    // What the request says is not the template's fault.
+    assert!(!resolve("few", Some(256)).unwrap_err().details.contains_key("origin"));
+    assert_eq!(resolve("gone", None).unwrap_err().details["origin"], "built-in:gone.yaml:4");
 }

@@ -11,6 +11,7 @@ use crate::hypervisor::cause::{self, Evidence};
 use crate::hypervisor::record::ExitRecord;
 use crate::journal::VmRow;
 use crate::services::Services;
+use crate::spec::origins::values;
 
 /// The error that tells of a cause.
 #[must_use]
@@ -78,7 +79,9 @@ pub fn explain(services: &Services, view: &View, history: Vec<String>) -> Explai
     }
     let dir = services.run_root.vm(view.row.vm_id);
     let vmm_command = dir.launch_record().ok().flatten().map(|r| r.argv).unwrap_or_default();
-    ExplainReply { vmm_config: config_text(services, &view.row), vm, findings, vmm_command, history }
+    let values =
+        if view.row.origins.is_empty() { Vec::new() } else { values(&view.row.spec, &view.row.origins) };
+    ExplainReply { vmm_config: config_text(services, &view.row), vm, findings, vmm_command, history, values }
 }
 
 /// The VMM's configuration of a VM as JSON text. It holds no secret.

@@ -188,6 +188,9 @@ pub struct HostRecord {
     /// Templates by name; absent where the host does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub templates: Option<Vec<Token>>,
+    /// Beside these, the templates of single namespaces.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub own_templates: BTreeMap<Token, Vec<Token>>,
     /// Images; absent where the host does not say, such as for being too many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<Vec<HostImage>>,

@@ -1,6 +1,7 @@
 //! What a caller writes about a VM ([`VmSpec`]) and what it becomes ([`ResolvedSpec`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -277,6 +278,19 @@ pub struct VmSpec {
     /// Handed to the guest; never shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_data: Option<Secret>,
+}
+
+impl VmSpec {
+    /// The names of its fields, those that are another name of one too.
+    #[must_use]
+    pub fn fields() -> &'static BTreeSet<String> {
+        static FIELDS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+            let schema = schemars::schema_for!(VmSpec);
+            let fields = schema.get("properties").and_then(serde_json::Value::as_object);
+            fields.into_iter().flatten().map(|(name, _)| name.clone()).collect()
+        });
+        &FIELDS
+    }
 }
 
 /// The schema takes what the reader takes.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::spec::{ForwardSpec, Protocol, ResolvedSpec, VmSpec};
 use super::status::VmStatus;
+use super::template::SpecValue;
 use crate::error::ErrorBody;
 use crate::id::{RequestId, VmId};
 use crate::stream::StreamOpened;
@@ -233,6 +234,9 @@ pub struct ValidateReply {
     pub spec: ResolvedSpec,
     /// The VMM's configuration, as JSON text; paths are placeholders.
     pub vmm_config: String,
+    /// The values of the spec, and where each comes from; empty from a host of an earlier version.
+    #[serde(default)]
+    pub values: Vec<SpecValue>,
 }
 
 /// Request of `logs`.
@@ -316,6 +320,9 @@ pub struct ExplainReply {
     pub vmm_command: Vec<String>,
     /// Its last events, oldest first, as sentences.
     pub history: Vec<String>,
+    /// The values of its spec, and where each comes from; empty where that is not known, as of an earlier version's VM.
+    #[serde(default)]
+    pub values: Vec<SpecValue>,
 }
 
 /// The outcome stored for a request id: a reply or an error.

@@ -13,6 +13,7 @@ mod journal;
 pub mod output;
 mod progress;
 pub mod tally;
+mod template;
 mod vm;
 
 use std::time::Duration;
@@ -75,6 +76,9 @@ enum Command {
     /// Create, command and look at VMs.
     #[command(subcommand)]
     Vm(vm::VmCommand),
+    /// Look at the templates that VMs start from.
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
     /// Look at the bus itself.
     #[command(subcommand)]
     Bus(bus::BusCommand),
@@ -136,6 +140,7 @@ pub async fn run(cli: &Cli) -> Result<u8, CliError> {
         Command::Doctor(args) => host::doctor(args, &cli.global).await,
         Command::Host(command) => host::run(command, &cli.global).await,
         Command::Image(command) => image::run(command, &cli.global).await,
+        Command::Template(command) => template::run(command, &cli.global).await,
         Command::Journal(command) => journal::run(command, &cli.global).await,
         Command::Vm(command) => vm::run(command, &cli.global).await,
         Command::Bus(command) => bus::run(command, &cli.global).await,

@@ -13,7 +13,9 @@ use drover_schemas::body::image::{
     ImagesRequest,
 };
 use drover_schemas::body::status::VmStatus;
-use drover_schemas::body::vm::{ChangeReply, CreateRequest, ListReply, ListRequest};
+use drover_schemas::body::vm::{
+    ChangeReply, CreateRequest, ListReply, ListRequest, ValidateReply, ValidateRequest,
+};
 use drover_schemas::contract::ContractReply;
 use drover_schemas::subject::{Family, GuestToken, PoolVerb, Subject};
 use drover_schemas::{ErrorBody, ErrorCode, Token, VmId};
@@ -60,10 +62,40 @@ impl Client {
     /// # Errors
     /// As [`Client::call`].
     pub async fn contract(&self, deadline: Duration) -> Result<ContractReply, ClientError> {
-        let ns = self.namespace().clone();
-        let verb = Token::new("read").map_err(|e| ErrorBody::new(ErrorCode::Internal, e.to_string()))?;
-        let subject = Subject::Registry { ns, family: Family::Contract, verb };
-        self.call(&subject, &Empty {}, CallOptions::read(deadline)).await
+        self.registry(Family::Contract, "read", &Empty {}, deadline).await
+    }
+
+    /// A verb of a namespace that whichever host answers first carries out; it changes nothing.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn registry<Q, R>(
+        &self,
+        family: Family,
+        verb: &str,
+        request: &Q,
+        deadline: Duration,
+    ) -> Result<R, ClientError>
+    where
+        Q: Serialize + Sync,
+        R: DeserializeOwned,
+    {
+        let verb = Token::new(verb).map_err(|e| ErrorBody::new(ErrorCode::Internal, e.to_string()))?;
+        let subject = Subject::Registry { ns: self.namespace().clone(), family, verb };
+        self.call(&subject, request, CallOptions::read(deadline)).await
+    }
+
+    /// `vm.validate`: what a create would make.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn validate(
+        &self,
+        request: &ValidateRequest,
+        deadline: Duration,
+    ) -> Result<ValidateReply, ClientError> {
+        let subject = Subject::VmPool { ns: self.namespace().clone(), verb: PoolVerb::Validate };
+        self.call(&subject, request, CallOptions::read(deadline)).await
     }
 
     /// Any verb of one VM.
@@ -112,9 +144,7 @@ impl Client {
         request: &EventsReadRequest,
         deadline: Duration,
     ) -> Result<EventsReadReply, ClientError> {
-        let verb = Token::new("read").map_err(|e| ErrorBody::new(ErrorCode::Internal, e.to_string()))?;
-        let subject = Subject::Registry { ns: self.namespace().clone(), family: Family::Events, verb };
-        self.call(&subject, request, CallOptions::read(deadline)).await
+        self.registry(Family::Events, "read", request, deadline).await
     }
 
     /// `events.last`: one page.
@@ -126,9 +156,7 @@ impl Client {
         request: &EventsLastRequest,
         deadline: Duration,
     ) -> Result<EventsLastReply, ClientError> {
-        let verb = Token::new("last").map_err(|e| ErrorBody::new(ErrorCode::Internal, e.to_string()))?;
-        let subject = Subject::Registry { ns: self.namespace().clone(), family: Family::Events, verb };
-        self.call(&subject, request, CallOptions::read(deadline)).await
+        self.registry(Family::Events, "last", request, deadline).await
     }
 
     /// `host.<host>.info`.

@@ -120,7 +120,18 @@ class TheMainJob(OnAHost):
         error = await self.refused("invalid_argument", self.drover.create("a", {"memory_bytes": 3}))
         self.assertIn("64 MiB", error.message)
         await self.refused("not_found", self.drover.get("nobody"))
-        self.assertEqual((await self.drover.validate({"cpus": 2}))["spec"]["cpus"], 2)
+        checked = await self.drover.validate({"cpus": 2})
+        self.assertEqual(checked["spec"]["cpus"], 2)
+        origins = {value["field"]: value["origin"] for value in checked["values"]}
+        self.assertEqual(origins["cpus"], "request")
+        self.assertRegex(origins["memory_bytes"], r"^built-in:linux-default\.yaml:\d+$|^host:")
+
+    async def test_templates_are_told_of(self):
+        self.assertIn("linux-microvm", [template["name"] for template in await self.drover.templates()])
+        template = await self.drover.template("linux-microvm")
+        self.assertEqual(template["spec"]["memory_bytes"], 128 << 20)
+        self.assertTrue(template["values"][0]["origin"])
+        await self.refused("invalid_argument", self.drover.template("nobody"))
 
     async def test_streams_carry_what_they_should(self):
         drover = self.drover

@@ -26,6 +26,7 @@ fn record(host: &str, cpus: u64) -> HostRecord {
         overhead_bytes: 1,
         networks: None,
         templates: None,
+        own_templates: BTreeMap::new(),
         images: None,
         load_percent: 0,
     }

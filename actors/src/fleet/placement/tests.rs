@@ -34,6 +34,7 @@ fn record(name: &str) -> HostRecord {
         overhead_bytes: GIB,
         networks: Some([(token("default"), 50)].into()),
         templates: Some(vec![token("linux-default")]),
+        own_templates: BTreeMap::new(),
         images: Some(vec![HostImage { name: "root".into(), sha256: "aa".into(), size_bytes: 2 * GIB }]),
         load_percent: 0,
     }
@@ -41,6 +42,7 @@ fn record(name: &str) -> HostRecord {
 
 fn demand() -> Demand {
     Demand {
+        namespace: Some(token("acme")),
         template: Some(token("linux-default")),
         cpus: Some(2),
         memory_bytes: Some(4 * GIB),
@@ -75,6 +77,10 @@ fn each_thing_that_is_missing_is_a_reason() {
     assert_eq!(asks(|d| d.placement.labels = [("zone".into(), "b".into())].into()), "has no label zone=b");
     assert_eq!(asks(|d| d.features.push("os.windows".into())), "does not offer os.windows");
     assert_eq!(asks(|d| d.template = Some(token("other"))), "has no template other");
+    // It is the namespace's own there.
+    let own = HostRecord { own_templates: [(token("acme"), vec![token("other")])].into(), ..record("h1") };
+    let asked = Demand { template: Some(token("other")), ..demand() };
+    assert_eq!(rank(&asked, [seen(&own)], 0).fit, [token("h1")]);
     assert_eq!(asks(|d| d.images.push("sha256:bb".into())), "has no image sha256:bb");
     assert_eq!(asks(|d| d.networks = [(token("blue"), 1)].into()), "has no network blue");
     assert_eq!(asks(|d| d.cpus = Some(17)), "has 16 virtual CPUs left, 17 needed");

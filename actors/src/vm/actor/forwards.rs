@@ -17,6 +17,9 @@ impl VmActorState {
         }
         self.services.state.change_forwards(&self.row.namespace, self.row.vm_id, &nics)?;
         self.row.revision += 1;
+        if !self.row.origins.is_empty() {
+            self.row.origins.insert("nics".to_owned(), "forward".to_owned());
+        }
         Ok(Some(std::mem::replace(&mut self.row.spec.nics, nics)))
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use drover_schemas::body::spec::VmSpec;
-use drover_schemas::body::vm::{CreateRequest, Wait};
+use drover_schemas::body::vm::{CreateRequest, ValidateRequest, Wait};
 use drover_schemas::size::ByteSize;
 use drover_schemas::{RequestId, Token};
 
@@ -43,6 +43,9 @@ pub struct CreateArgs {
     /// Wait until the guest runs, or until its agent answers, and show each step.
     #[arg(long, value_enum)]
     wait: Option<WaitFor>,
+    /// Create nothing: check the spec and show where each value comes from and what the VMM would be told.
+    #[arg(long, conflicts_with_all = ["wait", "request_id"])]
+    dry_run: bool,
     /// Name of the request; a repetition under the same name has no second effect.
     #[arg(long, value_name = "ULID")]
     request_id: Option<RequestId>,
@@ -81,8 +84,13 @@ impl CreateArgs {
 }
 
 pub(super) async fn run(args: &CreateArgs, client: &Client, global: &Global) -> Result<(), CliError> {
-    let request =
-        CreateRequest { name: args.name.clone(), spec: args.spec()?, wait: args.wait.map(Wait::from) };
+    let spec = args.spec()?;
+    if args.dry_run {
+        let request = ValidateRequest { name: Some(args.name.clone()), spec };
+        let reply = client.validate(&request, global.deadline(DEADLINE)).await?;
+        return global.output.print(&reply, |reply| show::made_of(&reply.values, &reply.vmm_config));
+    }
+    let request = CreateRequest { name: args.name.clone(), spec, wait: args.wait.map(Wait::from) };
     let usual = if args.wait.is_some() { change::longest_wait() } else { DEADLINE };
     let options = change::options(args.request_id, global.deadline(usual));
     let call = client.create(&request, options);

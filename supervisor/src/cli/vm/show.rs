@@ -2,12 +2,14 @@
 
 use drover_schemas::body::spec::ForwardSpec;
 use drover_schemas::body::status::VmStatus;
+use drover_schemas::body::template::SpecValue;
 use drover_schemas::body::vm::{ChangeReply, ExplainReply};
 use drover_schemas::state::VmState;
 
 use super::super::events::agent_word;
 use super::super::host::mib;
 use super::super::output::{render, table};
+use super::super::template::values;
 use crate::client::time;
 
 /// The table of `vm ls`.
@@ -132,8 +134,14 @@ pub fn explanation(explained: &ExplainReply) -> String {
     if !explained.vmm_command.is_empty() {
         text.push_str(&format!("\ncommand\n  {}\n", explained.vmm_command.join(" ")));
     }
-    text.push_str(&format!("\nconfiguration\n{}\n", explained.vmm_config));
+    text.push_str(&made_of(&explained.values, &explained.vmm_config));
     text
+}
+
+/// The values of a spec, and the VMM's configuration that they make.
+pub fn made_of(spec: &[SpecValue], vmm_config: &str) -> String {
+    let spec = if spec.is_empty() { String::new() } else { format!("\nspec\n{}\n", values(spec)) };
+    format!("{spec}\nconfiguration\n{vmm_config}\n")
 }
 
 /// As in `tcp *:20022 to port 22, from 198.51.100.0/24`.

@@ -66,6 +66,8 @@ VERBS: dict[str, Verb] = {
     "pool.list": Verb("cmd.{ns}.vm.list", False, None),
     "pool.lookup": Verb("cmd.{ns}.vm.lookup", False, None),
     "pool.validate": Verb("cmd.{ns}.vm.validate", False, None),
+    "template.get": Verb("cmd.{ns}.template.get", False, None),
+    "template.list": Verb("cmd.{ns}.template.list", False, None),
     "vm.console": Verb("cmd.{ns}.vm.{name}.console", True, Stream(("stdin",), ("stdout",))),
     "vm.delete": Verb("cmd.{ns}.vm.{name}.delete", True, None),
     "vm.explain": Verb("cmd.{ns}.vm.{name}.explain", False, None),
@@ -678,6 +680,8 @@ class ExplainReply(TypedDict):
     findings: list[str]
     # Its last events, oldest first, as sentences.
     history: list[str]
+    # The values of its spec, and where each comes from; empty where that is not known, as of an earlier version's VM.
+    values: NotRequired[list[SpecValue]]
     # The VM.
     vm: VmStatus
     # The VMM's command line.
@@ -1060,6 +1064,8 @@ class HostRecord(TypedDict):
     networks: NotRequired[HostRecordNetworks | None]
     # Memory of a VMM beside its guest's, in bytes.
     overhead_bytes: NotRequired[int]
+    # Beside these, the templates of single namespaces.
+    own_templates: NotRequired[HostRecordOwnTemplates]
     # As in `info`: `ready`, `draining` and so on.
     phase: NotRequired[str]
     # Templates by name; absent where the host does not say.
@@ -1074,6 +1080,10 @@ class HostRecord(TypedDict):
 
 class HostRecordNetworks(TypedDict):
     """Free addresses of each network; absent where the host does not say."""
+
+
+class HostRecordOwnTemplates(TypedDict):
+    """Beside these, the templates of single namespaces."""
 
 
 class HostSample(TypedDict):
@@ -1868,6 +1878,16 @@ class SkippedMount(TypedDict):
     reason: str
 
 
+class SpecValue(TypedDict):
+    """One value of a spec and where it comes from."""
+    # The field, with its parents, as in `boot.cmdline`.
+    field: str
+    # `request`, `default`, the verb that changed it since, or the file and the line in it: `built-in:NAME.yaml:3`, `host:NAME.yaml:3` or `namespace:NS/NAME.yaml:3`.
+    origin: str
+    # The value as JSON text; an image by its name, with the start of its digest once it is known.
+    value: str
+
+
 class StatRequest(TypedDict):
     """Asks what a name is."""
     # Looks at what a symbolic link names, and not at the link.
@@ -1950,6 +1970,48 @@ class StreamOpened(TypedDict):
     window: int
 
 
+class TemplateGetRequest(TypedDict):
+    """Asks for one template."""
+    # Its name.
+    name: Token
+
+
+class TemplateListReply(TypedDict):
+    """The templates that a namespace may use on the host that answers."""
+    # The host.
+    host: Token
+    # Its templates, by name.
+    templates: list[TemplateSummary]
+
+
+class TemplateReply(TypedDict):
+    """One template as a spec, with what it is built on merged in."""
+    # The host that answers.
+    host: Token
+    # The spec that a request is put over. Its user-data is not shown.
+    spec: VmSpec
+    # What the list says of it.
+    template: TemplateSummary
+    # Each value that it sets, and where.
+    values: list[SpecValue]
+
+
+class TemplateSummary(TypedDict):
+    """One template of a list."""
+    # Virtual CPUs, if it says.
+    cpus: NotRequired[int | None]
+    # The files that it is made of, the first one goes before the others.
+    files: list[str]
+    # Whose it is.
+    layer: TemplateLayer
+    # Guest memory, if it says.
+    memory_bytes: NotRequired[int | None]
+    # Its name.
+    name: Token
+    # Family of the guest, if it says.
+    os: NotRequired[Os | None]
+
+
 class TermSize(TypedDict):
     """The size of a terminal, in characters."""
     # Columns.
@@ -2006,6 +2068,8 @@ class ValidateReply(TypedDict):
     """Reply of `validate`."""
     # The spec with nothing left open.
     spec: ResolvedSpec
+    # The values of the spec, and where each comes from; empty from a host of an earlier version.
+    values: NotRequired[list[SpecValue]]
     # The VMM's configuration, as JSON text; paths are placeholders.
     vmm_config: str
 
@@ -2243,6 +2307,9 @@ ShutdownMode = Literal["power_off", "reboot"]
 
 # The outcome of a stream.
 StreamEnd = StreamEnd1 | StreamEnd2
+
+# Whose a template is. A later one goes before an earlier one of the same name.
+TemplateLayer = str
 
 # Why file systems were thawed.
 ThawedBy = str

@@ -36,6 +36,9 @@ from ._contract import (
     RunInfo,
     StoredEvent,
     StreamOpened,
+    TemplateListReply,
+    TemplateReply,
+    TemplateSummary,
     ThawResult,
     TreeResult,
     ValidateReply,
@@ -220,6 +223,14 @@ class Client:
     async def lookup(self, name: str) -> LookupReply:
         """What became of a name."""
         return cast(LookupReply, await self.call("pool.lookup", {"name": name}))
+
+    async def templates(self) -> list[TemplateSummary]:
+        """The templates that the namespace may use, on the host that answers first."""
+        return cast(TemplateListReply, await self.call("template.list"))["templates"]
+
+    async def template(self, name: str) -> TemplateReply:
+        """A template with what it is built on merged in, and where each value is set."""
+        return cast(TemplateReply, await self.call("template.get", {"name": name}))
 
     async def validate(self, spec: VmSpec) -> ValidateReply:
         """Checks a spec without effect."""
