@@ -17,6 +17,7 @@ pub mod facts;
 pub mod listen;
 pub mod log;
 pub mod look;
+pub mod memory;
 pub mod mounts;
 pub mod policy;
 pub mod power;

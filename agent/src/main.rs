@@ -14,7 +14,7 @@ use drover_agent::log::{self, Level};
 use drover_agent::power::Power;
 use drover_agent::runs::Runs;
 use drover_agent::work::freezer;
-use drover_agent::{Agent, RUN_DIR, baseline, process, runs, serve};
+use drover_agent::{Agent, RUN_DIR, baseline, memory, process, runs, serve};
 use drover_schemas::guest::{GuestKind, PORT};
 
 const USAGE: &str = "\
@@ -139,6 +139,7 @@ fn main() -> ExitCode {
     if let Some(file) = &options.baseline {
         return exit_code(baseline::run(&options.listen, file));
     }
+    memory::set_up();
     match process::split_from_pid_1() {
         Ok(None) => {}
         Ok(Some(code)) => return ExitCode::from(u8::try_from(code).unwrap_or(1)),

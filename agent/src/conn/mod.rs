@@ -20,7 +20,7 @@ pub use self::outbox::Outbox;
 pub use self::stream::{Ending, Steer, Stream};
 use crate::emit::send::Sending;
 use crate::listen::Socket;
-use crate::{Agent, log, verbs};
+use crate::{Agent, log, memory, verbs};
 
 /// How long a host that does not read may keep a closing connection open.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -199,7 +199,11 @@ async fn converse(
                     stream.steer(control);
                 }
             }
-            HostFrame::Ping(ping) => outbox.control(&AgentFrame::Pong(Pong { nonce: ping.nonce })),
+            HostFrame::Ping(ping) => {
+                outbox.control(&AgentFrame::Pong(Pong { nonce: ping.nonce }));
+                // It comes when nothing else has come for a while.
+                memory::give_back();
+            }
             HostFrame::EventAck(ack) => agent.events.acknowledge(&ack.log, ack.n),
             HostFrame::Pong(_) => {}
             HostFrame::Bye(_) => return Ok(()),

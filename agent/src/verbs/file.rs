@@ -11,7 +11,7 @@ use tokio::sync::SemaphorePermit;
 
 use super::{held, invalid};
 use crate::policy::Reach;
-use crate::{Agent, MAX_TRANSFERS};
+use crate::{Agent, MAX_TRANSFERS, memory};
 
 /// An absolute path without a step upwards.
 pub(super) fn path(text: &str) -> Result<PathBuf, ErrorBody> {
@@ -109,8 +109,18 @@ pub(super) fn mode(mode: u32) -> Result<u32, ErrorBody> {
 }
 
 /// A place among the files that are on their way.
-pub(super) fn place(agent: &Agent) -> Result<SemaphorePermit<'_>, ErrorBody> {
-    agent.transfers.try_acquire().map_err(|_| {
+#[derive(Debug)]
+pub(super) struct Place<'a>(#[expect(dead_code, reason = "held, not looked at")] SemaphorePermit<'a>);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        memory::give_back();
+    }
+}
+
+/// Takes a place, or says that there is none.
+pub(super) fn place(agent: &Agent) -> Result<Place<'_>, ErrorBody> {
+    agent.transfers.try_acquire().map(Place).map_err(|_| {
         ErrorBody::new(
             ErrorCode::Busy,
             format!("{MAX_TRANSFERS} files are on their way to or from this guest; wait for one to end"),

@@ -11,6 +11,7 @@ use drover_schemas::{ErrorBody, ErrorCode};
 use rustix::fs::FileType;
 use sha2::{Digest as _, Sha256};
 
+use super::worker::Worker;
 use super::{file, held, invalid, reply};
 use crate::Agent;
 use crate::conn::Stream;
@@ -47,12 +48,13 @@ pub(super) async fn run(agent: &Agent, stream: &Stream, request: GetRequest, rea
     let _place = file::place(agent)?;
     let path = file::path(&request.path)?;
     let reach = reach.clone();
-    let (mut source, head) = file::blocking(move || Source::open(path, &request, &reach)).await?;
+    let worker = Worker::start()?;
+    let (mut source, head) = worker.run(move || Source::open(path, &request, &reach)).await?;
     stream.head(codec::encode(&head).map_err(|e| invalid(e.to_string()))?);
     loop {
         // No byte that travels is read without credit.
         let room = if source.is_silent() { BATCH } else { stream.room(Channel::Data).await.min(BATCH) };
-        let (next, part) = file::blocking(move || source.read(room)).await?;
+        let (next, part) = worker.run(move || source.read(room)).await?;
         source = next;
         match part {
             Part::Silent => {}

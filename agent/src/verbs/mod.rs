@@ -10,6 +10,7 @@ mod partial;
 mod put;
 mod shutdown;
 mod tree;
+mod worker;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::held::{self, Name};
 use super::partial::{self, Claim};
+use super::worker::Worker;
 use super::{Effect, file, invalid, reply};
 use crate::Agent;
 use crate::account::{self, Account};
@@ -75,7 +76,8 @@ pub(super) async fn run(
     let travelling = walk.travelling();
     let dirs = request.create_dirs;
     let within = reach.clone();
-    let target = file::blocking(move || find(path, dirs, &within)).await?;
+    let worker = Worker::start()?;
+    let target = worker.run(move || find(path, dirs, &within)).await?;
     let (hidden, claim) = match &request.partial {
         None => (partial::name(&target.name, &ulid::Ulid::new().to_string()), None),
         Some(token) => {
@@ -87,7 +89,7 @@ pub(super) async fn run(
         }
     };
     let stopped = claim.as_ref().map(Claim::stopped).unwrap_or_default();
-    let mut draft = file::blocking(move || Draft::create(target, hidden, claim, walk)).await?;
+    let mut draft = worker.run(move || Draft::create(target, hidden, claim, walk)).await?;
 
     while let Some(first) = next(stream, &stopped).await? {
         // Everything that has come meanwhile goes to disk in one go.
@@ -100,12 +102,12 @@ pub(super) async fn run(
                 "more than the announced {travelling} bytes came; state the true size"
             )));
         }
-        draft = file::blocking(move || draft.write(&chunks)).await?;
+        draft = worker.run(move || draft.write(&chunks)).await?;
     }
     if draft.came != travelling {
         return Err(invalid(format!("{} bytes came, {travelling} were announced", draft.came)));
     }
-    let mut draft = file::blocking(move || draft.finish()).await?;
+    let mut draft = worker.run(move || draft.finish()).await?;
     let sha256 = file::hex(&draft.hash.clone().finalize());
     if let Some(expected) = &request.sha256
         && *expected != sha256
@@ -118,7 +120,7 @@ pub(super) async fn run(
         .with("sha256", &sha256));
     }
     effect.begins();
-    file::blocking(move || draft.place(&looks)).await?;
+    worker.run(move || draft.place(&looks)).await?;
     reply(&PutResult { size: request.size, sha256 })
 }
 

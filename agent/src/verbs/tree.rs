@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 
 use super::held::{self, Name};
+use super::worker::Worker;
 use super::{Effect, file, invalid, partial, reply};
 use crate::account::{self, Account};
 use crate::conn::Stream;
@@ -32,12 +33,13 @@ pub(super) async fn pack(agent: &Agent, stream: &Stream, request: PackRequest, r
     let path = file::path(&request.path)?;
     let max = request.max_size_bytes.unwrap_or(u64::MAX);
     let reach = reach.clone();
-    let (folder, path, head) = file::blocking(move || survey(path, max, &reach)).await?;
+    let worker = Worker::start()?;
+    let (folder, path, head) = worker.run(move || survey(path, max, &reach)).await?;
     stream.head(codec::encode(&head).map_err(|e| invalid(e.to_string()))?);
     let (mut reader, writer) =
         pipes(|(reader, writer)| Ok((pipe::Receiver::from_owned_fd(reader)?, writer)))?;
     // Ends by itself when nobody reads any more.
-    let packing = file::blocking(move || {
+    let packing = worker.run(move || {
         drover_tree::pack(&folder, io::PipeWriter::from(writer)).map_err(|e| refused("read", &path, &e))
     });
     let sending = async {
@@ -67,7 +69,8 @@ pub(super) async fn unpack(
     let owner = request.owner.as_deref().map(account::resolve).transpose()?;
     let (dirs, replace, size) = (request.create_dirs, request.replace, request.size_bytes);
     let reach = reach.clone();
-    let (draft, target) = file::blocking(move || begin(path, dirs, replace, size, &reach)).await?;
+    let worker = Worker::start()?;
+    let (draft, target) = worker.run(move || begin(path, dirs, replace, size, &reach)).await?;
     let rules = Rules {
         owner: owner.map(|Account { uid, gid, .. }| (uid, gid)),
         mode_mask: MODE_MASK,
@@ -78,7 +81,7 @@ pub(super) async fn unpack(
     let (reader, mut writer) = pipes(|(reader, writer)| Ok((reader, pipe::Sender::from_owned_fd(writer)?)))?;
     let shown = target.path.clone();
     // Its draft is its own: if the stream ends early, so does this, and removes what it has.
-    let unpacking = file::blocking(move || {
+    let unpacking = worker.run(move || {
         let done = drover_tree::unpack(io::PipeReader::from(reader), draft.folder(), &rules);
         let tally = done.map_err(|e| refused("write", &shown, &e))?;
         // One for all of them: each file by itself would take a disk's time again and again.
@@ -96,10 +99,11 @@ pub(super) async fn unpack(
     let (unpacked, ()) = tokio::join!(unpacking, feeding);
     let (draft, tally) = unpacked?;
     effect.begins();
-    file::blocking(move || {
-        draft.place(Path::new(&target.name), replace).map_err(|e| refused("write", &target.path, &e))
-    })
-    .await?;
+    worker
+        .run(move || {
+            draft.place(Path::new(&target.name), replace).map_err(|e| refused("write", &target.path, &e))
+        })
+        .await?;
     reply(&result(tally))
 }
 
