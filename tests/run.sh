@@ -21,7 +21,7 @@
 #   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
 #                deadlines, detached ones that outlive the daemon; policies of hosts and guests; disks that are frozen and
 #                thawed, whoever dies meanwhile; events that programs of guests publish, whatever breaks on their way; checks
-#                of specs and of guests' owners; on real kernels in QEMU's software emulation; its package and scripts, and a
+#                and thresholds; on real kernels in QEMU's software emulation; its package and scripts, and a
 #                Debian with systemd and sshd that it is installed in; a file of --size MiB (96) each way while commands
 #                are run
 #   images       files and URLs into the store of images, to VMs, to other hosts of the fleet, and away; what is refused;

@@ -36,7 +36,6 @@ use tokio::sync::Semaphore;
 use crate::commands::Commands;
 use crate::dedupe::Memory;
 use crate::emit::Events;
-use crate::emit::own::Watched;
 use crate::facts::Facts;
 use crate::listen::{AcceptError, Listener};
 use crate::look::Look;
@@ -69,8 +68,6 @@ pub struct Agent {
     pub runs: Runs,
     /// Events from inside.
     pub events: Arc<Events>,
-    /// What the agent itself looks at.
-    pub watched: Watched,
     /// Streams of all connections.
     pub streams: Arc<Semaphore>,
     /// Files on the way.
@@ -96,11 +93,11 @@ impl Agent {
     #[must_use]
     pub fn new(facts: Facts, power: Power, runs: Runs, events: Arc<Events>) -> Arc<Self> {
         let freezer = Freezer::new(runs.home(), runs.program());
-        let watched = Watched::new(facts.kind, Arc::clone(&events));
         let policy = Arc::new(Policy::default());
         let watch = Watch::new(
             CHECKS_DIR.into(),
-            (&runs.home(), &facts.boot_id),
+            &runs.home(),
+            &facts,
             Arc::clone(&events),
             Arc::clone(&policy),
             freezer.clone(),
@@ -111,7 +108,6 @@ impl Agent {
             memory: Memory::default(),
             runs,
             events,
-            watched,
             streams: Arc::new(Semaphore::new(MAX_STREAMS_IN_ALL)),
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
             policy,

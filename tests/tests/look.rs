@@ -6,9 +6,12 @@ use std::time::Duration;
 use drover_schemas::body::guest::{ExecReply, ExecResult};
 use drover_schemas::body::samples::{GuestSample, NamespaceSample, VmSample};
 use drover_schemas::body::vm::ChangeReply;
-use drover_schemas::guest::{HealthResult, HealthStatus, InfoResult, ProcessesResult, RunInfo};
+use drover_schemas::guest::{
+    CheckStatus, HealthResult, HealthStatus, InfoResult, ProcessesResult, RunInfo, ThresholdStatus,
+};
 use drover_schemas::{ErrorCode, RequestId, codec};
 use drover_tests::client::Bus;
+use drover_tests::events;
 use drover_tests::wait::{until, until_within};
 use drover_tests::world::{Options, run};
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -32,8 +35,9 @@ async fn create(bus: &Bus, name: &str, spec: Value) {
 
 async fn exec(bus: &Bus, name: &str, script: &str) -> ExecResult {
     let body = json!({"argv": ["sh", "-c", script]});
-    let tail = format!("vm.{name}.guest.exec");
-    match bus.insist(&tail, &body, RequestId::generate()).await.unwrap() {
+    // Not repeated: in software emulation it may take longer than an attempt.
+    let ask = bus.ask(&format!("vm.{name}.guest.exec"), &body).id(RequestId::generate()).within(SOON);
+    match ask.get().await.unwrap() {
         ExecReply::Result(result) => result,
         _ => panic!("neither a stream nor a run was asked for"),
     }
@@ -160,7 +164,11 @@ fn figures_are_told_while_the_guest_is_heard() {
         let bus = world.bus.clone();
         let (mut own, mut quiet) = (Heard::on(&bus, "vm.a").await, Heard::on(&bus, "vm.b").await);
         let mut all = Heard::on(&bus, "host.h1").await;
-        create(&bus, "a", json!({"agent": {"metrics_interval_ms": 1_000}})).await;
+        // One that runs most of the time.
+        let check = json!({
+            "name": "slow", "argv": ["sleep", "2"], "interval_ms": 1_000, "timeout_ms": 10_000, "failures": 1,
+        });
+        create(&bus, "a", json!({"agent": {"metrics_interval_ms": 1_000, "checks": [check]}})).await;
         create(&bus, "b", json!({})).await;
         let bad = json!({"name": "c", "spec": {"agent": {"metrics_interval_ms": 999}}});
         let error =
@@ -200,6 +208,17 @@ fn figures_are_told_while_the_guest_is_heard() {
         .await;
         bus.change("a", "resume").await.unwrap();
         until_within(SOON, "figures again", async || all.find(figures_of("a")).flatten()).await;
+        // That the guest stood still for longer than the check may take is no failure of the check.
+        let health: HealthResult = bus.look("vm.a.guest.health", &json!({})).await.unwrap();
+        let resumed = health.checks[0].last_unix_ms;
+        let ran = until_within(SOON, "a run after the pause", async || {
+            let health: HealthResult = bus.look("vm.a.guest.health", &json!({})).await.unwrap();
+            Some(health.checks[0].clone()).filter(|check| check.last_unix_ms > resumed)
+        })
+        .await;
+        assert_eq!((ran.status, ran.failures), (CheckStatus::Ok, 0), "{ran:?}");
+        let failed = events::read(&bus).await.into_iter().filter_map(|event| event.agent_event);
+        assert_eq!(failed.filter(|event| event.kind.as_str() == "drover.check-failed").count(), 0);
         assert!(quiet.find(|sample: VmSample| Some(sample)).is_none(), "nobody asked for figures of b");
         let b = until_within(SOON, "b with the namespace's", async || all.find(figures_of("b"))).await;
         assert_eq!(b, None);
@@ -212,7 +231,15 @@ fn a_real_guest_tells_what_it_is_and_what_it_has_left() {
     run("a_real_guest_tells_what_it_is_and_what_it_has_left", options, async |world| {
         let bus = world.bus.clone();
         let mut own = Heard::on(&bus, "vm.web").await;
-        let agent = json!({"ready_timeout_ms": 300_000, "metrics_interval_ms": 2_000});
+        // With these also what has not changed is told.
+        let mut all = Heard::on(&bus, "host.h1").await;
+        let check = json!({
+            "name": "up", "argv": ["test", "-e", "/proc/uptime"], "interval_ms": 2_000, "timeout_ms": 60_000,
+        });
+        let threshold = json!({"name": "busy", "of": "cpu", "above": 80, "for_ms": 2_000});
+        let agent = json!({
+            "ready_timeout_ms": 300_000, "metrics_interval_ms": 2_000, "checks": [check], "thresholds": [threshold],
+        });
         create(&bus, "web", json!({"template": "linux-microvm", "agent": agent})).await;
         let vm = bus.status("web").await.unwrap();
         let info: InfoResult = bus.look("vm.web.guest.info", &json!({})).await.unwrap();
@@ -241,7 +268,7 @@ fn a_real_guest_tells_what_it_is_and_what_it_has_left() {
                     .iter()
                     .any(|i| i.name == found.name && i.received_bytes > 0 && i.sent_bytes > 0)
             };
-            own.find(|sample: VmSample| sample.guest.filter(came))
+            all.find(|sample| figures_of("web")(sample).flatten().filter(came))
         })
         .await;
         let filled = exec(
@@ -261,7 +288,8 @@ fn a_real_guest_tells_what_it_is_and_what_it_has_left() {
         let burn = "for n in $(seq $(nproc)); do while :; do :; done & done; wait";
         let busy = detach(&bus, "web", burn).await;
         until_within(SOON, "busy CPUs", async || {
-            own.find(|sample: VmSample| sample.guest?.cpu_percent.filter(|share| *share > 80.0))
+            let share = |guest: GuestSample| guest.cpu_percent.filter(|share| *share > 80.0);
+            all.find(|sample| figures_of("web")(sample).flatten().and_then(share))
         })
         .await;
         let listed = processes(&bus, "web", json!({"sample_ms": 1_000, "limit": 3})).await;
@@ -271,7 +299,28 @@ fn a_real_guest_tells_what_it_is_and_what_it_has_left() {
             "{}",
             world.printed(&["vm", "ps", "web", "--sample", "1000", "--limit", "5", "--args"]).await
         );
+        let is = async |wanted: ThresholdStatus| {
+            until_within(SOON, &format!("{wanted:?}"), async || {
+                let health: HealthResult = bus.look("vm.web.guest.health", &json!({})).await.unwrap();
+                (health.thresholds[0].status == wanted).then_some(health)
+            })
+            .await
+        };
+        let health = is(ThresholdStatus::Exceeded).await;
+        assert_eq!(health.checks[0].status, CheckStatus::Ok, "{health:?}");
+        println!("{}", world.printed(&["vm", "health", "web"]).await);
         kill(&bus, "web", &busy).await;
+        is(ThresholdStatus::Ok).await;
+        // Its boot may have been as busy: each beginning has its end.
+        let told = until_within(SOON, "the end of it", async || {
+            let told = events::read(&bus).await.into_iter().filter_map(|event| event.agent_event);
+            let told = told.map(|event| event.kind.as_str().to_owned());
+            let told: Vec<_> = told.filter(|kind| kind.starts_with("drover.threshold-")).collect();
+            (told.last().is_some_and(|kind| kind == "drover.threshold-ended")).then_some(told)
+        })
+        .await;
+        let ends = told.chunks(2).all(|pair| pair == ["drover.threshold-exceeded", "drover.threshold-ended"]);
+        assert!(ends, "{told:?}");
         println!("{}", world.printed(&["vm", "health", "web"]).await);
     });
 }

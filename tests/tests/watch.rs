@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use drover_schemas::body::guest::ExecReply;
 use drover_schemas::event::AgentEvent;
-use drover_schemas::guest::{CheckSource, CheckState, CheckStatus, HealthResult, HealthStatus};
+use drover_schemas::guest::{
+    CheckSource, CheckState, CheckStatus, HealthResult, HealthStatus, ThresholdStatus,
+};
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::Bus;
 use drover_tests::events;
@@ -53,7 +55,8 @@ async fn shows(bus: &Bus, name: &str, wanted: impl Fn(&CheckState) -> bool) -> (
 /// What the agent told of checks and thresholds so far, in order.
 async fn told(bus: &Bus) -> Vec<AgentEvent> {
     let events = events::read(bus).await.into_iter().filter_map(|event| event.agent_event);
-    events.filter(|event| event.kind.as_str().starts_with("drover.check-")).collect()
+    let watched = ["drover.check-", "drover.threshold-"];
+    events.filter(|event| watched.iter().any(|kind| event.kind.as_str().starts_with(kind))).collect()
 }
 
 /// Waits until so much was told, and gives its kinds and the last of it.
@@ -62,8 +65,10 @@ async fn hears(bus: &Bus, count: usize) -> (Vec<String>, AgentEvent) {
         Some(told(bus).await).filter(|told| told.len() >= count)
     })
     .await;
-    let kinds = told.iter().map(|event| event.kind.as_str().trim_start_matches("drover.check-").to_owned());
-    (kinds.collect(), told.last().unwrap().clone())
+    let kind = |event: &AgentEvent| {
+        event.kind.as_str().trim_start_matches("drover.").trim_start_matches("check-").to_owned()
+    };
+    (told.iter().map(kind).collect(), told.last().unwrap().clone())
 }
 
 #[test]
@@ -187,5 +192,71 @@ fn the_owner_of_the_guest_decides_whether_the_hosts_checks_run() {
         world.start();
         world.ready().await;
         shows(&bus, "up", |check| check.status == CheckStatus::Refused).await;
+    });
+}
+
+#[test]
+fn thresholds_are_told_when_they_begin_and_when_they_end() {
+    run("thresholds_are_told_when_they_begin_and_when_they_end", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let bad = json!({"name": "web", "spec": {"agent": {"thresholds": [{"name": "a", "of": "cpu", "above": 101}]}}});
+        let error =
+            bus.ask("vm.create", &bad).id(RequestId::generate()).refused(ErrorCode::InvalidArgument).await;
+        assert_eq!(error.details["field"], "spec.agent.thresholds[0].above", "{error}");
+        // The last can never be; there is no file system at the first's mount yet.
+        let thresholds = json!([
+            {"name": "full", "of": "disk", "mount": "/tmp/full", "above": 60, "below": 40, "for_ms": 1_000},
+            {"name": "memory", "of": "memory", "above": 100, "for_ms": 1_000},
+        ]);
+        up(&bus, json!({"thresholds": thresholds})).await;
+        let is = async |name: &str, status: ThresholdStatus| {
+            until_within(SOON, &format!("{name} {status:?}"), async || {
+                let health = health(&bus).await?;
+                let found = health.thresholds.iter().find(|found| found.name == name).cloned()?;
+                (found.status == status).then_some((health, found))
+            })
+            .await
+        };
+        let (_, memory) = is("memory", ThresholdStatus::Ok).await;
+        assert!(memory.value.is_some_and(|percent| (1..=100).contains(&percent)), "{memory:?}");
+        sh(&bus, "mkdir /tmp/full && mount -t tmpfs -o size=8m none /tmp/full").await;
+        let (_, full) = is("full", ThresholdStatus::Ok).await;
+        assert_eq!((full.value, full.mount.as_deref()), (Some(0), Some("/tmp/full")));
+        let fill = |mib: u32| format!("head -c {} /dev/zero > /tmp/full/file", mib << 20);
+        sh(&bus, &fill(6)).await;
+        let (seen, full) = is("full", ThresholdStatus::Exceeded).await;
+        assert_eq!((seen.status, full.value), (HealthStatus::Warn, Some(75)));
+        let shown = world.printed(&["vm", "health", "web"]).await;
+        assert!(shown.contains("full exceeded since ") && shown.contains("75 %"), "{shown}");
+        let (kinds, told) = hears(&bus, 1).await;
+        let data = json!({
+            "threshold": "full", "of": "disk", "mount": "/tmp/full", "status": "exceeded", "value": 75, "limit": 60,
+        });
+        assert_eq!(
+            (kinds, serde_json::to_value(&told.data).unwrap()),
+            (vec!["threshold-exceeded".to_owned()], data)
+        );
+        // A little better is not well, and another agent does not tell it again.
+        sh(&bus, &fill(4)).await;
+        bus.kill_agent("web").await;
+        let again = until_within(SOON, "a look of another agent", async || {
+            let found = health(&bus).await?.thresholds.into_iter().find(|found| found.name == "full")?;
+            (found.value == Some(50)).then_some(found)
+        })
+        .await;
+        assert_eq!((again.status, again.since_unix_ms), (ThresholdStatus::Exceeded, full.since_unix_ms));
+        sh(&bus, &fill(2)).await;
+        is("full", ThresholdStatus::Ok).await;
+        let (kinds, told) = hears(&bus, 2).await;
+        assert_eq!(kinds, ["threshold-exceeded", "threshold-ended"]);
+        let data = serde_json::to_value(&told.data).unwrap();
+        assert_eq!((&data["limit"], &data["status"]), (&json!(40), &json!("ok")), "{data}");
+        // The owner may keep it to themselves.
+        let policy = "mkdir -p /etc/drover-agent && printf 'ping\\n' > /etc/drover-agent/policy && \
+                      chmod 755 /etc/drover-agent && chmod 644 /etc/drover-agent/policy";
+        sh(&bus, policy).await;
+        let (kinds, told) = hears(&bus, 4).await;
+        assert_eq!(kinds[2..], ["threshold-refused", "threshold-refused"]);
+        assert_eq!(serde_json::to_value(&told.data).unwrap()["code"], "permission_denied");
     });
 }

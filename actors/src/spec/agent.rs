@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use drover_schemas::ErrorBody;
 use drover_schemas::body::spec::{AgentEventsSpec, AgentSpec};
-use drover_schemas::guest::{CheckSpec, verb};
+use drover_schemas::guest::verb;
 use drover_schemas::verbs::{self, Plane, VERBS};
+use drover_schemas::{ErrorBody, Token};
 
 use super::{hint, invalid, watch};
 
@@ -29,7 +29,8 @@ pub(super) fn resolve(spec: Option<&AgentSpec>, base: Option<&AgentSpec>) -> Res
             (Some(own), Some(base)) => Some(&own & base),
             (own, base) => own.or_else(|| base.clone()),
         };
-        agent.checks = merged(&agent.checks, &base.checks);
+        agent.checks = merged(&agent.checks, &base.checks, |check| &check.name);
+        agent.thresholds = merged(&agent.thresholds, &base.thresholds, |threshold| &threshold.name);
     }
     // Together they may be too many.
     watch::check(&agent)?;
@@ -66,9 +67,9 @@ fn check_checks(spec: Option<&AgentSpec>, base: Option<&AgentSpec>) -> Result<()
 }
 
 /// Those of the template with those of the request, which come in the place of those with the same name.
-fn merged(own: &[CheckSpec], base: &[CheckSpec]) -> Vec<CheckSpec> {
-    let is_replaced = |check: &&CheckSpec| own.iter().any(|other| other.name == check.name);
-    base.iter().filter(|check| !is_replaced(check)).chain(own).cloned().collect()
+fn merged<T: Clone>(own: &[T], base: &[T], name: impl Fn(&T) -> &Token) -> Vec<T> {
+    let is_replaced = |one: &&T| own.iter().any(|other| name(other) == name(one));
+    base.iter().filter(|one| !is_replaced(one)).chain(own).cloned().collect()
 }
 
 fn check_events(events: &AgentEventsSpec) -> Result<(), ErrorBody> {
@@ -87,7 +88,7 @@ fn check_events(events: &AgentEventsSpec) -> Result<(), ErrorBody> {
 
 #[cfg(test)]
 mod tests {
-    use drover_schemas::Token;
+    use drover_schemas::guest::CheckSpec;
 
     use super::*;
 

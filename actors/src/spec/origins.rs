@@ -26,7 +26,10 @@ pub(super) fn origins(request: &VmSpec, template: &Template, resolved: &Resolved
         let origin = match (own(&field), place) {
             // Both lists count, and are merged.
             (true, Some(place))
-                if matches!(field.as_str(), "agent.allow" | "agent.deny" | "agent.checks") =>
+                if matches!(
+                    field.as_str(),
+                    "agent.allow" | "agent.deny" | "agent.checks" | "agent.thresholds"
+                ) =>
             {
                 format!("{REQUEST} and {place}")
             }

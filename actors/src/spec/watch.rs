@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use drover_schemas::ErrorBody;
 use drover_schemas::body::spec::AgentSpec;
-use drover_schemas::guest::check_all;
+use drover_schemas::guest::{check_all, check_thresholds};
 
 use super::invalid;
 
@@ -21,7 +21,9 @@ pub(super) fn check(agent: &AgentSpec) -> Result<(), ErrorBody> {
         }
         _ => {}
     }
-    check_all(&agent.checks).map_err(|error| invalid(&format!("spec.agent.{}", error.field), error.reason))
+    check_all(&agent.checks)
+        .and_then(|()| check_thresholds(&agent.thresholds))
+        .map_err(|error| invalid(&format!("spec.agent.{}", error.field), error.reason))
 }
 
 #[cfg(test)]

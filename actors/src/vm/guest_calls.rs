@@ -90,10 +90,10 @@ pub async fn health(
     let mut health: proto::HealthResult =
         call(link, proto::verb::HEALTH, None, left.min(CALL), &Empty {}).await?;
     if let Err(error) = link.offers(proto::verb::CONFIGURE)
-        && !wanted.checks.is_empty()
+        && wanted.settings() != proto::ConfigureRequest::default()
     {
         health.status = health.status.max(proto::HealthStatus::Warn);
-        health.reasons.push(format!("the checks of the spec do not run: {error}"));
+        health.reasons.push(format!("what the spec wants watched is not watched: {error}"));
     }
     Ok(health)
 }

@@ -68,7 +68,7 @@ impl Tend {
     /// The agent may be another one, or the guest have another's memory: it is told each time, also that the spec wants
     /// nothing.
     async fn configure(&self, link: &Link) {
-        let request = ConfigureRequest { checks: self.spec.checks.clone() };
+        let request = self.spec.settings();
         if let Err(error) = link.offers(verb::CONFIGURE) {
             if request != ConfigureRequest::default() && !self.said.swap(true, Ordering::Relaxed) {
                 warn!(%error, vm_id = %self.vm_id, "what the spec wants watched is not watched");

@@ -172,7 +172,6 @@ async fn converse(
     let silence = Duration::from_millis(SILENCE_MS);
     let mut unknown = 0u64;
     while let Some(frame) = frames.next(silence).await? {
-        agent.watched.awake();
         agent.watch.awake();
         match frame {
             HostFrame::Req(request) => open(request, agent, outbox, streams)?,

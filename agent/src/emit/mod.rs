@@ -247,7 +247,7 @@ impl Events {
     }
 
     /// Whether a host that takes events has ever been here.
-    fn was_joined(&self) -> bool {
+    pub(crate) fn was_joined(&self) -> bool {
         self.progress.borrow().link > 0
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use drover_schemas::guest::{CheckStatus, DiskUse, HealthResult, HealthStatus, SampleResult};
+use drover_schemas::guest::{
+    CheckStatus, DiskUse, HealthResult, HealthStatus, SampleResult, ThresholdStatus,
+};
 use nix::sys::statvfs::statvfs;
 
 use super::info::online_cpus;
@@ -64,7 +66,7 @@ fn disks(mounts: &[Mount]) -> Vec<DiskUse> {
 }
 
 /// How full the file system of a path is.
-fn disk_use(mount: &Path) -> Option<DiskUse> {
+pub(super) fn disk_use(mount: &Path) -> Option<DiskUse> {
     let stat = statvfs(mount).ok()?;
     let size = stat.fragment_size();
     let total_bytes = stat.blocks().saturating_mul(size);
@@ -83,7 +85,7 @@ fn say(health: &mut HealthResult, status: HealthStatus, reason: String) {
 }
 
 /// What of a whole is used, in percent. What cannot be had for ordinary users counts as used.
-fn percent_used(total: u64, free: u64) -> u64 {
+pub(super) fn percent_used(total: u64, free: u64) -> u64 {
     100 - u64::try_from(u128::from(free) * 100 / u128::from(total.max(1))).unwrap_or(100).min(100)
 }
 
@@ -141,10 +143,16 @@ pub(super) fn add_watched(health: &mut HealthResult, watched: States) {
             _ => {}
         }
     }
+    for threshold in watched.thresholds.iter().filter(|t| t.status == ThresholdStatus::Exceeded) {
+        let (name, value) =
+            (&threshold.name, threshold.value.map_or_else(String::new, |v| format!(" ({v} %)")));
+        say(health, HealthStatus::Warn, format!("{name} is above its limit of {} %{value}", threshold.above));
+    }
     for refused in &watched.refused {
         say(health, HealthStatus::Warn, format!("{} declares no check: {}", refused.file, refused.reason));
     }
-    (health.checks, health.refused_files) = (watched.checks, watched.refused);
+    let States { checks, thresholds, refused } = watched;
+    (health.checks, health.thresholds, health.refused_files) = (checks, thresholds, refused);
 }
 
 #[cfg(test)]
@@ -161,7 +169,7 @@ mod tests {
         };
         let with = |checks: Vec<CheckState>| {
             let mut health = HealthResult::default();
-            add_watched(&mut health, States { checks, refused: Vec::new() });
+            add_watched(&mut health, States { checks, ..States::default() });
             (health.status, health.reasons)
         };
         let well = [check("a", CheckStatus::Starting, false), check("b", CheckStatus::Ok, false)];
@@ -173,7 +181,7 @@ mod tests {
         assert_eq!(with(vec![check("a", CheckStatus::Ok, true)]).0, HealthStatus::Warn);
         let mut health = HealthResult::default();
         let refused = vec![RefusedFile { file: "/a".into(), reason: "because".into() }];
-        add_watched(&mut health, States { checks: Vec::new(), refused });
+        add_watched(&mut health, States { refused, ..States::default() });
         assert_eq!(health.reasons, ["/a declares no check: because"]);
     }
 

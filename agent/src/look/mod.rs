@@ -5,6 +5,7 @@
 
 mod health;
 mod info;
+pub(crate) mod measure;
 mod parse;
 mod processes;
 mod units;

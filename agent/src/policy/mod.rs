@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Where the file is, every verb that it does not name is refused, and so is what of a verb it does not name; `ping`
-//! alone always works. Lines of one verb add up. A verb that this agent does not know allows nothing and harms
+//! always works, and `configure`: whether what that declares may be done is looked at when it is due. Lines of one verb add up. A verb that this agent does not know allows nothing and harms
 //! nothing, so one file does for agents of several versions. The file counts only if it and its folder belong to root
 //! and nobody else may write them; one that is not so, cannot be read or has a condition that is none refuses
 //! everything: a mistake never allows more than was meant.

@@ -180,7 +180,7 @@ async fn work(
         }
         verb::HEALTH => {
             or_ending(stream, async {
-                agent.watch.read_files().await;
+                agent.watch.look().await;
                 reply(&agent.look.health(&agent.facts, agent.watch.states()).await?)
             })
             .await

@@ -114,7 +114,7 @@ impl Keeping {
     /// One run, when it is its turn; when that began. It winds up, and nothing counts, once the check is over.
     async fn once(&self, judge: &mut Judge, began: Instant) -> Instant {
         let mut turn = tokio::select! {
-            turn = self.hands.at_once.acquire() => turn.ok(),
+            turn = self.hands.turns(self.source).acquire() => turn.ok(),
             () = self.over.cancelled() => None,
         };
         let started = Instant::now();

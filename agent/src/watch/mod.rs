@@ -1,29 +1,40 @@
-//! What the agent watches for those who declare it: checks of the VM's spec, told by the host at each greeting, and of
-//! the guest's owner, in files. Each is run by a task of its own, and has a state that `health` shows; what changes is
-//! told as an event, once, over the agent's own end too. Where nothing is declared nothing runs.
+//! What the agent watches for those who declare it: checks and thresholds of the VM's spec, told by the host at each
+//! greeting, and checks of the guest's owner, in files. Each is kept by a task of its own, and has a state that `health`
+//! shows; what changes is told as an event, once, over the agent's own end too. Where nothing is declared nothing runs.
 //!
 //! The files are read when the agent starts, when the host has woken it up anyway (half a minute apart at the most),
-//! and for `health`.
+//! and for `health`. With them file systems are looked at that are almost full, whatever anybody declares; in a guest of
+//! processes these are the host's own.
 
 mod check;
+mod crossing;
+mod disks;
 mod files;
 mod flaps;
 mod judge;
 mod run;
+mod threshold;
 mod told;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use drover_schemas::guest::{CheckSource, CheckSpec, CheckState, ConfigureRequest, RefusedFile, check_all};
+use drover_schemas::guest::{
+    CheckSource, CheckSpec, CheckState, ConfigureRequest, GuestKind, RefusedFile, ThresholdSpec,
+    ThresholdState, check_all, check_thresholds,
+};
 use drover_schemas::{ErrorBody, ErrorCode};
 use tokio::sync::Semaphore;
 
 use self::check::Check;
+use self::disks::Disks;
 use self::files::Files;
+use self::threshold::Threshold;
 use self::told::Told;
 use crate::emit::Events;
+use crate::facts::Facts;
+use crate::look::local_disks;
 use crate::policy::Policy;
 use crate::work::freeze::Freezer;
 
@@ -40,10 +51,25 @@ pub const CHECK_CHANGES: &str = "drover.check-flapping";
 /// A check that was not well is declared no more.
 pub const CHECK_REMOVED: &str = "drover.check-removed";
 
-/// How many checks run at a time.
+/// A value is beyond its limit.
+pub const THRESHOLD_EXCEEDED: &str = "drover.threshold-exceeded";
+/// It is not any more.
+pub const THRESHOLD_ENDED: &str = "drover.threshold-ended";
+/// The guest's owner does not let the host know a value.
+pub const THRESHOLD_REFUSED: &str = "drover.threshold-refused";
+/// A value crosses its limit so often that it is not told until it rests.
+pub const THRESHOLD_CHANGES: &str = "drover.threshold-flapping";
+/// A threshold that was exceeded is declared no more.
+pub const THRESHOLD_REMOVED: &str = "drover.threshold-removed";
+/// A file system is almost full.
+pub const DISK_LOW: &str = "drover.disk-low";
+/// It is not any more.
+pub const DISK_OK: &str = "drover.disk-ok";
+
+/// How many checks of one source run at a time.
 const AT_ONCE: usize = 4;
-/// Files are read this often at the most when the agent is awake anyway: a little less than the host's heartbeat.
-const FILES_EVERY: Duration = Duration::from_secs(25);
+/// It looks this often at the most when the agent is awake anyway: a little less than the host's heartbeat.
+const LOOK_EVERY: Duration = Duration::from_secs(25);
 
 /// What all checks share.
 #[derive(Debug)]
@@ -52,16 +78,28 @@ struct Hands {
     policy: Arc<Policy>,
     freezer: Freezer,
     told: Told,
-    at_once: Semaphore,
+    /// Turns of the spec's checks, and of the owner's: neither waits for the other.
+    spec_turns: Semaphore,
+    guest_turns: Semaphore,
+}
+
+impl Hands {
+    const fn turns(&self, source: CheckSource) -> &Semaphore {
+        match source {
+            CheckSource::Guest => &self.guest_turns,
+            _ => &self.spec_turns,
+        }
+    }
 }
 
 /// What is declared, those of the spec first.
 #[derive(Debug, Default)]
 struct Declared {
     checks: Vec<Check>,
+    thresholds: Vec<Threshold>,
     files: Files,
-    /// When the files were read.
-    read: Option<Instant>,
+    /// When it looked last, and whether a host was there to be told.
+    looked: Option<(Instant, bool)>,
 }
 
 /// All that is watched.
@@ -70,8 +108,8 @@ pub struct Watch {
     folder: PathBuf,
     hands: Arc<Hands>,
     declared: Mutex<Declared>,
-    /// Held while the files are read.
-    reading: tokio::sync::Mutex<()>,
+    /// File systems as they were, if they are the guest's own; held while it looks.
+    disks: Arc<tokio::sync::Mutex<Option<Disks>>>,
 }
 
 /// How all of it is.
@@ -79,6 +117,8 @@ pub struct Watch {
 pub struct States {
     /// Those of the spec first.
     pub checks: Vec<CheckState>,
+    /// In the order of the spec.
+    pub thresholds: Vec<ThresholdState>,
     /// Files that declare nothing.
     pub refused: Vec<RefusedFile>,
 }
@@ -93,14 +133,17 @@ impl Watch {
     #[must_use]
     pub fn new(
         folder: PathBuf,
-        (run_dir, boot_id): (&Path, &str),
+        run_dir: &Path,
+        facts: &Facts,
         events: Arc<Events>,
         policy: Arc<Policy>,
         freezer: Freezer,
     ) -> Arc<Self> {
-        let (told, at_once) = (Told::open(run_dir, boot_id), Semaphore::new(AT_ONCE));
-        let hands = Arc::new(Hands { events, policy, freezer, told, at_once });
-        Arc::new(Self { folder, hands, declared: Mutex::default(), reading: tokio::sync::Mutex::default() })
+        let told = Told::open(run_dir, &facts.boot_id);
+        let (spec_turns, guest_turns) = (Semaphore::new(AT_ONCE), Semaphore::new(AT_ONCE));
+        let hands = Arc::new(Hands { events, policy, freezer, told, spec_turns, guest_turns });
+        let disks = (facts.kind != GuestKind::Process).then(Disks::default);
+        Arc::new(Self { folder, hands, declared: Mutex::default(), disks: Arc::new(disks.into()) })
     }
 
     /// Takes what the spec wants; what is as before goes on, as does what the owner declares.
@@ -108,33 +151,53 @@ impl Watch {
     /// # Errors
     /// `invalid_argument` that names the field; then all is as before.
     pub fn configure(&self, request: ConfigureRequest) -> Result<(), ErrorBody> {
-        check_all(&request.checks).map_err(|error| {
+        let possible = check_all(&request.checks).and_then(|()| check_thresholds(&request.thresholds));
+        possible.map_err(|error| {
             ErrorBody::new(ErrorCode::InvalidArgument, error.to_string()).with("field", error.field)
         })?;
-        self.declare(&mut lock(&self.declared), CheckSource::Spec, request.checks);
+        let mut declared = lock(&self.declared);
+        self.declare(&mut declared, CheckSource::Spec, request.checks);
+        self.declare_thresholds(&mut declared, request.thresholds);
         Ok(())
     }
 
     /// The agent is awake: the files are read if that is due.
     pub fn awake(self: &Arc<Self>) {
-        let is_due = lock(&self.declared).read.is_none_or(|read| read.elapsed() >= FILES_EVERY);
-        if is_due && self.reading.try_lock().is_ok() {
+        let looked = lock(&self.declared).looked;
+        let is_due = looked.is_none_or(|(at, was_heard)| {
+            at.elapsed() >= LOOK_EVERY || (!was_heard && self.hands.events.was_joined())
+        });
+        if is_due && self.disks.try_lock().is_ok() {
             let watch = Arc::clone(self);
-            tokio::spawn(async move { watch.read_files().await });
+            tokio::spawn(async move { watch.look().await });
         }
     }
 
-    /// Reads the owner's files anew, aside: a disk that hangs holds whoever reads it.
-    pub async fn read_files(&self) {
-        let _turn = self.reading.lock().await;
-        let folder = self.folder.clone();
-        let read = tokio::task::spawn_blocking(move || files::read(&folder)).await;
+    /// Reads the owner's files anew and looks at file systems, aside: a disk that hangs holds whoever asks it. Nobody is
+    /// told how full they are before a host that takes events was there.
+    pub async fn look(&self) {
+        let mut disks = Arc::clone(&self.disks).lock_owned().await;
+        let is_heard = self.hands.events.was_joined();
+        let (files, _held) = if disks.is_none() && !self.folder.exists() {
+            // As in most guests of processes: not worth a thread.
+            (Files::default(), disks)
+        } else {
+            let (folder, events) = (self.folder.clone(), Arc::clone(&self.hands.events));
+            let looked = tokio::task::spawn_blocking(move || {
+                if let Some(disks) = disks.as_mut().filter(|_| is_heard) {
+                    for (kind, data) in disks.look(&local_disks()) {
+                        events.say(kind, data);
+                    }
+                }
+                (files::read(&folder), disks)
+            });
+            // The agent is about to end.
+            let Ok(looked) = looked.await else { return };
+            looked
+        };
         let mut declared = lock(&self.declared);
-        declared.read = Some(Instant::now());
-        // Not where the agent is about to end.
-        if let Ok(files) = read
-            && declared.files != files
-        {
+        declared.looked = Some((Instant::now(), is_heard));
+        if declared.files != files {
             self.declare(&mut declared, CheckSource::Guest, files.checks.clone());
             declared.files = files;
         }
@@ -145,7 +208,8 @@ impl Watch {
     pub fn states(&self) -> States {
         let declared = lock(&self.declared);
         let checks = declared.checks.iter().map(Check::state).collect();
-        States { checks, refused: declared.files.refused.clone() }
+        let thresholds = declared.thresholds.iter().map(Threshold::state).collect();
+        States { checks, thresholds, refused: declared.files.refused.clone() }
     }
 
     /// Keeps what is wanted still, ends what is not, begins the rest.
@@ -163,6 +227,16 @@ impl Watch {
         }
         checks.sort_by_key(|check| check.source);
         declared.checks = checks;
+    }
+
+    fn declare_thresholds(&self, declared: &mut Declared, wanted: Vec<ThresholdSpec>) {
+        threshold::forget(&self.hands, &wanted);
+        let mut before = std::mem::take(&mut declared.thresholds);
+        for spec in wanted {
+            let same = before.iter().position(|threshold| threshold.spec == spec);
+            let same = same.map(|at| before.swap_remove(at));
+            declared.thresholds.push(same.unwrap_or_else(|| Threshold::begin(spec, &self.hands)));
+        }
     }
 }
 

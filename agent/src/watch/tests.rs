@@ -1,8 +1,8 @@
 use std::fs;
 
+use drover_schemas::Token;
 use drover_schemas::codec;
-use drover_schemas::guest::CheckStatus;
-use drover_schemas::{Token, guest::EventData};
+use drover_schemas::guest::{CheckStatus, EventData, Measure, ThresholdStatus};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -29,7 +29,9 @@ impl Place {
         let events = Events::open(&run_dir, "boot");
         let freezer = Freezer::new(run_dir.clone(), "/nonexistent".into());
         let checks = dir.path().join("checks.d");
-        (Arc::clone(&events), Watch::new(checks, (&run_dir, "boot"), events, policy, freezer))
+        let (boot_id, instance) = ("boot".to_owned(), "i".to_owned());
+        let facts = Facts { kind: GuestKind::Process, boot_id, instance, booted_unix_ms: None };
+        (Arc::clone(&events), Watch::new(checks, &run_dir, &facts, events, policy, freezer))
     }
 
     /// An agent that is started again.
@@ -52,7 +54,9 @@ impl Place {
     }
 
     fn configure(&self, checks: impl Into<Vec<CheckSpec>>) {
-        self.watch.configure(ConfigureRequest { checks: checks.into() }).unwrap();
+        self.watch
+            .configure(ConfigureRequest { checks: checks.into(), ..ConfigureRequest::default() })
+            .unwrap();
     }
 
     /// What was told so far: kinds and data.
@@ -121,21 +125,22 @@ async fn a_check_fails_and_recovers_and_each_is_told_once() {
     place.configure([]);
     assert_eq!(place.watch.states().checks, []);
     assert_eq!(place.kinds(), [CHECK_FAILED, CHECK_OK, CHECK_FAILED, CHECK_REMOVED]);
-    let error = place.watch.configure(ConfigureRequest { checks: vec![CheckSpec { failures: 0, ..spec }] });
+    let wrong = vec![CheckSpec { failures: 0, ..spec }];
+    let error = place.watch.configure(ConfigureRequest { checks: wrong, ..ConfigureRequest::default() });
     assert_eq!(error.unwrap_err().details["field"], "checks[0].failures");
 }
 
 #[tokio::test]
 async fn the_owners_files_go_with_what_the_host_wants() {
     let place = Place::new();
-    place.watch.read_files().await;
+    place.watch.look().await;
     assert_eq!(place.watch.states().refused, []);
     fs::create_dir(place.path("checks.d")).unwrap();
     place.write("policy", "health\n");
     place.write("web", "");
     place.write("checks.d/web", &format!("run test -e {}\ninterval 1s\n", place.path("web")));
     place.write("checks.d/bad", "run\n");
-    place.watch.read_files().await;
+    place.watch.look().await;
     place.configure([place.check("web")]);
     // The owner allows the host no commands; their own need no leave.
     let states =
@@ -156,7 +161,7 @@ async fn the_owners_files_go_with_what_the_host_wants() {
     let states = place.watch.states();
     assert_eq!((states.checks.len(), states.checks[0].since_unix_ms), (1, since));
     fs::remove_dir_all(place.path("checks.d")).unwrap();
-    place.watch.read_files().await;
+    place.watch.look().await;
     assert_eq!(place.watch.states().checks, []);
     assert!(!place.kinds().contains(&CHECK_REMOVED.to_owned()), "both were well");
 }
@@ -192,4 +197,48 @@ async fn failures_do_not_count_in_the_time_of_grace() {
     fs::remove_file(place.path("web")).unwrap();
     place.is(CheckStatus::Failing).await;
     assert_eq!(place.kinds(), [CHECK_OK, CHECK_FAILED]);
+}
+
+#[tokio::test]
+async fn a_threshold_is_exceeded_and_not_any_more() {
+    let mut place = Place::new();
+    // The first is exceeded on any machine that works; the second can never be.
+    let of = |name: &str, above, below| ThresholdSpec {
+        below: Some(below),
+        for_ms: 0,
+        ..ThresholdSpec::new(Token::new(name).unwrap(), Measure::Memory, above)
+    };
+    let configure = |place: &Place, thresholds: Vec<ThresholdSpec>| {
+        place.watch.configure(ConfigureRequest { thresholds, ..ConfigureRequest::default() })
+    };
+    configure(&place, vec![of("low", 1, 1), of("high", 100, 1)]).unwrap();
+    let looked = |s: &States| s.thresholds.iter().all(|t| t.last_unix_ms.is_some());
+    let states = place.until("both are known", looked).await;
+    let statuses = states.thresholds.iter().map(|t| t.status).collect::<Vec<_>>();
+    assert_eq!(statuses, [ThresholdStatus::Exceeded, ThresholdStatus::Ok], "{states:?}");
+    let told = place.told();
+    assert_eq!((told.len(), told[0].0.as_str()), (1, THRESHOLD_EXCEEDED));
+    assert_eq!((&told[0].1["threshold"], &told[0].1["limit"]), (&"low".into(), &1.into()));
+    assert_eq!(configure(&place, vec![of("x", 0, 1)]).unwrap_err().details["field"], "thresholds[0].above");
+    // Another agent does not tell it again. With another limit, of which nothing is left, it ends.
+    place.again();
+    configure(&place, vec![of("low", 1, 1)]).unwrap();
+    place.until("it is known", looked).await;
+    assert_eq!(place.kinds(), [THRESHOLD_EXCEEDED]);
+    configure(&place, vec![of("low", 100, 100)]).unwrap();
+    place.until("it has ended", |s| s.thresholds[0].status == ThresholdStatus::Ok).await;
+    assert_eq!(place.kinds(), [THRESHOLD_EXCEEDED, THRESHOLD_ENDED]);
+    configure(&place, vec![of("low", 1, 1)]).unwrap();
+    place.until("it is exceeded", |s| s.thresholds[0].status == ThresholdStatus::Exceeded).await;
+    // The owner of the guest may not want it known.
+    place.write("policy", "exec\n");
+    configure(&place, vec![of("low", 2, 1)]).unwrap();
+    let states = place.until("refused", |s| s.thresholds[0].status == ThresholdStatus::Refused).await;
+    assert_eq!(
+        (states.thresholds[0].value, states.thresholds[0].code),
+        (None, Some(ErrorCode::PermissionDenied))
+    );
+    configure(&place, Vec::new()).unwrap();
+    let kinds = place.kinds();
+    assert_eq!(kinds[2..], [THRESHOLD_EXCEEDED, THRESHOLD_REFUSED, THRESHOLD_REMOVED]);
 }

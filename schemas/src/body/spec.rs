@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::guest::CheckSpec;
+use crate::guest::{CheckSpec, ConfigureRequest, ThresholdSpec};
 use crate::secret::Secret;
 use crate::size::ByteSize;
 use crate::token::Token;
@@ -174,9 +174,18 @@ pub struct AgentSpec {
     /// template go together; one of the same name takes the place of the template's.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckSpec>,
+    /// Values of the guest that are watched. They go together with the template's as checks do.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub thresholds: Vec<ThresholdSpec>,
 }
 
 impl AgentSpec {
+    /// What it wants of the agent, to be told to it.
+    #[must_use]
+    pub fn settings(&self) -> ConfigureRequest {
+        ConfigureRequest { checks: self.checks.clone(), thresholds: self.thresholds.clone() }
+    }
+
     /// Whether a verb of the guest is carried out.
     #[must_use]
     pub fn allows(&self, verb: &str) -> bool {
@@ -194,6 +203,7 @@ impl Default for AgentSpec {
             events: AgentEventsSpec::default(),
             metrics_interval_ms: None,
             checks: Vec::new(),
+            thresholds: Vec::new(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::threshold::ThresholdSpec;
 use crate::{ErrorCode, Token};
 
 /// The most checks of a VM's spec, and the most of its guest's files.
@@ -151,8 +152,11 @@ pub fn check_all(checks: &[CheckSpec]) -> Result<(), SettingError> {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ConfigureRequest {
     /// Its checks.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckSpec>,
+    /// Its thresholds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub thresholds: Vec<ThresholdSpec>,
 }
 
 /// How a check is.

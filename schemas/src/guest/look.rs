@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::check::{CheckState, RefusedFile};
+use super::threshold::ThresholdState;
 
 /// Processes in a reply if the request does not say how many.
 pub const PROCESSES: u32 = 100;
@@ -170,6 +171,9 @@ pub struct HealthResult {
     /// Checks, those of the spec first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckState>,
+    /// Thresholds of the spec.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub thresholds: Vec<ThresholdState>,
     /// Files of the guest's owner that should declare checks and do not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused_files: Vec<RefusedFile>,

@@ -73,6 +73,7 @@ mod look;
 pub mod ranges;
 mod run;
 mod state;
+mod threshold;
 mod tree;
 pub mod verb;
 pub mod wire;
@@ -106,6 +107,9 @@ pub use run::{
     RunsRequest, RunsResult,
 };
 pub use state::{PingResult, ShutdownMode, ShutdownRequest, ShutdownResult};
+pub use threshold::{
+    MAX_THRESHOLDS, Measure, ThresholdSpec, ThresholdState, ThresholdStatus, check_thresholds,
+};
 pub use tree::{MAX_TREE, PackHead, PackRequest, TreeResult, UnpackRequest};
 
 /// The vsock port of the agent: the last privileged one, so a guest's user cannot bind it.

@@ -281,6 +281,7 @@ fn bodies() {
             services: Some("systemd".into()),
             failed_units: vec!["nginx.service".into()],
             checks: vec![check_state()],
+            thresholds: vec![threshold_state()],
             refused_files: vec![RefusedFile { file: "/a".into(), reason: "it is no file".into() }],
         },
     );
@@ -344,6 +345,21 @@ fn check_state() -> CheckState {
     }
 }
 
+fn threshold_state() -> ThresholdState {
+    ThresholdState {
+        name: "full".into(),
+        of: Measure::Disk,
+        mount: Some("/srv".into()),
+        above: 90,
+        status: ThresholdStatus::Exceeded,
+        since_unix_ms: 1_700_000_000_000,
+        flapping: true,
+        value: Some(93),
+        last_unix_ms: Some(1_700_000_001_000),
+        code: Some(ErrorCode::PermissionDenied),
+    }
+}
+
 fn look() {
     let check = CheckSpec {
         user: Some("www-data".into()),
@@ -354,7 +370,13 @@ fn look() {
         successes: 4,
         ..CheckSpec::new(Token::new("web").unwrap(), vec!["true".into()])
     };
-    body("configure", &ConfigureRequest { checks: vec![check] });
+    let threshold = ThresholdSpec {
+        mount: Some("/srv".into()),
+        below: Some(80),
+        for_ms: 60_000,
+        ..ThresholdSpec::new(Token::new("full").unwrap(), Measure::Disk, 90)
+    };
+    body("configure", &ConfigureRequest { checks: vec![check], thresholds: vec![threshold] });
     let sort = ProcessOrder::Memory;
     let request = ProcessesRequest { sample_ms: Some(1_000), args: true, sort, limit: Some(10) };
     body("processes", &request);

@@ -101,12 +101,14 @@ class TheMainJob(OnAHost):
     async def test_checks_run_in_the_guest(self):
         drover = self.drover
         check = {"name": "up", "argv": ["test", "-e", "/tmp/up"], "interval_ms": 1_000, "failures": 1}
-        await drover.create("c", {"agent": {"checks": [check]}}, wait="agent")
+        threshold = {"name": "some", "of": "memory", "above": 1, "for_ms": 1_000}
+        await drover.create("c", {"agent": {"checks": [check], "thresholds": [threshold]}}, wait="agent")
 
         async def status(wanted):
             while True:
                 health = await drover.health("c")
-                if health["checks"] and health["checks"][0]["status"] == wanted:
+                found = health.get("checks", []) + health.get("thresholds", [])
+                if [one["status"] for one in found] == [wanted, "exceeded"]:
                     return health
                 await asyncio.sleep(0.1)
 

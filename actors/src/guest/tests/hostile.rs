@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use drover_schemas::blob::Blob;
+use drover_schemas::body::spec::AgentSpec;
 use drover_schemas::guest::wire::{self, Decoder};
 use drover_schemas::guest::*;
-use drover_schemas::{ErrorBody, ErrorCode};
+use drover_schemas::{ErrorBody, ErrorCode, Token};
 
 use super::*;
 
@@ -285,4 +286,27 @@ async fn a_flood_of_events_closes_the_link_and_is_counted() {
     assert_eq!((batch.events.len(), batch.beyond), (event::EVENTS_IN_FLIGHT, beyond));
     assert_eq!(reader.next().await, None);
     assert!(!reader.is_open());
+}
+
+#[tokio::test]
+async fn what_an_old_agent_cannot_watch_is_told_with_its_health() {
+    let guest = Hypervisor::start(|mut socket| async move {
+        let old = AgentHello { capabilities: vec![verb::HEALTH.into()], version: "0.0.9".into(), ..hello() };
+        answer(&mut socket, &[bytes(&AgentFrame::Hello(old))]).await;
+        for stream in 1..=2 {
+            let health = Blob::from(body(&HealthResult::default()).to_vec());
+            let well = AgentFrame::Res(Response { stream, body: Some(health), error: None });
+            answer(&mut socket, &[bytes(&well)]).await;
+        }
+        let _ = socket.read_to_end(&mut Vec::new()).await;
+    });
+    let link = connect(&guest.socket()).await.unwrap();
+    let threshold = ThresholdSpec::new(Token::new("a").unwrap(), Measure::Cpu, 90);
+    let wanted = AgentSpec { thresholds: vec![threshold], ..AgentSpec::default() };
+    let health = crate::vm::guest_calls::health(&link, DEADLINE, &wanted).await.unwrap();
+    assert_eq!(health.status, HealthStatus::Warn);
+    assert!(health.reasons[0].contains("0.0.9"), "{:?}", health.reasons);
+    let nothing = AgentSpec::default();
+    let health = crate::vm::guest_calls::health(&link, DEADLINE, &nothing).await.unwrap();
+    assert_eq!((health.status, health.reasons), (HealthStatus::Ok, Vec::new()));
 }

@@ -6,7 +6,7 @@ use drover_schemas::Token;
 use drover_schemas::body::guest::Empty;
 use drover_schemas::guest::{
     CheckSource, CheckState, HealthResult, InfoResult, ProcessInfo, ProcessOrder, ProcessesRequest,
-    ProcessesResult,
+    ProcessesResult, ThresholdState,
 };
 
 use super::super::Global;
@@ -179,21 +179,35 @@ fn condition(health: &HealthResult) -> String {
         row("failed services", format!("{failed} ({services})"));
     }
     health.checks.iter().for_each(|check| row("check", check_line(check)));
+    health.thresholds.iter().for_each(|threshold| row("threshold", threshold_line(threshold)));
     render(&mut table)
+}
+
+/// How it is and since when, as `vm health` has it.
+fn since(status: impl std::fmt::Debug, flapping: bool, unix_ms: u64) -> String {
+    let flapping = if flapping { ", flapping" } else { "" };
+    let since = time::rfc3339(unix_ms / 1000 * 1000).replace(".000", "");
+    format!("{}{flapping} since {since}", format!("{status:?}").to_lowercase())
 }
 
 fn check_line(check: &CheckState) -> String {
     let CheckState { name, source, status, since_unix_ms, flapping, reason, .. } = check;
     let whose = if *source == CheckSource::Guest { " (the guest's own)" } else { "" };
-    let flapping = if *flapping { ", flapping" } else { "" };
     let why = reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
-    let since = time::rfc3339(since_unix_ms / 1000 * 1000).replace(".000", "");
-    format!("{name}{whose} {}{flapping} since {since}{why}", format!("{status:?}").to_lowercase())
+    format!("{name}{whose} {}{why}", since(status, *flapping, *since_unix_ms))
+}
+
+fn threshold_line(threshold: &ThresholdState) -> String {
+    let ThresholdState { name, of, mount, above, status, since_unix_ms, flapping, value, .. } = threshold;
+    let mount = mount.as_deref().map_or_else(String::new, |mount| format!(" of {mount}"));
+    let value = value.map_or_else(|| "not known".to_owned(), |value| format!("{value} %"));
+    let how = since(status, *flapping, *since_unix_ms);
+    format!("{name} {how}: {}{mount} is {value}, the limit {above} %", format!("{of:?}").to_lowercase())
 }
 
 #[cfg(test)]
 mod tests {
-    use drover_schemas::guest::CheckStatus;
+    use drover_schemas::guest::{CheckStatus, Measure, ThresholdStatus};
 
     use super::*;
 
@@ -227,6 +241,22 @@ mod tests {
         let shown = condition(&HealthResult { checks: vec![check], ..HealthResult::default() });
         let line =
             "check   web (the guest's own) failing since 2023-11-14T22:13:20Z: it exited with 1\\u{1b}";
+        assert!(shown.trim_end().ends_with(line), "{shown}");
+        let threshold = ThresholdState {
+            name: "full".into(),
+            of: Measure::Disk,
+            mount: Some("/a\u{1b}".into()),
+            above: 90,
+            status: ThresholdStatus::Exceeded,
+            since_unix_ms: 1_700_000_000_123,
+            flapping: true,
+            value: Some(93),
+            last_unix_ms: None,
+            code: None,
+        };
+        let shown = condition(&HealthResult { thresholds: vec![threshold], ..HealthResult::default() });
+        let line =
+            "full exceeded, flapping since 2023-11-14T22:13:20Z: disk of /a\\u{1b} is 93 %, the limit 90 %";
         assert!(shown.trim_end().ends_with(line), "{shown}");
     }
 }

@@ -125,6 +125,8 @@ class AgentSpec(TypedDict):
     metrics_interval_ms: NotRequired[int | None]
     # After a boot, how long until a silent agent is reported, in milliseconds.
     ready_timeout_ms: NotRequired[int]
+    # Values of the guest that are watched. They go together with the template's as checks do.
+    thresholds: NotRequired[list[ThresholdSpec]]
 
 
 class AgentStatus(TypedDict):
@@ -936,6 +938,8 @@ class HealthResult(TypedDict):
     swap_free_bytes: NotRequired[int]
     # Swap in bytes.
     swap_total_bytes: NotRequired[int]
+    # Thresholds of the spec.
+    thresholds: NotRequired[list[ThresholdState]]
     # Milliseconds since boot.
     uptime_ms: int
 
@@ -2036,6 +2040,46 @@ class ThawResult(TypedDict):
     thawed: list[str]
 
 
+class ThresholdSpec(TypedDict):
+    """A limit that is watched. The agent looks twice in `for_ms`, each second at the most and each ten seconds at the least."""
+    # It is exceeded from this value on, in percent.
+    above: int
+    # It is over below this value; 5 less than `above` if left out.
+    below: NotRequired[int | None]
+    # How long every look must find it so, in either direction, in milliseconds; 0: one look is enough.
+    for_ms: NotRequired[int]
+    # For `disk`: where the file system is mounted; `/` if left out.
+    mount: NotRequired[str | None]
+    # Its name.
+    name: Token
+    # Of what.
+    of: Measure
+
+
+class ThresholdState(TypedDict):
+    """A threshold and its last value."""
+    # From where on it is exceeded, in percent.
+    above: int
+    # Why nobody looks: `permission_denied`.
+    code: NotRequired[ErrorCode | None]
+    # It changes so often that changes are not told one by one.
+    flapping: NotRequired[bool]
+    # When that was, by the guest's clock; absent before the first look.
+    last_unix_ms: NotRequired[int | None]
+    # For `disk`: where the file system is mounted.
+    mount: NotRequired[str | None]
+    # Its name.
+    name: str
+    # Of what.
+    of: Measure
+    # Since when, by the guest's clock: milliseconds since the Unix epoch.
+    since_unix_ms: int
+    # How it is.
+    status: ThresholdStatus
+    # The last value, in percent; absent if there is none, as of a file system that is not mounted.
+    value: NotRequired[int | None]
+
+
 class TreeResult(TypedDict):
     """The folder has travelled. Compare the digest with your own of the stream."""
     # Folders, files and links, without the folder itself.
@@ -2279,6 +2323,9 @@ LogSource = Literal["console", "vmm"]
 # What became of a name.
 LookupReply = LookupReply1 | LookupReply2 | LookupReply3 | LookupReply4
 
+# What a threshold is of.
+Measure = str
+
 # The family of the guest's operating system.
 Os = Literal["linux", "windows"]
 
@@ -2313,6 +2360,9 @@ TemplateLayer = str
 
 # Why file systems were thawed.
 ThawedBy = str
+
+# How a value is, beside its threshold.
+ThresholdStatus = str
 
 Token = str
 

@@ -1,40 +1,39 @@
-//! File systems that are almost full: told when they become so, and when they are not so any more. Pure.
+//! File systems that are almost full, whatever anybody declares: told when they become so, and when they are not so any
+//! more. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use drover_schemas::guest::DiskUse;
 use serde_json::{Value, json};
 
+use super::crossing::Crossing;
 use super::{DISK_LOW, DISK_OK};
 
 /// From so many percent on a file system is almost full.
-const LOW: u128 = 95;
-/// At so many it is not any more.
-const OK: u128 = 92;
+const LOW: u32 = 95;
+/// Below so many it is not any more.
+const OK: u32 = 93;
 
-/// Those that are almost full, by where they are mounted.
+/// How they were, by where they are mounted.
 #[derive(Debug, Default)]
-pub struct Disks(BTreeSet<String>);
+pub(super) struct Disks(BTreeMap<String, Crossing>);
 
 impl Disks {
     /// What there is to tell, given how they are now.
-    pub fn look(&mut self, disks: &[DiskUse]) -> Vec<(&'static str, Value)> {
-        self.0.retain(|mount| disks.iter().any(|disk| disk.mount == *mount));
+    pub(super) fn look(&mut self, disks: &[DiskUse]) -> Vec<(&'static str, Value)> {
+        self.0.retain(|mount, _| disks.iter().any(|disk| disk.mount == *mount));
         let mut told = Vec::new();
         for disk in disks.iter().filter(|disk| disk.total_bytes > 0) {
             let used = disk.total_bytes.saturating_sub(disk.free_bytes);
             let percent = u128::from(used) * 100 / u128::from(disk.total_bytes);
-            let kind = match self.0.contains(&disk.mount) {
-                false if percent >= LOW => {
-                    self.0.insert(disk.mount.clone());
-                    DISK_LOW
-                }
-                true if percent <= OK => {
-                    self.0.remove(&disk.mount);
-                    DISK_OK
-                }
-                _ => continue,
-            };
+            let crossing = self.0.entry(disk.mount.clone());
+            // Looks are half a minute apart: one is enough.
+            let crossing = crossing.or_insert_with(|| Crossing::new(LOW, OK, Duration::ZERO, false));
+            if !crossing.take(u32::try_from(percent).ok(), Duration::ZERO) {
+                continue;
+            }
+            let kind = if crossing.is_exceeded() { DISK_LOW } else { DISK_OK };
             // Integers that every reader understands.
             let bytes = |bytes: u64| bytes.min(1 << 53);
             told.push((
