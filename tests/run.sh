@@ -266,6 +266,7 @@ if wants network; then
     wants unit || step network "bridges, TAPs and rules" cargo test --locked --workspace --test network
     step network "guests and what others do" real traffic 2
     step network "forwards that come and go" real forwards 2
+    step network "what guests may reach" real egress 2
 fi
 
 if wants soak; then

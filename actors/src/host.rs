@@ -14,6 +14,7 @@ use ipnet::Ipv4Net;
 use tokio::sync::watch;
 
 use crate::journal::{LeaseRow, Snapshot, UidRow, VmRow};
+use crate::network::egress;
 use crate::network::{NetworkDef, NicLease, Pool};
 use crate::quota::{self, Quotas};
 
@@ -38,6 +39,8 @@ pub struct HostState {
     installation: InstallationId,
     inner: Mutex<Inner>,
     forwards: Forwards,
+    /// Networks whose guests reach each other.
+    shared: BTreeSet<Token>,
     began: Instant,
     draining: AtomicBool,
     /// Counts changes of what is promised.
@@ -123,6 +126,7 @@ impl HostState {
         }
         Ok(Self {
             forwards,
+            shared: networks.iter().filter(|def| !def.isolate).map(|def| def.name.clone()).collect(),
             totals,
             quotas,
             installation,
@@ -296,6 +300,7 @@ impl HostState {
         if wanted > left {
             return Err(exhausted("bytes of disk", left, wanted, "delete a VM"));
         }
+        egress::check_isolated(&spec.nics, |nic| !self.shared.contains(&nic.network))?;
         self.forwards.claim(namespace, vm_id, &spec.nics)?;
         let mut leased = Vec::new();
         for (index, nic) in spec.nics.iter().enumerate() {

@@ -20,6 +20,7 @@ use crate::hypervisor::pidfd::env_value;
 use crate::hypervisor::process::{ENV_INSTALLATION, ENV_VM_ID, LaunchRecord};
 use crate::hypervisor::run_dir::RunRoot;
 use crate::journal::{LeaseRow, Snapshot, UidRow};
+use crate::network::egress;
 use crate::network::forward::read_all;
 use crate::network::{NicLease, VmNet};
 
@@ -74,8 +75,14 @@ pub fn nets(root: &RunRoot, orphans: &[Orphan]) -> Vec<VmNet> {
         let record = record_of(root, orphan.installation, orphan.vm_id)?;
         let spec = record.import.get("spec").cloned().unwrap_or_default();
         let spec: Option<ResolvedSpec> = serde_json::from_value(spec).ok();
-        let forwards = spec.and_then(|spec| read_all(&spec.nics).ok()).unwrap_or_default();
-        Some(VmNet { vm_id: orphan.vm_id, uid: record.uid, nics: nics(&record), forwards })
+        let specs = spec.map(|spec| spec.nics).unwrap_or_default();
+        Some(VmNet {
+            vm_id: orphan.vm_id,
+            uid: record.uid,
+            nics: nics(&record),
+            forwards: read_all(&specs).unwrap_or_default(),
+            egress: egress::of_stored(&specs),
+        })
     };
     orphans.iter().filter(|orphan| orphan.ours).filter_map(net).collect()
 }

@@ -12,6 +12,7 @@ use drover_schemas::body::spec::{
 use drover_schemas::size::ByteSize;
 use drover_schemas::{ErrorBody, ErrorCode, Token};
 
+use crate::network::egress;
 use crate::network::forward::read_all;
 
 mod agent;
@@ -135,6 +136,7 @@ fn over(
         return Err(invalid("spec.nics", format!("at most {MAX_NICS} interfaces")));
     }
     read_all(&nics)?;
+    egress::read_all(&nics)?;
     let disks = disks
         .into_iter()
         .enumerate()

@@ -19,6 +19,8 @@ pub mod feature {
     pub const USER_DATA: &str = "user-data";
     /// Ports of the host that lead to guests.
     pub const FORWARDS: &str = "network.forwards";
+    /// What a guest may reach is said by its spec.
+    pub const EGRESS: &str = "network.egress";
     /// Creates that were placed by another host.
     pub const PLACED: &str = "create.placed";
     /// The real hypervisor.
@@ -81,6 +83,9 @@ impl Demand {
         }
         if nics.iter().any(|nic| !nic.forwards.is_empty()) {
             features.push(feature::FORWARDS.to_owned());
+        }
+        if nics.iter().any(|nic| nic.egress.is_some()) {
+            features.push(feature::EGRESS.to_owned());
         }
         features.extend(placement.features.iter().cloned());
         Self {

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_IMAGES: usize = 256;
 
 /// Features that every build of this version offers, for peers of other versions.
-const FEATURES: [&str; 9] = [
+const FEATURES: [&str; 10] = [
     "vm.v1",
     "guest.v1",
     "events.v1",
@@ -38,6 +38,7 @@ const FEATURES: [&str; 9] = [
     feature::WINDOWS,
     feature::FIRMWARE,
     feature::USER_DATA,
+    feature::EGRESS,
 ];
 
 /// What this host offers.

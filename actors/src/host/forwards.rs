@@ -185,7 +185,7 @@ mod tests {
             guest_port: 53,
             sources: Vec::new(),
         };
-        vec![NicSpec { network: token("default"), forwards: vec![forward] }]
+        vec![NicSpec { network: token("default"), forwards: vec![forward], egress: None }]
     }
 
     fn token(text: &str) -> Token {

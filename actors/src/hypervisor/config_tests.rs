@@ -26,7 +26,7 @@ fn spec(os: Os) -> ResolvedSpec {
             cmdline: "console=ttyS0 ".to_owned(),
         },
         disks: vec![ResolvedDisk { image: image("root", ImageKind::Disk), readonly: false }],
-        nics: vec![NicSpec { network: Token::new("default").unwrap(), forwards: Vec::new() }],
+        nics: vec![NicSpec { network: Token::new("default").unwrap(), forwards: Vec::new(), egress: None }],
         restart: RestartSpec::default(),
         agent: AgentSpec::default(),
         labels: Default::default(),

@@ -146,8 +146,8 @@ async fn work(ops: &NetOps, batch: Vec<NetworkMsg>) {
 }
 
 async fn forward(ops: &NetOps, vm: VmNet) -> Result<(), NetworkError> {
-    let old: HashSet<Member> = ops.known.vm(vm.vm_id).iter().flat_map(VmNet::forward_members).collect();
-    let new: HashSet<Member> = vm.forward_members().collect();
+    let old: HashSet<Member> = ops.known.vm(vm.vm_id).iter().flat_map(VmNet::routed_members).collect();
+    let new: HashSet<Member> = vm.routed_members().collect();
     let (add, remove): (Vec<_>, Vec<_>) =
         (new.difference(&old).cloned().collect(), old.difference(&new).cloned().collect());
     // From now on this is what should be, and what the watch mends.
@@ -164,7 +164,7 @@ async fn change(
 ) {
     // First: what is taken away here is nobody's loss.
     let known: Vec<_> = detach.iter().filter_map(|(vm_id, ..)| ops.known.remove(*vm_id)).collect();
-    let forwards: Vec<Member> = known.iter().flat_map(VmNet::forward_members).collect();
+    let forwards: Vec<Member> = known.iter().flat_map(VmNet::routed_members).collect();
     let mut plugged = Vec::new();
     for (vm, reply) in attach {
         match ops.plug(&vm).await {

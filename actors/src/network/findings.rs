@@ -143,7 +143,7 @@ pub fn of_rules(known: &Known, table: &str, present: Option<&Present>, laid: Opt
                 found.push(Finding::of_vm(Wrong::ElementsForeign, &nic.tap, vm.vm_id));
             }
         }
-        let gone = vm.forward_members().filter(|member| !forwards.remove(member)).count();
+        let gone = vm.routed_members().filter(|member| !forwards.remove(member)).count();
         if gone > 0 {
             found.push(Finding::of_vm(Wrong::ForwardsGone, table, vm.vm_id));
         }

@@ -57,7 +57,7 @@ pub struct Forward {
 }
 
 /// Everybody.
-const ALL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
+pub(super) const ALL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
 
 fn invalid(field: &str, message: String) -> ErrorBody {
     ErrorBody::new(ErrorCode::InvalidArgument, format!("{field}: {message}")).with("field", field)
@@ -208,7 +208,7 @@ pub fn changed(nics: &[NicSpec], request: &ForwardRequest) -> Result<Vec<NicSpec
 }
 
 /// As `nft` writes it: a single address without its length.
-fn prefix(net: Ipv4Net) -> String {
+pub(super) fn prefix(net: Ipv4Net) -> String {
     if net.prefix_len() == 32 { net.addr().to_string() } else { net.to_string() }
 }
 
@@ -228,7 +228,7 @@ mod tests {
     }
 
     fn nic(forwards: Vec<ForwardSpec>) -> NicSpec {
-        NicSpec { network: drover_schemas::Token::new("default").unwrap(), forwards }
+        NicSpec { network: drover_schemas::Token::new("default").unwrap(), forwards, egress: None }
     }
 
     #[test]

@@ -25,7 +25,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 pub use self::present::Present;
-pub(super) use self::rules::{FORWARD_OPEN, FORWARD_PORT, FORWARD_TO};
+pub(super) use self::rules::{
+    EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, FORWARD_OPEN,
+    FORWARD_PORT, FORWARD_TO,
+};
 
 /// How long one transaction may take.
 const DEADLINE: Duration = Duration::from_secs(20);

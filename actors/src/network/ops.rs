@@ -18,6 +18,7 @@ use drover_schemas::token::Token;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use super::egress::{self, Egress};
 use super::findings::port;
 use super::forward::{Forward, open};
 use super::known::{Bridged, Known};
@@ -93,6 +94,8 @@ pub struct VmNet {
     pub nics: Vec<NicLease>,
     /// Ports of the host that lead to each of them.
     pub forwards: Vec<Vec<Forward>>,
+    /// What each of them may reach.
+    pub egress: Vec<Option<Egress>>,
 }
 
 impl VmNet {
@@ -100,17 +103,18 @@ impl VmNet {
     #[must_use]
     pub fn members(&self) -> Vec<Member> {
         let mut members = members(&self.nics);
-        members.extend(self.forward_members());
+        members.extend(self.routed_members());
         members
     }
 
-    /// What of it leads there from ports of the host.
-    pub fn forward_members(&self) -> impl Iterator<Item = Member> {
+    /// What of it leads there from ports of the host, and where it may go.
+    pub fn routed_members(&self) -> impl Iterator<Item = Member> {
         let of_nics = self.nics.iter().zip(&self.forwards);
-        of_nics.flat_map(|(nic, forwards)| {
+        let led = of_nics.flat_map(|(nic, forwards)| {
             let led = forwards.iter().flat_map(|forward| forward.elements(nic.ipv4));
             led.chain(open(nic.ipv4, forwards))
-        })
+        });
+        led.chain(egress::members(self.nics.iter().map(|nic| nic.ipv4), &self.egress))
     }
 }
 

@@ -29,6 +29,7 @@ use crate::hypervisor::process::{LaunchRecord, LaunchSpec, VmmProcess, destroy, 
 use crate::hypervisor::run_dir::RunDir;
 use crate::hypervisor::stop::{StopPlan, stop_ladder};
 use crate::journal::VmRow;
+use crate::network::egress;
 use crate::network::forward::read_all;
 use crate::network::{NicLease, VmNet};
 use crate::services::Shared;
@@ -226,7 +227,8 @@ async fn call_failed(
 pub fn vm_net(row: &VmRow) -> VmNet {
     // The spec was looked at before it was journalled.
     let forwards = read_all(&row.spec.nics).unwrap_or_default();
-    VmNet { vm_id: row.vm_id, uid: row.uid, nics: row.nics.clone(), forwards }
+    let egress = egress::of_stored(&row.spec.nics);
+    VmNet { vm_id: row.vm_id, uid: row.uid, nics: row.nics.clone(), forwards, egress }
 }
 
 /// Who owns what is the VMM's own; nobody but us where VMMs are not confined.

@@ -57,6 +57,49 @@ pub struct NicSpec {
     /// Ports of the host that lead to this interface; at most 64 of a VM.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forwards: Vec<ForwardSpec>,
+    /// What the guest may reach by it; everything that the host's network lets through if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressSpec>,
+}
+
+/// What a guest may reach by an interface. Answers to who reached it first pass, and its network must keep its guests
+/// apart (`isolate`). What `deny` names is refused, then what `allow` names passes, then `default` decides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct EgressSpec {
+    /// What becomes of all that is not named; `allow` if left out.
+    pub default: EgressDefault,
+    /// What passes though the default is `deny`; at most 64 rules with those of `deny`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<EgressRule>,
+    /// What is refused.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<EgressRule>,
+}
+
+/// What becomes of that which no rule names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EgressDefault {
+    /// It passes.
+    #[default]
+    Allow,
+    /// It is refused.
+    Deny,
+}
+
+/// Where to, by what protocol and to which ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EgressRule {
+    /// An IPv4 address or prefix such as `192.0.2.0/24`; `all`; `private` for addresses that are not of the public
+    /// internet; `metadata` for the link-local ones where clouds answer what is for the machine itself.
+    pub to: String,
+    /// TCP or UDP only; with neither this nor `ports` all that there is of IP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// Ports such as `443` and ranges such as `8000-8099`, at most 16; all if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<String>,
 }
 
 /// A port of the host that leads to one of the guest.

@@ -96,14 +96,14 @@ fn requests_are_pinned() {
         &CreateRequest { name: token("web"), spec: VmSpec::default(), wait: None },
         decode,
     );
-    let nic = NicSpec { network: token("default"), forwards: vec![forward()] };
+    let nic = NicSpec { network: token("default"), forwards: vec![forward()], egress: None };
     let spec = VmSpec { nics: Some(vec![nic]), ..VmSpec::default() };
     check("bus", "create-forwards", &CreateRequest { name: token("web"), spec, wait: None }, decode);
     let spec = VmSpec {
         template: Some(token("linux-microvm")),
         cpus: Some(2),
         memory: Some(ByteSize::mib(512)),
-        nics: Some(vec![NicSpec { network: token("default"), forwards: Vec::new() }]),
+        nics: Some(vec![NicSpec { network: token("default"), forwards: Vec::new(), egress: None }]),
         restart: Some(RestartSpec::default()),
         agent: Some(AgentSpec::default()),
         labels: BTreeMap::from([("team".into(), "a".into())]),

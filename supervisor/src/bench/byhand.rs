@@ -129,7 +129,9 @@ impl ByHand {
         for plan in &plans {
             let nics = plan.nics.clone();
             let forwards = Vec::new();
-            self.net.plug(&VmNet { vm_id: plan.vm_id, uid: self.machine.uid, nics, forwards }).await?;
+            self.net
+                .plug(&VmNet { vm_id: plan.vm_id, uid: self.machine.uid, nics, forwards, egress: Vec::new() })
+                .await?;
         }
         // One transaction for all: nobody would do it one by one.
         self.net.change(&plans.iter().flat_map(|plan| members(&plan.nics)).collect::<Vec<_>>(), &[]).await?;

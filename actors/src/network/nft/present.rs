@@ -61,9 +61,10 @@ fn member(set: &str, element: &Value) -> Member {
 
 /// The parts of an element as texts.
 fn parts(element: &Value) -> Vec<String> {
-    let part = |value: &Value| match (value.as_str(), value.get("prefix")) {
-        (Some(text), _) => text.to_owned(),
-        (None, Some(prefix)) => format!("{}/{}", prefix["addr"].as_str().unwrap_or_default(), prefix["len"]),
+    let part = |value: &Value| match (value.as_str(), value.get("prefix"), value.get("range")) {
+        (Some(text), ..) => text.to_owned(),
+        (_, Some(prefix), _) => format!("{}/{}", prefix["addr"].as_str().unwrap_or_default(), prefix["len"]),
+        (_, _, Some(range)) => format!("{}-{}", range[0], range[1]),
         _ => value.to_string(),
     };
     match element.get("concat").and_then(Value::as_array) {

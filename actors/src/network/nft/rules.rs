@@ -32,12 +32,36 @@ pub(in super::super) const FORWARD_PORT: &str = "forward_port";
 /// Address and port of a guest, and source, between which a forward leads now: what goes on under one that is gone is cut.
 pub(in super::super) const FORWARD_OPEN: &str = "forward_open";
 
+/// Addresses of guests that reach nothing but what is allowed.
+pub(in super::super) const EGRESS_CLOSED: &str = "egress_closed";
+/// Address of a guest, and where it may go though it is closed.
+pub(in super::super) const EGRESS_ALLOW: &str = "egress_allow";
+/// The same with protocol and ports.
+pub(in super::super) const EGRESS_ALLOW_PORT: &str = "egress_allow_port";
+/// Address of a guest, and where it may not go.
+pub(in super::super) const EGRESS_DENY: &str = "egress_deny";
+/// The same with protocol and ports.
+pub(in super::super) const EGRESS_DENY_PORT: &str = "egress_deny_port";
+
 /// Sets that are not of the bridge's table.
-const OF_FORWARDS: [&str; 3] = [FORWARD_TO, FORWARD_PORT, FORWARD_OPEN];
+const ROUTED: [&str; 8] = [
+    FORWARD_TO,
+    FORWARD_PORT,
+    FORWARD_OPEN,
+    EGRESS_CLOSED,
+    EGRESS_ALLOW,
+    EGRESS_ALLOW_PORT,
+    EGRESS_DENY,
+    EGRESS_DENY_PORT,
+];
 
 /// Destination, protocol, port and source.
 const FORWARD_KEY: [SetType; 4] =
     [SetType::Ipv4Addr, SetType::InetProto, SetType::InetService, SetType::Ipv4Addr];
+
+/// Source, destination, protocol and port.
+const EGRESS_KEY: [SetType; 4] =
+    [SetType::Ipv4Addr, SetType::Ipv4Addr, SetType::InetProto, SetType::InetService];
 
 type Expr = Expression<'static>;
 type Stmt = Statement<'static>;
@@ -197,6 +221,14 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
     doc.add_forwards(FORWARD_TO, SetType::Ipv4Addr);
     doc.add_forwards(FORWARD_PORT, SetType::InetService);
     doc.add_set(FORWARD_OPEN, &FORWARD_KEY, Some(SetFlag::Interval));
+    doc.add_set(EGRESS_CLOSED, &[SetType::Ipv4Addr], None);
+    for name in [EGRESS_ALLOW, EGRESS_DENY] {
+        doc.add_set(name, &[SetType::Ipv4Addr; 2], Some(SetFlag::Interval));
+    }
+    for name in [EGRESS_ALLOW_PORT, EGRESS_DENY_PORT] {
+        doc.add_set(name, &EGRESS_KEY, Some(SetFlag::Interval));
+    }
+    egress(&mut doc);
     forwarded(&mut doc, &base.networks);
     doc.add_chain("postrouting", Some(("postrouting", NfChainType::NAT, NfHook::Postrouting, 100)));
     doc.add_chain("forward", Some(("forward", NfChainType::Filter, NfHook::Forward, 0)));
@@ -273,6 +305,27 @@ fn forwarded(doc: &mut Doc<'_>, networks: &[BaseNet]) {
     doc.add_rule("output", vec![with_ports(), local(), dnat()]);
 }
 
+/// A guest goes where its spec lets it. Each packet is looked at, so what a change refuses ends at once. What passes here
+/// is not accepted yet: networks keep their guests apart all the same.
+fn egress(doc: &mut Doc<'_>) {
+    const CHAIN: &str = "egress";
+    const RETURN: Stmt = Statement::Return(None);
+    let there = || vec![field("ip", "saddr"), field("ip", "daddr")];
+    let ports = || vec![meta(MetaKey::L4proto), field("th", "dport")];
+    let within = |key: Vec<Expr>, set: &str| eq(concat(key), text(&format!("@{set}")));
+    let [count, drop] = counted_drop();
+    doc.add_chain(CHAIN, None);
+    doc.add_rule(CHAIN, vec![eq(ct("direction"), text("reply")), RETURN]);
+    doc.add_rule(CHAIN, vec![within(there(), EGRESS_DENY), count.clone(), drop.clone()]);
+    let denied = within([there(), ports()].concat(), EGRESS_DENY_PORT);
+    doc.add_rule(CHAIN, vec![with_ports(), denied, count.clone(), drop.clone()]);
+    doc.add_rule(CHAIN, vec![within(there(), EGRESS_ALLOW), RETURN]);
+    let allowed = within([there(), ports()].concat(), EGRESS_ALLOW_PORT);
+    doc.add_rule(CHAIN, vec![with_ports(), allowed, RETURN]);
+    let closed = eq(field("ip", "saddr"), text(&format!("@{EGRESS_CLOSED}")));
+    doc.add_rule(CHAIN, vec![closed, count, drop]);
+}
+
 /// Guests go out masqueraded; nothing comes in but answers and forwarded ports; the host answers a ping.
 fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
     let bridge = network.bridge.as_str();
@@ -293,6 +346,8 @@ fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
         let there = eq(field("ip", "daddr"), prefix(*net));
         doc.add_rule("forward", vec![from(bridge), there, count.clone(), drop.clone()]);
     }
+    let jump = Statement::Jump(JumpTarget { target: "egress".into() });
+    doc.add_rule("forward", vec![from(bridge), jump]);
     cut(doc, bridge);
     doc.add_rule("forward", vec![to(bridge), established(), ACCEPT]);
     doc.add_rule("forward", vec![to(bridge), when(ct("status"), Operator::IN, text("dnat")), ACCEPT]);
@@ -321,9 +376,9 @@ fn elements(table: &str, members: &[Member]) -> Vec<NfListObject<'static>> {
         sets.entry(set).or_default().push(element);
     }
     let element = |(set, members): (&str, Vec<Expr>)| {
-        let forwards = OF_FORWARDS.contains(&set);
+        let routed = ROUTED.contains(&set);
         NfListObject::Element(Element {
-            family: if forwards { NfFamily::INet } else { NfFamily::Bridge },
+            family: if routed { NfFamily::INet } else { NfFamily::Bridge },
             table: Cow::Owned(table.to_owned()),
             name: set.to_owned().into(),
             elem: members.into(),
@@ -332,11 +387,17 @@ fn elements(table: &str, members: &[Member]) -> Vec<NfListObject<'static>> {
     sets.into_iter().map(element).collect()
 }
 
-/// A part of an element as an expression: a prefix, or as it stands.
+/// A part of an element as an expression: a prefix, a range of ports, or as it stands.
 fn part(part: &str) -> Expr {
-    match part.parse::<Ipv4Net>() {
-        Ok(net) => prefix(net),
-        Err(_) => text(part),
+    if let Ok(net) = part.parse::<Ipv4Net>() {
+        return prefix(net);
+    }
+    match part.split_once('-').map(|(first, last)| (first.parse(), last.parse())) {
+        Some((Ok(first), Ok(last))) => {
+            let range = [Expression::Number(first), Expression::Number(last)];
+            Expression::Range(Box::new(expr::Range { range }))
+        }
+        _ => text(part),
     }
 }
 

@@ -501,6 +501,26 @@ class DroppedEvents(TypedDict):
     window: NotRequired[int]
 
 
+class EgressRule(TypedDict):
+    """Where to, by what protocol and to which ports."""
+    # Ports such as `443` and ranges such as `8000-8099`, at most 16; all if there are none.
+    ports: NotRequired[list[str]]
+    # TCP or UDP only; with neither this nor `ports` all that there is of IP.
+    protocol: NotRequired[Protocol | None]
+    # An IPv4 address or prefix such as `192.0.2.0/24`; `all`; `private` for addresses that are not of the public internet; `metadata` for the link-local ones where clouds answer what is for the machine itself.
+    to: str
+
+
+class EgressSpec(TypedDict):
+    """What a guest may reach by an interface. Answers to who reached it first pass, and its network must keep its guests apart (`isolate`). What `deny` names is refused, then what `allow` names passes, then `default` decides."""
+    # What passes though the default is `deny`; at most 64 rules with those of `deny`.
+    allow: NotRequired[list[EgressRule]]
+    # What becomes of all that is not named; `allow` if left out.
+    default: NotRequired[EgressDefault]
+    # What is refused.
+    deny: NotRequired[list[EgressRule]]
+
+
 class Empty(TypedDict):
     """An empty request or reply."""
 
@@ -1470,6 +1490,8 @@ class NamespaceUse(TypedDict):
 
 class NicSpec(TypedDict):
     """One network interface of a VM."""
+    # What the guest may reach by it; everything that the host's network lets through if left out.
+    egress: NotRequired[EgressSpec | None]
     # Ports of the host that lead to this interface; at most 64 of a VM.
     forwards: NotRequired[list[ForwardSpec]]
     # The host's network to join.
@@ -2287,6 +2309,9 @@ CheckStatus = str
 
 # What a VM shall be.
 Desired = str
+
+# What becomes of that which no rule names.
+EgressDefault = Literal["allow", "deny"]
 
 # What kind of failure it was. Stable; clients match on it.
 ErrorCode = str

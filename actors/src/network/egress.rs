@@ -1,0 +1,337 @@
+//! What a guest may reach: what a spec asks for, checked, and its elements in the firewall. Pure.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use drover_schemas::body::spec::{EgressDefault, EgressRule, EgressSpec, NicSpec, Protocol};
+use drover_schemas::{ErrorBody, ErrorCode};
+use ipnet::Ipv4Net;
+
+use super::forward::{ALL, prefix};
+use super::nft::{EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, Member};
+
+/// The most rules of one interface.
+pub const MAX_RULES: usize = 64;
+/// The most ports, or ranges of them, of one rule.
+pub const MAX_PORTS: usize = 16;
+
+/// Addresses that are not of the public internet: of private networks, of carriers, of the link, of the host itself.
+const PRIVATE: [Ipv4Net; 6] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10),
+    Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12),
+    Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 0, 0), 16),
+];
+/// Where clouds answer what only the machine itself should know.
+const METADATA: [Ipv4Net; 1] = [Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16)];
+
+/// What an interface may reach.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Egress {
+    /// Nothing but what is allowed.
+    closed: bool,
+    allow: Vec<Reach>,
+    deny: Vec<Reach>,
+}
+
+/// A rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Reach {
+    nets: Vec<Ipv4Net>,
+    /// With their ports, first and last; all that there is of IP if empty.
+    ports: Vec<(Protocol, u16, u16)>,
+}
+
+impl Egress {
+    /// Nothing is reached.
+    #[must_use]
+    pub const fn closed() -> Self {
+        Self { closed: true, allow: Vec::new(), deny: Vec::new() }
+    }
+
+    /// Reads what a spec says; `field` is where it stands.
+    ///
+    /// # Errors
+    /// `invalid_argument` with the field.
+    pub fn read(field: &str, spec: &EgressSpec) -> Result<Self, ErrorBody> {
+        let count = spec.allow.len() + spec.deny.len();
+        if count > MAX_RULES {
+            return Err(invalid(field, format!("{count} rules; at most {MAX_RULES}")));
+        }
+        let closed = spec.default == EgressDefault::Deny;
+        if !closed && !spec.allow.is_empty() {
+            let text = "everything is allowed by default; set `default: deny`, or leave these out";
+            return Err(invalid(&format!("{field}.allow"), text.to_owned()));
+        }
+        let rules = |list: &str, rules: &[EgressRule]| {
+            let numbered = rules.iter().enumerate();
+            numbered.map(|(i, rule)| reach(&format!("{field}.{list}[{i}]"), rule)).collect::<Result<_, _>>()
+        };
+        Ok(Self { closed, allow: rules("allow", &spec.allow)?, deny: rules("deny", &spec.deny)? })
+    }
+
+    /// Its elements, of a guest's address.
+    #[must_use]
+    pub fn elements(&self, guest: Ipv4Addr) -> Vec<Member> {
+        let guest = guest.to_string();
+        let member = |set: &str, rest: Vec<String>| {
+            let parts = std::iter::once(guest.clone()).chain(rest).collect();
+            Member { set: set.to_owned(), parts, value: None }
+        };
+        let mut elements = Vec::new();
+        if self.closed {
+            elements.push(member(EGRESS_CLOSED, Vec::new()));
+        }
+        let lists =
+            [(&self.deny, EGRESS_DENY, EGRESS_DENY_PORT), (&self.allow, EGRESS_ALLOW, EGRESS_ALLOW_PORT)];
+        for (rules, whole, of_ports) in lists {
+            let (all, some): (Vec<&Reach>, Vec<&Reach>) =
+                rules.iter().partition(|reach| reach.ports.is_empty());
+            let nets: Vec<Ipv4Net> = all.into_iter().flat_map(|reach| &reach.nets).copied().collect();
+            let nets = Ipv4Net::aggregate(&nets);
+            elements.extend(nets.into_iter().map(|net| member(whole, vec![prefix(net)])));
+            for (protocol, first, last, net) in apart(&some) {
+                let ports = if first == last { first.to_string() } else { format!("{first}-{last}") };
+                elements.push(member(of_ports, vec![prefix(net), protocol.as_str().to_owned(), ports]));
+            }
+        }
+        elements
+    }
+}
+
+/// The same rules without any that meet: the firewall takes no element twice, and none within another.
+fn apart(rules: &[&Reach]) -> Vec<(Protocol, u16, u16, Ipv4Net)> {
+    let mut found = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let ranges = || {
+            let of_rule = |reach: &&Reach| {
+                let nets = reach.nets.clone();
+                reach.ports.clone().into_iter().map(move |(of, first, last)| (of, first, last, nets.clone()))
+            };
+            rules.iter().flat_map(of_rule).filter(move |(of, ..)| *of == protocol)
+        };
+        // Where the rules for a port may be others than for the port before.
+        let edges: BTreeSet<u32> =
+            ranges().flat_map(|(_, first, last, _)| [u32::from(first), u32::from(last) + 1]).collect();
+        let mut parts: Vec<(u16, u16, Vec<Ipv4Net>)> = Vec::new();
+        for (start, end) in edges.iter().zip(edges.iter().skip(1)) {
+            let (Ok(first), Ok(last)) = (u16::try_from(*start), u16::try_from(end - 1)) else { continue };
+            let within = ranges().filter(|(_, from, to, _)| *from <= first && last <= *to);
+            let nets: Vec<Ipv4Net> = within.flat_map(|(.., nets)| nets).collect();
+            let nets = Ipv4Net::aggregate(&nets);
+            match parts.last_mut() {
+                Some((_, before, same)) if *before + 1 == first && *same == nets => *before = last,
+                _ => parts.push((first, last, nets)),
+            }
+        }
+        for (first, last, nets) in parts {
+            found.extend(nets.into_iter().map(|net| (protocol, first, last, net)));
+        }
+    }
+    found
+}
+
+/// Reads what the interfaces of a VM may reach; `None` for one that says nothing.
+///
+/// # Errors
+/// `invalid_argument` with the field.
+pub fn read_all(nics: &[NicSpec]) -> Result<Vec<Option<Egress>>, ErrorBody> {
+    let read = |(i, nic): (usize, &NicSpec)| {
+        let field = format!("spec.nics[{i}].egress");
+        nic.egress.as_ref().map(|spec| Egress::read(&field, spec)).transpose()
+    };
+    nics.iter().enumerate().map(read).collect()
+}
+
+/// The same for a spec that was looked at before: one that cannot be read after all reaches nothing.
+#[must_use]
+pub fn of_stored(nics: &[NicSpec]) -> Vec<Option<Egress>> {
+    let read = |nic: &NicSpec| {
+        nic.egress.as_ref().map(|spec| Egress::read("egress", spec).unwrap_or_else(|_| Egress::closed()))
+    };
+    nics.iter().map(read).collect()
+}
+
+fn invalid(field: &str, message: String) -> ErrorBody {
+    ErrorBody::new(ErrorCode::InvalidArgument, format!("{field}: {message}")).with("field", field)
+}
+
+fn reach(field: &str, rule: &EgressRule) -> Result<Reach, ErrorBody> {
+    let nets = match rule.to.as_str() {
+        "all" => vec![ALL],
+        "private" => PRIVATE.to_vec(),
+        "metadata" => METADATA.to_vec(),
+        text => {
+            let one = text.parse::<Ipv4Addr>().map(Ipv4Net::from).or_else(|_| text.parse::<Ipv4Net>());
+            let net = one.map_err(|_| {
+                let shown: String = text.chars().take(60).collect();
+                let text = format!(
+                    "{shown:?} is not `all`, `private`, `metadata`, an IPv4 address, or a prefix such as 192.0.2.0/24"
+                );
+                invalid(&format!("{field}.to"), text)
+            })?;
+            vec![net.trunc()]
+        }
+    };
+    if rule.ports.len() > MAX_PORTS {
+        return Err(invalid(&format!("{field}.ports"), format!("at most {MAX_PORTS}")));
+    }
+    let mut ranges = rule.ports.iter().map(|text| range(field, text)).collect::<Result<Vec<_>, _>>()?;
+    if ranges.is_empty() && rule.protocol.is_some() {
+        ranges.push((0, u16::MAX));
+    }
+    let protocols = rule.protocol.map_or_else(|| vec![Protocol::Tcp, Protocol::Udp], |one| vec![one]);
+    let of_protocol = |protocol: Protocol| ranges.iter().map(move |(first, last)| (protocol, *first, *last));
+    Ok(Reach { nets, ports: protocols.into_iter().flat_map(of_protocol).collect() })
+}
+
+fn range(field: &str, text: &str) -> Result<(u16, u16), ErrorBody> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let port = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port > 0);
+    match (port(first), port(last)) {
+        (Some(first), Some(last)) if first <= last => Ok((first, last)),
+        _ => {
+            let shown: String = text.chars().take(40).collect();
+            let text = format!("{shown:?} is not a port or a range of ports such as 8000-8099");
+            Err(invalid(&format!("{field}.ports"), text))
+        }
+    }
+}
+
+/// The interfaces in `nics` whose guests are kept from others by what they may reach need a network that keeps its
+/// guests apart: on a bridge nothing passes the rules of egress.
+///
+/// # Errors
+/// `invalid_argument` with the field.
+pub fn check_isolated(nics: &[NicSpec], isolated: impl Fn(&NicSpec) -> bool) -> Result<(), ErrorBody> {
+    match nics.iter().enumerate().find(|(_, nic)| nic.egress.is_some() && !isolated(nic)) {
+        None => Ok(()),
+        Some((i, nic)) => {
+            let text = format!(
+                "network {:?} of this host lets its guests reach each other, whatever is said here; an operator sets \
+                 `isolate: true` there",
+                nic.network
+            );
+            Err(invalid(&format!("spec.nics[{i}].egress"), text))
+        }
+    }
+}
+
+/// The elements of interfaces with their addresses.
+pub fn members<'a>(
+    guests: impl IntoIterator<Item = Ipv4Addr> + 'a,
+    egress: &'a [Option<Egress>],
+) -> impl Iterator<Item = Member> + 'a {
+    let known = guests.into_iter().zip(egress);
+    known.flat_map(|(guest, egress)| egress.iter().flat_map(move |egress| egress.elements(guest)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 5);
+
+    fn spec(json: serde_json::Value) -> EgressSpec {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn elements(json: serde_json::Value) -> Vec<String> {
+        let egress = Egress::read("e", &spec(json)).unwrap();
+        let text = |member: Member| format!("{} {}", member.set, member.parts[1..].join(" "));
+        egress.elements(GUEST).into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn what_is_asked_for_becomes_elements_that_do_not_meet() {
+        let found = elements(serde_json::json!({
+            "default": "deny",
+            "allow": [
+                {"to": "192.0.2.0/24", "protocol": "tcp", "ports": ["443", "8000-8099"]},
+                {"to": "192.0.2.128/25", "protocol": "tcp", "ports": ["8050-8060"]},
+                {"to": "198.51.100.7", "ports": ["53"]},
+                {"to": "203.0.113.0/25"}, {"to": "203.0.113.128/25"},
+            ],
+            "deny": [{"to": "metadata"}, {"to": "all", "protocol": "udp"}],
+        }));
+        assert_eq!(
+            found,
+            [
+                "egress_closed ",
+                "egress_deny 169.254.0.0/16",
+                "egress_deny_port 0.0.0.0/0 udp 0-65535",
+                "egress_allow 203.0.113.0/24",
+                "egress_allow_port 198.51.100.7 tcp 53",
+                "egress_allow_port 192.0.2.0/24 tcp 443",
+                "egress_allow_port 192.0.2.0/24 tcp 8000-8099",
+                "egress_allow_port 198.51.100.7 udp 53",
+            ]
+        );
+        assert_eq!(elements(serde_json::json!({"deny": [{"to": "private"}]})).len(), 6);
+        assert!(elements(serde_json::json!({})).is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_with_its_field() {
+        for (json, field) in [
+            (serde_json::json!({"deny": [{"to": "example.org"}]}), "e.deny[0].to"),
+            (serde_json::json!({"deny": [{"to": "::1"}]}), "e.deny[0].to"),
+            (serde_json::json!({"allow": [{"to": "all"}]}), "e.allow"),
+            (
+                serde_json::json!({"deny": [{"to": "all"}, {"to": "all", "ports": ["9-8"]}]}),
+                "e.deny[1].ports",
+            ),
+            (serde_json::json!({"deny": [{"to": "all", "ports": ["0"]}]}), "e.deny[0].ports"),
+            (serde_json::json!({"deny": [{"to": "all", "ports": vec!["1"; 17]}]}), "e.deny[0].ports"),
+            (serde_json::json!({"deny": vec![serde_json::json!({"to": "all"}); 65]}), "e"),
+        ] {
+            assert_eq!(Egress::read("e", &spec(json)).unwrap_err().details["field"], field);
+        }
+        let mut nic: NicSpec = serde_json::from_str(r#"{"egress": {"deny": [{"to": "nowhere"}]}}"#).unwrap();
+        assert_eq!(
+            read_all(std::slice::from_ref(&nic)).unwrap_err().details["field"],
+            "spec.nics[0].egress.deny[0].to"
+        );
+        assert_eq!(of_stored(std::slice::from_ref(&nic)), [Some(Egress::closed())]);
+        check_isolated(std::slice::from_ref(&nic), |_| true).unwrap();
+        check_isolated(std::slice::from_ref(&nic), |_| false).unwrap_err();
+        nic.egress = None;
+        check_isolated(&[nic], |_| false).unwrap();
+    }
+
+    fn rule() -> impl Strategy<Value = Reach> {
+        let net = (0u8..4, 30u8..=32)
+            .prop_map(|(host, len)| Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, host), len).trunc());
+        let ports = (prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)], 0u16..8, 0u16..8)
+            .prop_map(|(protocol, a, b)| (protocol, a.min(b), a.max(b)));
+        (prop::collection::vec(net, 1..3), prop::collection::vec(ports, 1..3))
+            .prop_map(|(nets, ports)| Reach { nets, ports })
+    }
+
+    proptest! {
+        #[test]
+        fn rules_apart_say_the_same_and_each_thing_once(rules in prop::collection::vec(rule(), 0..5)) {
+            let all: Vec<&Reach> = rules.iter().collect();
+            let parts = apart(&all);
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                for port in 0u16..9 {
+                    for host in 0u8..5 {
+                        let address = Ipv4Addr::new(192, 0, 2, host);
+                        let wanted = rules.iter().any(|rule| {
+                            rule.nets.iter().any(|net| net.contains(&address))
+                                && rule.ports.iter().any(|(of, a, b)| *of == protocol && *a <= port && port <= *b)
+                        });
+                        let hits = parts.iter().filter(|(of, a, b, net)| {
+                            *of == protocol && *a <= port && port <= *b && net.contains(&address)
+                        });
+                        prop_assert_eq!(hits.count(), usize::from(wanted));
+                    }
+                }
+            }
+        }
+    }
+}
