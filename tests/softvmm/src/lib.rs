@@ -28,6 +28,7 @@ pub mod guest;
 pub mod http;
 pub mod misbehave;
 pub mod refusal;
+pub mod relay;
 pub mod serial;
 pub mod start;
 pub mod tap;

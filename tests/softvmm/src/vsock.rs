@@ -19,6 +19,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::refusal::Cause;
+use crate::relay::{Gate, relay};
 
 /// Longest `CONNECT` line.
 const LINE_LIMIT: usize = 32;
@@ -46,27 +47,38 @@ pub enum Behind {
         in_use: watch::Receiver<bool>,
         /// For connections without an answer.
         unanswered: Arc<Semaphore>,
+        /// Closed while it may not be spoken to.
+        gate: Gate,
     },
 }
 
 impl Behind {
     /// A vsock device that listens at `path`.
     #[must_use]
-    pub fn device(path: PathBuf, in_use: watch::Receiver<bool>) -> Self {
-        Self::Device { path, in_use, unanswered: Arc::new(Semaphore::new(UNANSWERED)) }
+    pub fn device(path: PathBuf, in_use: watch::Receiver<bool>, gate: Gate) -> Self {
+        Self::Device { path, in_use, unanswered: Arc::new(Semaphore::new(UNANSWERED)), gate }
+    }
+
+    fn gate(&self) -> Option<Gate> {
+        match self {
+            Self::Ports(_) => None,
+            Self::Device { gate, .. } => Some(gate.clone()),
+        }
     }
 
     /// A connection to `port` of the guest; `None` if nothing there listens.
     async fn connect(self, port: u32) -> Option<UnixStream> {
         match self {
             Self::Ports(guest) => UnixStream::connect(guest.join(format!("vsock-{port}.sock"))).await.ok(),
-            Self::Device { path, mut in_use, unanswered } => {
+            Self::Device { path, mut in_use, unanswered, gate } => {
                 in_use.wait_for(|in_use| *in_use).await.ok()?;
                 let waits = unanswered.acquire_owned().await.ok()?;
                 // A task of its own: it ends with the device's answer, whether or not anybody waits.
                 let answered = tokio::spawn(async move {
+                    let open = gate.pass().await;
                     let mut device = UnixStream::connect(path).await.ok()?;
                     device.write_all(format!("CONNECT {port}\n").as_bytes()).await.ok()?;
+                    drop(open);
                     let line = read_line(&mut device).await.ok()??;
                     drop(waits);
                     line.starts_with(b"OK ").then_some(device)
@@ -149,6 +161,7 @@ impl Drop for Hybrid {
 async fn connection(mut host: UnixStream, guest: Behind, mut paused: watch::Receiver<bool>) {
     let Ok(Some(line)) = read_line(&mut host).await else { return };
     let Some(port) = parse_port(&line) else { return };
+    let gate = guest.gate();
     let connected = async {
         paused.wait_for(|paused| !paused).await.ok()?;
         guest.connect(port).await
@@ -156,7 +169,10 @@ async fn connection(mut host: UnixStream, guest: Behind, mut paused: watch::Rece
     let Ok(Some(mut peer)) = timeout(CONNECT_LIMIT, connected).await else { return };
     let number = LOCAL_PORT.fetch_add(1, Ordering::Relaxed);
     if host.write_all(format!("OK {number}\n").as_bytes()).await.is_ok() {
-        let _ = copy_bidirectional(&mut host, &mut peer).await;
+        match gate {
+            Some(gate) => relay(host, peer, &gate).await,
+            None => drop(copy_bidirectional(&mut host, &mut peer).await),
+        }
     }
 }
 
@@ -190,7 +206,8 @@ mod tests {
         let device = UnixListener::bind(&inner).unwrap();
         let (_unpaused, paused) = watch::channel(false);
         let (drivers, in_use) = watch::channel(false);
-        let _hybrid = Listener::bind(&outer).unwrap().serve(Behind::device(inner, in_use), paused);
+        let _hybrid =
+            Listener::bind(&outer).unwrap().serve(Behind::device(inner, in_use, Gate::default()), paused);
         let mut early = UnixStream::connect(&outer).await.unwrap();
         early.write_all(b"CONNECT 1023\n").await.unwrap();
         assert_eq!(early.read(&mut [0]).await.unwrap(), 0, "closed before the device hears of it");

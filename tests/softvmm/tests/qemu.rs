@@ -204,10 +204,17 @@ fn a_real_guest_boots_answers_reboots_pauses_and_powers_off() {
     });
     let counters = vmm.call("GET", "vm.counters", None).1;
     assert!(counters["disk0"]["read_bytes"].as_u64().is_some_and(|n| n > 0), "{counters}");
+    let leaving = vmm.dial(1023);
     vmm.put("vm.pause");
     assert_eq!(vmm.state(), "Paused");
+    // What is said meanwhile waits, and who hangs up does no harm.
+    guest.tell("meanwhile");
+    drop(leaving);
+    assert!(vmm.dial_once(1023).is_none(), "nobody answers meanwhile");
     vmm.put("vm.resume");
+    assert_eq!(guest.hear(), "meanwhile");
     assert_eq!(guest.ask("still"), "still");
+    assert_eq!(vmm.dial(1023).ask("again"), "again");
     guest.tell("reboot");
     until(BOOT, "it reboots", || vmm.events().contains(&"vm rebooted".to_owned()).then_some(()));
     // The file was truncated: one greeting again, and from another kernel.

@@ -23,6 +23,7 @@ use super::qmp::Qmp;
 use super::{Death, Lost, Notifier, Plan, StartError, What, check_payload};
 use crate::config::{ImageType, VmConfig};
 use crate::refusal::Cause;
+use crate::relay::{Closed, Gate};
 use crate::serial;
 use crate::tap::Tap;
 use crate::vsock::{Behind, Hybrid, Listener};
@@ -46,7 +47,9 @@ pub struct QemuGuest {
     end: JoinHandle<()>,
     pump: JoinHandle<()>,
     paused: watch::Sender<bool>,
-    _vsock: Option<Hybrid>,
+    gate: Gate,
+    closed: Option<Closed>,
+    vsock: Option<Hybrid>,
 }
 
 fn broken(what: &'static str, why: impl std::fmt::Display) -> StartError {
@@ -86,9 +89,10 @@ impl QemuGuest {
         };
         let (drivers, in_use) = watch::channel(false);
         let (paused, watched) = watch::channel(false);
-        let vsock = listener
-            .zip(device.as_ref())
-            .map(|(listener, device)| listener.serve(Behind::device(device.socket.clone(), in_use), watched));
+        let gate = Gate::default();
+        let vsock = listener.zip(device.as_ref()).map(|(listener, device)| {
+            listener.serve(Behind::device(device.socket.clone(), in_use, gate.clone()), watched)
+        });
         let (input, typed) = mpsc::unbounded_channel();
         if let Err(error) = plan.serial.start(input) {
             plan.serial.output(format!("softvmm: no serial socket: {error}\r\n").as_bytes());
@@ -105,7 +109,7 @@ impl QemuGuest {
             report_activations(qmp.clone(), plan.notifier.clone(), devices.len(), vsock_id, drivers);
         tokio::spawn(reports);
         let end = tokio::spawn(watch(qemu, device, killed, plan.notifier));
-        Ok(Self { qmp, kill: Some(kill), end, pump, paused, _vsock: vsock })
+        Ok(Self { qmp, kill: Some(kill), end, pump, paused, gate, closed: None, vsock })
     }
 
     /// Stops the processors.
@@ -113,9 +117,14 @@ impl QemuGuest {
     /// # Errors
     /// QEMU did not.
     pub async fn pause(&mut self) -> Result<(), String> {
-        self.command("stop").await?;
         let _ = self.paused.send(true);
-        Ok(())
+        let closed = self.gate.close().await;
+        let stopped = self.command("stop").await;
+        match &stopped {
+            Ok(()) => self.closed = Some(closed),
+            Err(_) => drop(self.paused.send(false)),
+        }
+        stopped
     }
 
     /// Lets them run.
@@ -124,6 +133,11 @@ impl QemuGuest {
     /// QEMU did not.
     pub async fn resume(&mut self) -> Result<(), String> {
         self.command("cont").await?;
+        if self.vsock.is_some() {
+            // What QEMU has told the vsock device must have reached it, which nobody tells.
+            sleep(POLL).await;
+        }
+        self.closed = None;
         let _ = self.paused.send(false);
         Ok(())
     }
@@ -476,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn the_vsock_device_sits_behind_a_port_of_its_own() {
+    fn thevsock_device_sits_behind_a_port_of_its_own() {
         let c = config(json!({"vsock": {"cid": 3, "socket": "/v", "id": "vsk"}}));
         let args = arguments(&c, 8, 9, Some(Path::new("/m"))).join(" ");
         assert!(args.contains("vhost-user-vsock-pci,chardev=vsock,bus=rp1,id=d.vsk"), "{args}");

@@ -171,6 +171,12 @@ impl Guest {
     #[track_caller]
     pub fn ask(&mut self, line: &str) -> String {
         self.0.get_mut().write_all(format!("{line}\n").as_bytes()).expect("write");
+        self.hear()
+    }
+
+    /// The next line that the guest says.
+    #[track_caller]
+    pub fn hear(&mut self) -> String {
         let mut answer = String::new();
         self.0.read_line(&mut answer).expect("read");
         answer.trim_end().to_owned()
