@@ -64,6 +64,8 @@ pub struct Metrics {
     pub release_retries: Counter,
     /// Actors of VMs that were lost and started again.
     pub actor_restarts: Counter,
+    /// Clocks of guests that were set after a resume.
+    pub guest_clocks_set: Counter,
     /// Whether the bus is there: 0 or 1.
     pub bus_connected: Gauge,
     /// Messages that were lost because a subscription was too slow. An alarm.
@@ -105,6 +107,7 @@ impl Default for Metrics {
             vmm_exits: Counter::default(),
             release_retries: Counter::default(),
             actor_restarts: Counter::default(),
+            guest_clocks_set: Counter::default(),
             bus_connected: Gauge::default(),
             slow_consumers: Gauge::default(),
             outbox_events: Gauge::default(),
@@ -144,6 +147,11 @@ impl Default for Metrics {
             "actor_restarts",
             "VM actors that were lost and replaced",
             m.actor_restarts.clone(),
+        );
+        registry.register(
+            "guest_clocks_set",
+            "Clocks of guests that were set after a resume",
+            m.guest_clocks_set.clone(),
         );
         registry.register("bus_connected", "Whether the bus is there", m.bus_connected.clone());
         registry.register(

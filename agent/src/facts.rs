@@ -125,6 +125,11 @@ pub fn capabilities() -> Vec<String> {
         verb::PROCESSES,
         verb::SAMPLE,
         verb::CONFIGURE,
+        verb::CLOCK,
+        verb::ONLINE,
+        verb::TRIM,
+        verb::RESEED,
+        verb::IDENTITY,
         verb::SHUTDOWN,
         EVENTS,
     ];

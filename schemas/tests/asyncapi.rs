@@ -11,8 +11,9 @@ use drover_schemas::contract::ContractReply;
 use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent, ce};
 use drover_schemas::guest::{
     AttachRequest, AttachResult, FileStat, FreezeRequest, FreezeResult, FrozenResult, HealthResult,
-    InfoResult, KillRequest, LsReply, LsRequest, MkdirRequest, PackRequest, ProcessesRequest,
-    ProcessesResult, RmRequest, RunsRequest, RunsResult, StatRequest, ThawResult, TreeResult, UnpackRequest,
+    IdentityRequest, IdentityResult, InfoResult, KillRequest, LsReply, LsRequest, MkdirRequest,
+    OnlineRequest, OnlineResult, PackRequest, ProcessesRequest, ProcessesResult, RmRequest, RunsRequest,
+    RunsResult, StatRequest, ThawResult, TreeResult, TrimRequest, TrimResult, UnpackRequest,
 };
 use drover_schemas::stream::{StreamFrame, StreamOpened};
 use drover_schemas::verbs::{Class, Plane, VERBS, VerbRow, stream};
@@ -88,6 +89,14 @@ fn schemas() -> Map<String, Value> {
         FreezeResult,
         ThawResult,
         FrozenResult,
+        guest::ClockRequest,
+        guest::ClockReply,
+        OnlineRequest,
+        OnlineResult,
+        TrimRequest,
+        TrimResult,
+        IdentityRequest,
+        IdentityResult,
         StreamOpened,
         StreamFrame,
         EventsReadRequest,

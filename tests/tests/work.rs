@@ -3,16 +3,18 @@
 
 use std::time::Duration;
 
-use drover_schemas::body::guest::{Empty, ExecReply, ExecResult};
+use drover_schemas::body::guest::{ClockChange, ClockReply, Empty, ExecReply, ExecResult};
 use drover_schemas::body::status::{AgentState, VmStatus};
 use drover_schemas::body::vm::ChangeReply;
 use drover_schemas::guest::{
-    FreezeResult, FreezeState, FrozenResult, RunInfo, RunsResult, ThawResult, ThawedBy,
+    FreezeResult, FreezeState, FrozenResult, IdentityPart, IdentityResult, OnlineResult, PartOutcome,
+    PartResult, RunInfo, RunsResult, ThawResult, ThawedBy, TrimResult,
 };
-use drover_schemas::{ErrorCode, RequestId};
+use drover_schemas::{ErrorBody, ErrorCode, RequestId};
 use drover_tests::client::Bus;
+use drover_tests::clients;
 use drover_tests::wait::{pass, until_within};
-use drover_tests::world::{Options, World, run};
+use drover_tests::world::{Options, URL, World, run};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -61,7 +63,7 @@ impl Guest {
         let text = |blob: Option<drover_schemas::blob::Blob>| {
             String::from_utf8_lossy(blob.unwrap_or_default().as_slice()).trim_end().to_owned()
         };
-        assert_eq!(done.exit_code, Some(0), "{script}: {}", text(done.stderr));
+        assert_eq!(done.exit_code, Some(0), "{script}: {done:?}");
         text(done.stdout)
     }
 
@@ -90,7 +92,7 @@ impl Guest {
         ask.get().await.unwrap_or_else(|e| panic!("{verb}: {e}"))
     }
 
-    async fn refused(&self, verb: &str, body: Value, code: ErrorCode) -> drover_schemas::ErrorBody {
+    async fn refused(&self, verb: &str, body: Value, code: ErrorCode) -> ErrorBody {
         let ask = self.0.ask(&format!("vm.web.guest.{verb}"), &body).id(RequestId::generate());
         ask.refused(code).await
     }
@@ -244,13 +246,114 @@ fn a_disk_stands_still_while_it_is_frozen_and_goes_on_whoever_dies() {
     });
 }
 
+/// What a clock is off by at most that was set a moment ago, in software emulation on a busy machine.
+const RIGHT_US: u64 = 30_000_000;
+const HOUR_US: i64 = 3_600_000_000;
+
+fn part(done: &IdentityResult, part: IdentityPart) -> &PartResult {
+    done.parts.iter().find(|result| result.part == part).unwrap()
+}
+
+#[test]
+fn a_guest_sets_its_clock_brings_up_what_it_has_and_becomes_another() {
+    let test = "a_guest_sets_its_clock_brings_up_what_it_has_and_becomes_another";
+    run(test, emulated(), async |world| {
+        let bus = world.bus.clone();
+        boot(&bus, "web", json!({"cpus": 2})).await;
+        let guest = Guest(bus.clone());
+
+        // An hour late: it is told, and stays so until somebody sets it.
+        let late = "date -s @$(($(date +%s) - 3600)) > /dev/null";
+        guest.sh(late).await;
+        for _ in 0..2 {
+            let clock: ClockReply = json(world, &["vm", "guest", "clock", "web"]).await;
+            assert_eq!(clock.change, ClockChange::None);
+            assert!((clock.ahead_us + HOUR_US).unsigned_abs() < RIGHT_US, "{clock:?}");
+        }
+        let clock: ClockReply = json(world, &["vm", "guest", "clock", "web", "--set"]).await;
+        assert_eq!(clock.change, ClockChange::Stepped);
+        let is_right = async || {
+            let ask = bus.ask("vm.web.guest.clock", &json!({})).id(RequestId::generate());
+            let clock = ask.within(Duration::from_secs(5)).get::<ClockReply>().await.ok()?;
+            (clock.ahead_us.unsigned_abs() < RIGHT_US).then_some(clock)
+        };
+        assert!(is_right().await.is_some(), "the clock is still off");
+
+        // After a resume it is right by itself.
+        guest.sh(late).await;
+        assert!(is_right().await.is_none(), "the clock cannot be made wrong");
+        bus.change("web", "pause").await.unwrap();
+        bus.change("web", "resume").await.unwrap();
+        until_within(WORK, "the clock is right after the resume", is_right).await;
+
+        guest.sh("echo 0 > /sys/devices/system/cpu/cpu1/online").await;
+        let online: OnlineResult = json(world, &["vm", "guest", "online", "web"]).await;
+        assert_eq!((online.cpus, online.cpus_added.as_slice()), (2, &[1][..]), "{online:?}");
+        assert!(online.memory_bytes > 0 && online.failed.is_empty(), "{online:?}");
+        assert_eq!(guest.sh("nproc").await, "2");
+        let online: OnlineResult = guest.change("online", json!({})).await;
+        assert_eq!((online.cpus, online.cpus_added.len()), (2, 0), "{online:?}");
+
+        guest.sh("mount /dev/vda /mnt").await;
+        let trimmed: TrimResult = json(world, &["vm", "guest", "trim", "web", "--mount", "/mnt"]).await;
+        assert_eq!((trimmed.trimmed.len(), trimmed.skipped.len()), (1, 0), "{trimmed:?}");
+        assert!(
+            trimmed.trimmed[0].mount == "/mnt" && trimmed.trimmed[0].trimmed_bytes > 1 << 20,
+            "{trimmed:?}"
+        );
+        let error = guest.refused("trim", json!({"mounts": ["/nowhere"]}), ErrorCode::NotFound).await;
+        assert!(error.message.contains("/nowhere"), "{error:?}");
+
+        guest.refused("identity", json!({"hostname": "a b"}), ErrorCode::InvalidArgument).await;
+        guest
+            .sh("mkdir -p /var/lib/dhcp && touch /var/lib/dhcp/eth0.leases && echo old > /etc/machine-id")
+            .await;
+        let identity = ["vm", "guest", "identity", "web", "--hostname", "twin", "--keep", "machine-id"];
+        let done: IdentityResult = json(world, &identity).await;
+        assert_eq!(part(&done, IdentityPart::MachineId).outcome, PartOutcome::Kept);
+        assert_eq!(guest.sh("cat /etc/machine-id; hostname; cat /etc/hostname").await, "old\ntwin\ntwin");
+        for done in
+            [IdentityPart::Rng, IdentityPart::Hostname, IdentityPart::Dhcp].map(|name| part(&done, name))
+        {
+            assert_eq!(done.outcome, PartOutcome::Done, "{done:?}");
+        }
+        assert_eq!(guest.sh("ls /var/lib/dhcp").await, "");
+        // Once for each request, however often that is sent.
+        let id = RequestId::generate();
+        let again = async || {
+            bus.ask("vm.web.guest.identity", &json!({})).id(id).get::<IdentityResult>().await.unwrap()
+        };
+        let first = again().await;
+        assert_eq!(again().await, first);
+        let machine = part(&first, IdentityPart::MachineId);
+        assert_eq!((machine.outcome, machine.detail.len()), (PartOutcome::Done, 32));
+        assert_eq!(guest.sh("cat /etc/machine-id").await, machine.detail);
+
+        // A part that fails is told with the others, which are done all the same; so is the end of the command.
+        guest.sh("mkdir -p /etc/ssh && echo twin > /etc/ssh/ssh_host_ed25519_key").await;
+        let third = ["-o", "json", "vm", "guest", "identity", "web", "--hostname", "third"];
+        let failed = world.drover(&third).await;
+        assert_eq!(failed.status.code(), Some(6), "{failed:?}");
+        let error: ErrorBody = serde_json::from_slice(&failed.stderr).unwrap();
+        assert_eq!((error.code, error.details["cause"].as_str()), (ErrorCode::GuestError, "partial"));
+        assert!(error.details["ssh_host_keys"].starts_with("failed: there are host keys"), "{error:?}");
+        assert_eq!((error.details["rng"].as_str(), error.details["hostname"].as_str()), ("done", "done"));
+        assert_eq!(guest.sh("hostname; cat /etc/ssh/ssh_host_ed25519_key").await, "third\ntwin");
+        guest.sh("rm -r /etc/ssh").await;
+
+        let env = [("DROVER_URL", URL.to_owned()), ("DROVER_VM", "web".to_owned())];
+        clients::passes("python3", &["-W", "ignore", "test_work.py"], "python", &env, WORK).await;
+        bus.change("web", "delete").await.unwrap();
+    });
+}
+
 #[test]
 fn a_guest_of_processes_says_what_it_cannot_do() {
     run("a_guest_of_processes_says_what_it_cannot_do", Options::default(), async |world| {
         let bus = world.bus.clone();
         bus.up("web").await;
         let guest = Guest(bus);
-        for verb in ["freeze", "thaw"] {
+        for verb in ["freeze", "thaw", "clock", "online", "trim", "identity"] {
             let error = guest.refused(verb, json!({}), ErrorCode::Unsupported).await;
             assert!(error.message.contains("made of processes"), "{error:?}");
         }

@@ -12,6 +12,7 @@ use drover_schemas::guest::{
 };
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, timeout_at};
 use tracing::info_span;
 
@@ -67,6 +68,7 @@ pub struct Open {
 struct Handle {
     shared: Arc<Shared>,
     hello: Arc<AgentHello>,
+    clock: Mutex<()>,
 }
 
 impl Drop for Handle {
@@ -142,7 +144,7 @@ impl Link {
         let shared = Arc::new(Shared::default());
         let heartbeat = Heartbeat { every: info.heartbeat, patience: info.patience };
         tokio::spawn(task::run(socket, decoder, Arc::clone(&shared), heartbeat));
-        Ok((Self(Arc::new(Handle { shared, hello: Arc::clone(&hello) })), hello))
+        Ok((Self(Arc::new(Handle { shared, hello: Arc::clone(&hello), clock: Mutex::default() })), hello))
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -157,6 +159,11 @@ impl Link {
     #[must_use]
     pub fn hello(&self) -> &AgentHello {
         &self.0.hello
+    }
+
+    /// The turn of one who sets the clock: two that measured before either has moved it would move it twice as far.
+    pub(crate) async fn clock_turn(&self) -> MutexGuard<'_, ()> {
+        self.0.clock.lock().await
     }
 
     /// Whether requests can still be made.

@@ -61,7 +61,9 @@ impl Router {
             "ls" => self.ask::<LsRequest, LsReply>(ns, name, verb, request).await,
             "rm" => self.change::<RmRequest, Empty>(ns, name, verb, request).await,
             "mkdir" => self.change::<MkdirRequest, Empty>(ns, name, verb, request).await,
-            "freeze" | "thaw" | "frozen" => self.work(ns, name, verb, request).await,
+            "freeze" | "thaw" | "frozen" | "clock" | "online" | "trim" | "identity" => {
+                self.work(ns, name, verb, request).await
+            }
             "exec" => self.exec(ns, name, request, left).await,
             "runs" => {
                 let body = request.decode()?;

@@ -1,19 +1,46 @@
 //! Verbs whose request and answer agent and client see alike, such as the work that a guest does for its host.
 
-use drover_schemas::body::guest::Empty;
-use drover_schemas::guest::{FreezeRequest, FreezeResult, FrozenResult, ThawResult};
+use drover_schemas::blob::Blob;
+use drover_schemas::body::guest::{ClockRequest, Empty};
+use drover_schemas::guest::{
+    FreezeRequest, FreezeResult, FrozenResult, IdentityRequest, IdentityResult, OnlineRequest, OnlineResult,
+    ReseedRequest, ThawResult, TrimRequest, TrimResult, verb,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Answer, Instant, Request, Router, Token, body_of, guest_calls};
+use crate::vm::clock;
 
 impl Router {
-    pub(super) async fn work(&self, ns: &Token, name: &Token, verb: &str, request: &Request) -> Answer {
-        match verb {
-            "freeze" => self.change::<FreezeRequest, FreezeResult>(ns, name, verb, request).await,
-            "thaw" => self.change::<Empty, ThawResult>(ns, name, verb, request).await,
-            _ => self.ask::<Empty, FrozenResult>(ns, name, verb, request).await,
+    pub(super) async fn work(&self, ns: &Token, name: &Token, asked: &str, request: &Request) -> Answer {
+        match asked {
+            "freeze" => self.change::<FreezeRequest, FreezeResult>(ns, name, asked, request).await,
+            "thaw" => self.change::<Empty, ThawResult>(ns, name, asked, request).await,
+            "frozen" => self.ask::<Empty, FrozenResult>(ns, name, asked, request).await,
+            "online" => self.change::<OnlineRequest, OnlineResult>(ns, name, asked, request).await,
+            "trim" => self.change::<TrimRequest, TrimResult>(ns, name, asked, request).await,
+            "clock" => {
+                let body: ClockRequest = request.decode()?;
+                let link = self.link(ns, name).await?;
+                let left = request.deadline.saturating_duration_since(Instant::now());
+                body_of(request, &clock::clock(&link, left, &body).await?)
+            }
+            _ => self.identity(ns, name, request).await,
         }
+    }
+
+    /// The new identity comes from random numbers, which a clone has in common with its twin until the host sends some.
+    async fn identity(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
+        let body: IdentityRequest = request.decode()?;
+        let link = self.link_for(ns, name, request).await?;
+        let left = || request.deadline.saturating_duration_since(Instant::now());
+        let entropy = Blob::from(rand::random::<[u8; 64]>().to_vec());
+        let seed = ReseedRequest { entropy };
+        let Empty {} = guest_calls::alike(&link, verb::RESEED, None, left(), &seed).await?;
+        let done: IdentityResult =
+            guest_calls::alike(&link, verb::IDENTITY, request.request_id, left(), &body).await?;
+        body_of(request, &done)
     }
 
     /// A verb that changes nothing.

@@ -16,12 +16,14 @@ use std::time::Duration;
 use drover_schemas::RequestId;
 use drover_schemas::body::status::{Cause, CauseKind};
 use drover_schemas::body::vm::{ChangeReply, Outcome};
+use drover_schemas::guest::verb;
 use drover_schemas::state::VmState;
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, error, info, info_span, warn};
 
+use super::clock;
 use super::inside::Allowance;
 use super::machine::{Context, Effect, Input, Machine, Op, Report, Task};
 use super::message::{ChangeSender, View, VmMsg};
@@ -82,6 +84,8 @@ pub struct VmActorState {
     run: Option<(Run, RunWatch)>,
     link: Option<Link>,
     link_watch: Option<LinkWatch>,
+    /// The guest was paused in this run.
+    clock_is_due: bool,
     task: Option<(u64, CancellationToken)>,
     generation: u64,
     waiters: HashMap<RequestId, Vec<ChangeSender>>,
@@ -117,6 +121,7 @@ impl Actor for VmActor {
             run: None,
             link: None,
             link_watch: None,
+            clock_is_due: false,
             task: None,
             generation: 0,
             waiters: HashMap::new(),
@@ -186,6 +191,8 @@ impl VmActorState {
             }
             VmMsg::Adopt { run, input } => {
                 if let Some(run) = run {
+                    // It may have been resumed by a daemon that died before it told anybody.
+                    self.clock_is_due = self.machine.state == VmState::Paused;
                     self.take_run(myself, run);
                 }
                 self.happened(myself, input).await;
@@ -300,6 +307,10 @@ impl VmActorState {
             self.take_run(myself, run);
         }
         let rebooted = end.report == Report::Rebooted;
+        if end.report == Report::Resumed {
+            self.clock_is_due = true;
+            self.set_clock();
+        }
         if matches!(end.report, Report::Stopped | Report::Released | Report::Deleted | Report::BootFailed(_))
         {
             self.drop_run();
@@ -326,7 +337,17 @@ impl VmActorState {
             .with("boot_id", &hello.boot_id)
             .with("kernel", &hello.kernel);
         self.link = Some(link);
+        self.set_clock();
         self.happened(myself, Input::AgentReady { cause }).await;
+    }
+
+    /// While a guest is paused its clock stands still. The link may have been lost meanwhile, or be so in a moment: then
+    /// it is done over the next one.
+    fn set_clock(&mut self) {
+        let is_wanted = self.clock_is_due && self.row.spec.agent.allows(verb::CLOCK);
+        if let Some(link) = self.link.clone().filter(|_| is_wanted) {
+            clock::set_after_resume(link, self.services.metrics.clone());
+        }
     }
 
     fn take_run(&mut self, myself: &VmRef, run: Run) {
@@ -365,6 +386,7 @@ impl VmActorState {
 
     fn drop_run(&mut self) {
         self.reboots = 0;
+        self.clock_is_due = false;
         self.drop_link();
         self.run = None;
         self.live.pid = None;

@@ -5,6 +5,7 @@
 //! the journal and what clients see.
 
 pub mod actor;
+pub mod clock;
 pub mod explain;
 pub mod guest_calls;
 pub mod inside;

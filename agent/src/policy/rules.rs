@@ -54,7 +54,9 @@ impl Rules {
     }
 
     pub(super) fn of(&self, verb: &str) -> Option<&Rule> {
-        self.0.get(verb).or(is_always_allowed(verb).then_some(&ALL))
+        let named = self.0.get(verb).or(is_always_allowed(verb).then_some(&ALL));
+        // Hosts send it with the other.
+        named.or_else(|| if verb == verb::RESEED { self.of(verb::IDENTITY) } else { None })
     }
 }
 
@@ -109,6 +111,7 @@ mod tests {
         assert_eq!(rules.of("put").unwrap().folders, None, "one line allows all of it");
         assert_eq!(rules.of("shutdown"), None);
         assert_eq!(Rules::parse("").unwrap().of("ping"), Some(&Rule::default()));
+        assert!(rules.of("reseed").is_none() && Rules::parse("identity").unwrap().of("reseed").is_some());
         // Of a later version.
         assert!(Rules::parse("hibernate\ninfo").unwrap().of("info").is_some());
     }

@@ -3,6 +3,8 @@
 mod attach;
 mod exec;
 mod file;
+mod for_host;
+mod freeze;
 mod get;
 mod held;
 mod names;
@@ -69,6 +71,10 @@ pub async fn run(agent: &Agent, stream: &Stream, request: &Request) -> Outcome {
             | verb::MKDIR
             | verb::FREEZE
             | verb::THAW
+            | verb::CLOCK
+            | verb::ONLINE
+            | verb::TRIM
+            | verb::IDENTITY
             | verb::SHUTDOWN
     );
     let effect = Effect::default();
@@ -194,23 +200,11 @@ async fn work(
             or_ending(stream, async { reply(&agent.look.processes(request).await?) }).await
         }
         verb::SAMPLE => or_ending(stream, async { reply(&agent.look.sample().await?) }).await,
-        verb::FREEZE => {
-            work::own_kernel(&agent.facts, "file systems to freeze")?;
-            or_ending(stream, async {
-                let frozen = agent.freezer.freeze(decode(body)?).await?;
-                effect.begins();
-                reply(&frozen)
-            })
-            .await
+        verb::FREEZE | verb::THAW | verb::FROZEN => freeze::run(agent, stream, request, effect).await,
+        verb::CLOCK | verb::ONLINE | verb::TRIM | verb::RESEED | verb::IDENTITY => {
+            work::own_kernel(&agent.facts, for_host::what(&request.verb))?;
+            for_host::run(request, effect).await
         }
-        verb::THAW => {
-            work::own_kernel(&agent.facts, "file systems to freeze")?;
-            let _: Empty = decode(body)?;
-            effect.begins();
-            let thawed = agent.freezer.thaw().await?;
-            reply(&thawed)
-        }
-        verb::FROZEN => reply(&agent.freezer.status()),
         verb::SHUTDOWN => {
             agent.freezer.release().await;
             shutdown::run(agent, decode(body)?, effect)

@@ -18,6 +18,15 @@ const MAX_MOUNTINFO: u64 = 4 << 20;
 mod ioctls {
     nix::ioctl_readwrite!(fifreeze, b'X', 119, libc::c_int);
     nix::ioctl_readwrite!(fithaw, b'X', 120, libc::c_int);
+
+    /// Which part of a file system is trimmed; the kernel puts in `len` how much it was.
+    #[repr(C)]
+    pub struct Range {
+        pub start: u64,
+        pub len: u64,
+        pub minlen: u64,
+    }
+    nix::ioctl_readwrite!(fitrim, b'X', 121, Range);
 }
 
 fn read_mountinfo() -> io::Result<Vec<u8>> {
@@ -88,4 +97,11 @@ pub(super) fn thaw(fd: &OwnedFd) -> nix::Result<()> {
     let mut nothing = 0;
     // SAFETY: as in `freeze`.
     unsafe { ioctls::fithaw(fd.as_raw_fd(), &raw mut nothing) }.map(drop)
+}
+
+/// Tells its disk of all unused blocks; answers how many bytes that were.
+pub(super) fn trim(fd: &OwnedFd) -> nix::Result<u64> {
+    let mut range = ioctls::Range { start: 0, len: u64::MAX, minlen: 0 };
+    // SAFETY: the descriptor is open and the range is one, as the call wants it.
+    unsafe { ioctls::fitrim(fd.as_raw_fd(), &raw mut range) }.map(|_| range.len)
 }

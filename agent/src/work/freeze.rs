@@ -96,7 +96,10 @@ impl Freezer {
     /// # Errors
     /// `busy` with the cause `frozen`.
     pub fn admit(&self, verb: &str) -> Result<(), ErrorBody> {
-        let writes = matches!(verb, verb::EXEC | verb::PUT | verb::UNPACK | verb::RM | verb::MKDIR);
+        let writes = matches!(
+            verb,
+            verb::EXEC | verb::PUT | verb::UNPACK | verb::RM | verb::MKDIR | verb::TRIM | verb::IDENTITY
+        );
         let now = self.0.now.borrow();
         if !writes || !matches!(now.state, FreezeState::Freezing | FreezeState::Frozen) {
             return Ok(());

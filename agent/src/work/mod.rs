@@ -1,11 +1,16 @@
 //! Work that the guest does for its host, beside commands and files.
 
+pub(crate) mod clock;
 mod disks;
 pub mod freeze;
 pub mod freezer;
 mod hooks;
+pub(crate) mod identity;
 mod marks;
 pub(crate) mod mounts;
+pub(crate) mod online;
+pub(crate) mod trim;
+mod whole;
 
 use drover_schemas::guest::GuestKind;
 use drover_schemas::{ErrorBody, ErrorCode};

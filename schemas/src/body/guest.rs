@@ -247,6 +247,45 @@ pub struct GuestShutdownRequest {
     pub mode: ShutdownMode,
 }
 
+/// Request of `guest.clock`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ClockRequest {
+    /// Set it by the host's clock; else it is only looked at.
+    #[serde(default)]
+    pub set: bool,
+    /// How far it may be off to be set by running a little faster or slower, in milliseconds; 500 if left out. Beyond
+    /// that it jumps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slew_ms: Option<u64>,
+}
+
+/// What was done about a guest's clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ClockChange {
+    /// It is right, or was only looked at.
+    #[default]
+    None,
+    /// It runs a little faster or slower until it is right.
+    Slewed,
+    /// It has jumped.
+    Stepped,
+    /// A change that this reader does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Reply of `guest.clock`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ClockReply {
+    /// How far the guest's clock was ahead of the host's, in microseconds.
+    pub ahead_us: i64,
+    /// How far off this may be: half of the round trip, in microseconds.
+    pub error_us: u64,
+    /// What was done.
+    pub change: ClockChange,
+}
+
 /// An empty request or reply.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Empty {}

@@ -77,6 +77,7 @@ mod threshold;
 mod tree;
 pub mod verb;
 pub mod wire;
+mod work;
 
 pub use check::{
     CheckSource, CheckSpec, CheckState, CheckStatus, ConfigureRequest, MAX_CHECK_OUTPUT, MAX_CHECKS,
@@ -111,6 +112,10 @@ pub use threshold::{
     MAX_THRESHOLDS, Measure, ThresholdSpec, ThresholdState, ThresholdStatus, check_thresholds,
 };
 pub use tree::{MAX_TREE, PackHead, PackRequest, TreeResult, UnpackRequest};
+pub use work::{
+    IdentityPart, IdentityRequest, IdentityResult, MoveClockRequest, MoveClockResult, OnlineRequest,
+    OnlineResult, PartOutcome, PartResult, ReseedRequest, TrimRequest, TrimResult, TrimmedMount,
+};
 
 /// The vsock port of the agent: the last privileged one, so a guest's user cannot bind it.
 pub const PORT: u32 = 1023;

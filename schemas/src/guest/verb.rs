@@ -24,6 +24,11 @@
 //! | `processes` | [`ProcessesRequest`](super::ProcessesRequest) | | | [`ProcessesResult`](super::ProcessesResult) | yes |
 //! | `sample` | – | | | [`SampleResult`](super::SampleResult) | yes |
 //! | `configure` | [`ConfigureRequest`](super::ConfigureRequest) | | | empty | yes |
+//! | `clock` | [`MoveClockRequest`](super::MoveClockRequest) | | | [`MoveClockResult`](super::MoveClockResult) | by id |
+//! | `online` | [`OnlineRequest`](super::OnlineRequest) | | | [`OnlineResult`](super::OnlineResult) | by id |
+//! | `trim` | [`TrimRequest`](super::TrimRequest) | | | [`TrimResult`](super::TrimResult) | by id |
+//! | `reseed` | [`ReseedRequest`](super::ReseedRequest) | | | empty | yes |
+//! | `identity` | [`IdentityRequest`](super::IdentityRequest) | | | [`IdentityResult`](super::IdentityResult) | by id |
 //! | `shutdown` | [`ShutdownRequest`](super::ShutdownRequest) | | | [`ShutdownResult`](super::ShutdownResult) | by id |
 //!
 //! Verbs are text on the wire, so that an agent can name one it does not know (`unsupported`). What
@@ -75,5 +80,15 @@ pub const PROCESSES: &str = "processes";
 pub const SAMPLE: &str = "sample";
 /// What the spec wants of the agent, told at each greeting; not on the bus.
 pub const CONFIGURE: &str = "configure";
+/// Reads and moves the clock.
+pub const CLOCK: &str = "clock";
+/// Brings CPUs and memory online.
+pub const ONLINE: &str = "online";
+/// Gives unused blocks back.
+pub const TRIM: &str = "trim";
+/// Takes randomness from the host; hosts send it before `identity`.
+pub const RESEED: &str = "reseed";
+/// Makes a clone another guest.
+pub const IDENTITY: &str = "identity";
 /// Powers the guest off, or reboots it.
 pub const SHUTDOWN: &str = "shutdown";

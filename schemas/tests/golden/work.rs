@@ -1,5 +1,7 @@
 //! Bodies of the work that a guest does for its host.
 
+use drover_schemas::blob::Blob;
+use drover_schemas::body::guest::{ClockChange, ClockReply, ClockRequest};
 use drover_schemas::codec;
 use drover_schemas::guest::*;
 
@@ -33,4 +35,35 @@ fn bodies_of_a_freeze() {
     body("thaw-result", &thaw);
     let (state, thaws_in_ms) = (FreezeState::Frozen, Some(100));
     body("frozen-result", &FrozenResult { state, frozen, thaws_in_ms, last: Some(thaw) });
+}
+
+#[test]
+fn bodies_of_other_work() {
+    body("clock", &MoveClockRequest { move_us: Some(-1_500_000), step: true });
+    body("clock-result", &MoveClockResult { unix_us: 1_700_000_000_000_000 });
+    body("bus-clock", &ClockRequest { set: true, slew_ms: Some(100) });
+    body("bus-clock-reply", &ClockReply { ahead_us: -7, error_us: 300, change: ClockChange::Stepped });
+    body("online", &OnlineRequest {});
+    body(
+        "online-result",
+        &OnlineResult {
+            cpus: 2,
+            cpus_added: vec![1],
+            memory_bytes: 1 << 30,
+            memory_added_bytes: 1 << 27,
+            failed: vec!["cpu 3: busy".into()],
+        },
+    );
+    body("trim", &TrimRequest { mounts: Some(vec!["/".into()]) });
+    let trimmed = vec![TrimmedMount { mount: "/".into(), trimmed_bytes: 4096 }];
+    let skipped = vec![SkippedMount { mount: "/mnt".into(), reason: "it cannot".into() }];
+    body("trim-result", &TrimResult { trimmed, skipped });
+    body("reseed", &ReseedRequest { entropy: Blob::from(vec![7; 32]) });
+    let keep = vec![IdentityPart::SshHostKeys, IdentityPart::CloudInit];
+    body("identity", &IdentityRequest { hostname: Some("web-2".into()), keep });
+    let (part, outcome) = (IdentityPart::Hostname, PartOutcome::Done);
+    body(
+        "identity-result",
+        &IdentityResult { parts: vec![PartResult { part, outcome, detail: "web-2".into() }] },
+    );
 }

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use drover_schemas::Token;
-use drover_schemas::body::guest::Empty;
-use drover_schemas::guest::{FreezeRequest, FreezeResult, FrozenResult, SkippedMount, ThawResult};
+use drover_schemas::body::guest::{ClockChange, ClockReply, ClockRequest, Empty};
+use drover_schemas::guest::{
+    FreezeRequest, FreezeResult, FrozenResult, IdentityPart, IdentityRequest, IdentityResult, OnlineRequest,
+    OnlineResult, SkippedMount, ThawResult, TrimRequest, TrimResult,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -15,6 +18,8 @@ use crate::client::{CallOptions, Client};
 
 /// Hooks of the guest and its disks may take their time.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// A large disk takes minutes.
+const TRIM_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Work for the host.
 #[derive(Debug, clap::Subcommand)]
@@ -40,13 +45,87 @@ pub enum GuestCommand {
         /// The VM.
         name: Token,
     },
+    /// Compare the guest's clock with the host's. After a resume the daemon sets it by itself.
+    Clock {
+        /// The VM.
+        name: Token,
+        /// Set it by the host's clock.
+        #[arg(long)]
+        set: bool,
+        /// Milliseconds that it may be off to run a little faster or slower until it is right; beyond that it jumps. 500
+        /// if left out, 60000 at most.
+        #[arg(long, value_name = "MS", requires = "set")]
+        slew: Option<u64>,
+    },
+    /// Bring CPUs and memory online that were added to the guest.
+    Online {
+        /// The VM.
+        name: Token,
+    },
+    /// Tell the guest's disks which blocks are unused.
+    Trim {
+        /// The VM.
+        name: Token,
+        /// Only the file system that is mounted here; may be repeated.
+        #[arg(long = "mount", value_name = "PATH")]
+        mounts: Option<Vec<String>>,
+    },
+    /// Make a guest that was cloned another one than its twin, part by part. If one fails the others are done all the
+    /// same, and it is an error that says what became of each.
+    Identity {
+        /// The VM.
+        name: Token,
+        /// Its name from now on; as it was if left out.
+        #[arg(long)]
+        hostname: Option<String>,
+        /// What stays as it is; may be repeated.
+        #[arg(long, value_name = "PART")]
+        keep: Vec<Part>,
+    },
+}
+
+/// A part of what makes a guest itself.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Part {
+    /// What random numbers come from at the next boot.
+    Rng,
+    /// `/etc/machine-id`.
+    MachineId,
+    /// The name.
+    Hostname,
+    /// The keys of the SSH server.
+    SshHostKeys,
+    /// What DHCP servers gave.
+    Dhcp,
+    /// What cloud-init has set up.
+    CloudInit,
+}
+
+impl From<Part> for IdentityPart {
+    fn from(part: Part) -> Self {
+        match part {
+            Part::Rng => Self::Rng,
+            Part::MachineId => Self::MachineId,
+            Part::Hostname => Self::Hostname,
+            Part::SshHostKeys => Self::SshHostKeys,
+            Part::Dhcp => Self::Dhcp,
+            Part::CloudInit => Self::CloudInit,
+        }
+    }
 }
 
 impl GuestCommand {
     /// The VM that the command is about.
     pub fn name(&self) -> &Token {
-        let (Self::Freeze { name, .. } | Self::Thaw { name } | Self::Frozen { name }) = self;
-        name
+        match self {
+            Self::Freeze { name, .. }
+            | Self::Thaw { name }
+            | Self::Frozen { name }
+            | Self::Clock { name, .. }
+            | Self::Online { name }
+            | Self::Trim { name, .. }
+            | Self::Identity { name, .. } => name,
+        }
     }
 }
 
@@ -78,7 +157,8 @@ impl Guest<'_> {
 }
 
 pub(super) async fn run(command: &GuestCommand, client: &Client, global: &Global) -> Result<(), CliError> {
-    let guest = Guest { client, name: command.name(), deadline: global.deadline(DEADLINE) };
+    let usual = if matches!(command, GuestCommand::Trim { .. }) { TRIM_DEADLINE } else { DEADLINE };
+    let guest = Guest { client, name: command.name(), deadline: global.deadline(usual) };
     match command {
         GuestCommand::Freeze { timeout, mounts, .. } => {
             let timeout_ms = timeout.map(|seconds| seconds.saturating_mul(1000));
@@ -93,6 +173,25 @@ pub(super) async fn run(command: &GuestCommand, client: &Client, global: &Global
         GuestCommand::Frozen { .. } => {
             let frozen: FrozenResult = guest.ask("frozen", &Empty {}).await?;
             global.output.print(&frozen, show_state)
+        }
+        GuestCommand::Clock { set, slew, .. } => {
+            let request = ClockRequest { set: *set, slew_ms: *slew };
+            let clock: ClockReply = guest.change("clock", &request).await?;
+            global.output.print(&clock, show_clock)
+        }
+        GuestCommand::Online { .. } => {
+            let online: OnlineResult = guest.change("online", &OnlineRequest {}).await?;
+            global.output.print(&online, show_online)
+        }
+        GuestCommand::Trim { mounts, .. } => {
+            let trimmed: TrimResult = guest.change("trim", &TrimRequest { mounts: mounts.clone() }).await?;
+            global.output.print(&trimmed, show_trimmed)
+        }
+        GuestCommand::Identity { hostname, keep, .. } => {
+            let keep = keep.iter().copied().map(IdentityPart::from).collect();
+            let request = IdentityRequest { hostname: hostname.clone(), keep };
+            let done: IdentityResult = guest.change("identity", &request).await?;
+            global.output.print(&done, show_identity)
         }
     }
 }
@@ -130,4 +229,45 @@ fn show_state(now: &FrozenResult) -> String {
         format!("\nthe last freeze took {} ms and was ended by {:?}", last.frozen_ms, last.by)
     });
     format!("{state}{left}{}{last}", mounts.collect::<String>())
+}
+
+fn show_clock(clock: &ClockReply) -> String {
+    let ms = |us: u64| format!("{}.{:03} ms", us / 1000, us % 1000);
+    let way = if clock.ahead_us < 0 { "behind" } else { "ahead" };
+    let done = match clock.change {
+        ClockChange::None | ClockChange::Unknown => "",
+        ClockChange::Slewed => "; it runs a little faster or slower until it is right",
+        ClockChange::Stepped => "; it was set",
+    };
+    format!(
+        "{} {way} of the host, give or take {}{done}",
+        ms(clock.ahead_us.unsigned_abs()),
+        ms(clock.error_us)
+    )
+}
+
+fn show_online(online: &OnlineResult) -> String {
+    let failed: String = online.failed.iter().map(|why| format!("\nnot {}", plain(why))).collect();
+    let (cpus, memory) = (online.cpus_added.len(), online.memory_added_bytes >> 20);
+    format!(
+        "{} CPUs ({cpus} of them new), {} MiB of memory ({memory} of them new){failed}",
+        online.cpus,
+        online.memory_bytes >> 20
+    )
+}
+
+fn show_trimmed(trimmed: &TrimResult) -> String {
+    let mut table = table(&["MOUNT", "MIB"]);
+    for mount in &trimmed.trimmed {
+        table.add_row([plain(&mount.mount), (mount.trimmed_bytes >> 20).to_string()]);
+    }
+    format!("{}{}", render(&mut table), skipped(&trimmed.skipped))
+}
+
+fn show_identity(done: &IdentityResult) -> String {
+    let mut table = table(&["PART", "OUTCOME", "DETAIL"]);
+    for part in &done.parts {
+        table.add_row([part.part.name(), part.outcome.name(), &plain(&part.detail)]);
+    }
+    render(&mut table)
 }

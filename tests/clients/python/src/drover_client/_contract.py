@@ -25,15 +25,18 @@ VERBS: dict[str, Verb] = {
     "events.last": Verb("cmd.{ns}.events.last", False, None),
     "events.read": Verb("cmd.{ns}.events.read", False, None),
     "guest.attach": Verb("cmd.{ns}.vm.{name}.guest.attach", True, Stream(("stdin", "ctl",), ("stdout", "stderr",))),
+    "guest.clock": Verb("cmd.{ns}.vm.{name}.guest.clock", True, None),
     "guest.exec": Verb("cmd.{ns}.vm.{name}.guest.exec", True, Stream(("stdin", "ctl",), ("stdout", "stderr",))),
     "guest.freeze": Verb("cmd.{ns}.vm.{name}.guest.freeze", True, None),
     "guest.frozen": Verb("cmd.{ns}.vm.{name}.guest.frozen", False, None),
     "guest.get": Verb("cmd.{ns}.vm.{name}.guest.get", True, Stream((), ("data",))),
     "guest.health": Verb("cmd.{ns}.vm.{name}.guest.health", False, None),
+    "guest.identity": Verb("cmd.{ns}.vm.{name}.guest.identity", True, None),
     "guest.info": Verb("cmd.{ns}.vm.{name}.guest.info", False, None),
     "guest.kill": Verb("cmd.{ns}.vm.{name}.guest.kill", True, None),
     "guest.ls": Verb("cmd.{ns}.vm.{name}.guest.ls", False, None),
     "guest.mkdir": Verb("cmd.{ns}.vm.{name}.guest.mkdir", True, None),
+    "guest.online": Verb("cmd.{ns}.vm.{name}.guest.online", True, None),
     "guest.pack": Verb("cmd.{ns}.vm.{name}.guest.pack", True, Stream((), ("data",))),
     "guest.ping": Verb("cmd.{ns}.vm.{name}.guest.ping", False, None),
     "guest.processes": Verb("cmd.{ns}.vm.{name}.guest.processes", False, None),
@@ -43,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "guest.shutdown": Verb("cmd.{ns}.vm.{name}.guest.shutdown", True, None),
     "guest.stat": Verb("cmd.{ns}.vm.{name}.guest.stat", False, None),
     "guest.thaw": Verb("cmd.{ns}.vm.{name}.guest.thaw", True, None),
+    "guest.trim": Verb("cmd.{ns}.vm.{name}.guest.trim", True, None),
     "guest.unpack": Verb("cmd.{ns}.vm.{name}.guest.unpack", True, Stream(("data",), ())),
     "host.backup": Verb("host.{host}.backup", False, None),
     "host.create": Verb("host.{host}.create", True, None),
@@ -381,6 +385,24 @@ class CheckState(TypedDict):
     source: NotRequired[CheckSource]
     # How it is.
     status: CheckStatus
+
+
+class ClockReply(TypedDict):
+    """Reply of `guest.clock`."""
+    # How far the guest's clock was ahead of the host's, in microseconds.
+    ahead_us: int
+    # What was done.
+    change: ClockChange
+    # How far off this may be: half of the round trip, in microseconds.
+    error_us: int
+
+
+class ClockRequest(TypedDict):
+    """Request of `guest.clock`."""
+    # Set it by the host's clock; else it is only looked at.
+    set: NotRequired[bool]
+    # How far it may be off to be set by running a little faster or slower, in milliseconds; 500 if left out. Beyond that it jumps.
+    slew_ms: NotRequired[int | None]
 
 
 class ConsoleReply(TypedDict):
@@ -1138,6 +1160,20 @@ class HostsRequest(TypedDict):
     limit: NotRequired[int | None]
 
 
+class IdentityRequest(TypedDict):
+    """Makes a guest that was cloned another one than its twin."""
+    # Its name from now on; as it was if left out.
+    hostname: NotRequired[str | None]
+    # What stays as it is.
+    keep: NotRequired[list[IdentityPart]]
+
+
+class IdentityResult(TypedDict):
+    """What became of each part. One that fails holds up none of the others; it makes the whole a `guest_error` whose details have each part by its name."""
+    # In the order in which they were done.
+    parts: list[PartResult]
+
+
 class ImageGcReply(TypedDict):
     """Reply of `image.remove` and `image.gc`."""
     # What they took, in bytes.
@@ -1516,6 +1552,20 @@ class NicStatus(TypedDict):
     tap: str
 
 
+class OnlineResult(TypedDict):
+    """What is online."""
+    # How many CPUs.
+    cpus: int
+    # The numbers of those that were brought online now.
+    cpus_added: NotRequired[list[int]]
+    # What could not be brought online, and why; at most 64.
+    failed: NotRequired[list[str]]
+    # How much of it was brought online now, in bytes.
+    memory_added_bytes: NotRequired[int]
+    # How much memory, in bytes, where the kernel tells it by blocks; else what it uses.
+    memory_bytes: int
+
+
 class Orphan(TypedDict):
     """A VM with processes on the machine that the host does not know."""
     # The installation that started it.
@@ -1570,6 +1620,16 @@ class PackRequest(TypedDict):
     max_size_bytes: NotRequired[int | None]
     # Absolute path of a folder in the guest.
     path: str
+
+
+class PartResult(TypedDict):
+    """What became of a part."""
+    # What it is now.
+    detail: NotRequired[str]
+    # What.
+    outcome: PartOutcome
+    # Which.
+    part: IdentityPart
 
 
 class PingReply(TypedDict):
@@ -2116,6 +2176,28 @@ class TreeResult(TypedDict):
     stream_bytes: int
 
 
+class TrimRequest(TypedDict):
+    """Tells the disks which blocks of the guest's file systems are unused."""
+    # Only those that are mounted at these places; all local ones that can be written if left out.
+    mounts: NotRequired[list[str] | None]
+
+
+class TrimResult(TypedDict):
+    """What the file systems gave back."""
+    # Those that cannot, and why.
+    skipped: NotRequired[list[SkippedMount]]
+    # Each of them.
+    trimmed: list[TrimmedMount]
+
+
+class TrimmedMount(TypedDict):
+    """What a file system gave back."""
+    # Where it is mounted.
+    mount: str
+    # How much it has told the disk, in bytes. Some tell the same again, others only what is new.
+    trimmed_bytes: int
+
+
 class UnpackRequest(TypedDict):
     """Writes a folder: beside its path, checked, then renamed, so that a reader sees the whole folder or nothing of it."""
     # Makes missing parent directories, mode 0o755.
@@ -2307,6 +2389,9 @@ CheckSource = str
 # How a check is.
 CheckStatus = str
 
+# What was done about a guest's clock.
+ClockChange = str
+
 # What a VM shall be.
 Desired = str
 
@@ -2337,6 +2422,9 @@ HealthStatus = str
 # Kinds of host events; the last token of the subject.
 HostEventKind = str
 
+# A part of what makes a guest itself.
+IdentityPart = str
+
 # What an image is good for.
 ImageKind = str
 
@@ -2351,8 +2439,14 @@ LookupReply = LookupReply1 | LookupReply2 | LookupReply3 | LookupReply4
 # What a threshold is of.
 Measure = str
 
+# Brings what was added to the guest online.
+OnlineRequest = dict[str, Any]
+
 # The family of the guest's operating system.
 Os = Literal["linux", "windows"]
+
+# What became of a part.
+PartOutcome = str
 
 # What processes are ordered by.
 ProcessOrder = Literal["cpu", "memory", "pid"]

@@ -21,6 +21,7 @@ from ._contract import (
     AttachReply,
     AttachResult,
     ChangeReply,
+    ClockReply,
     ErrorBody,
     ExecResult,
     ExplainReply,
@@ -29,9 +30,11 @@ from ._contract import (
     FrozenResult,
     HealthResult,
     HostInfo,
+    IdentityResult,
     InfoResult,
     LogsReply,
     LookupReply,
+    OnlineResult,
     ProcessesResult,
     RunInfo,
     StoredEvent,
@@ -41,6 +44,7 @@ from ._contract import (
     TemplateSummary,
     ThawResult,
     TreeResult,
+    TrimResult,
     ValidateReply,
     VmSpec,
     VmStatus,
@@ -354,6 +358,22 @@ class Client:
     async def frozen(self, name: str) -> FrozenResult:
         """Which file systems stand still."""
         return cast(FrozenResult, await self.call("guest.frozen", {}, name=name))
+
+    async def clock(self, name: str, **body: Any) -> ClockReply:
+        """How far the guest's clock is off; with `set` it is set by the host's."""
+        return cast(ClockReply, await self.call("guest.clock", body, name=name, deadline=60.0))
+
+    async def online(self, name: str) -> OnlineResult:
+        """Brings CPUs and memory online that were added."""
+        return cast(OnlineResult, await self.call("guest.online", {}, name=name, deadline=60.0))
+
+    async def trim(self, name: str, **body: Any) -> TrimResult:
+        """Gives unused blocks back to the disks; only those of `mounts` if given."""
+        return cast(TrimResult, await self.call("guest.trim", body, name=name, deadline=300.0))
+
+    async def identity(self, name: str, **body: Any) -> IdentityResult:
+        """Makes a clone another guest than its twin, with `hostname` as its name, but for the parts of `keep`."""
+        return cast(IdentityResult, await self.call("guest.identity", body, name=name, deadline=60.0))
 
     @asynccontextmanager
     async def console(self, name: str, **body: Any) -> AsyncIterator[Stream[Any]]:
