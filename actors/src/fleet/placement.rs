@@ -180,13 +180,9 @@ fn wrong_kind(demand: &Demand, record: &HostRecord) -> Option<Unfit> {
     if let Some(feature) = demand.features.iter().find(|feature| !offers(feature)) {
         return Some(Unfit::Feature { feature: feature.clone() });
     }
+    let own = demand.namespace.as_ref().and_then(|namespace| record.own_templates.get(namespace));
     if let (Some(template), Some(there)) = (&demand.template, &record.templates)
-        && !there.contains(template)
-        && !demand
-            .namespace
-            .as_ref()
-            .and_then(|own| record.own_templates.get(own))
-            .is_some_and(|own| own.contains(template))
+        && !there.iter().chain(own.into_iter().flatten()).any(|known| known == template)
     {
         return Some(Unfit::Template { template: template.clone() });
     }

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
+use drover_schemas::ErrorBody;
 use drover_schemas::body::spec::{EgressDefault, EgressRule, EgressSpec, NicSpec, Protocol};
-use drover_schemas::{ErrorBody, ErrorCode};
 use ipnet::Ipv4Net;
 
-use super::forward::{ALL, prefix};
+use super::forward::{ALL, invalid, prefix};
 use super::nft::{EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, Member};
 
 /// The most rules of one interface.
@@ -152,10 +152,6 @@ pub fn of_stored(nics: &[NicSpec]) -> Vec<Option<Egress>> {
         nic.egress.as_ref().map(|spec| Egress::read("egress", spec).unwrap_or_else(|_| Egress::closed()))
     };
     nics.iter().map(read).collect()
-}
-
-fn invalid(field: &str, message: String) -> ErrorBody {
-    ErrorBody::new(ErrorCode::InvalidArgument, format!("{field}: {message}")).with("field", field)
 }
 
 fn reach(field: &str, rule: &EgressRule) -> Result<Reach, ErrorBody> {

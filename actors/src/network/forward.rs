@@ -59,7 +59,7 @@ pub struct Forward {
 /// Everybody.
 pub(super) const ALL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
 
-fn invalid(field: &str, message: String) -> ErrorBody {
+pub(super) fn invalid(field: &str, message: String) -> ErrorBody {
     ErrorBody::new(ErrorCode::InvalidArgument, format!("{field}: {message}")).with("field", field)
 }
 

@@ -16,14 +16,29 @@ pub const DEFAULT: &str = "default";
 /// The origin of each field that is not by default.
 pub type Origins = BTreeMap<String, String>;
 
+/// Whether a request, as JSON, says a field such as `boot.cmdline` or `nics[0].network` itself. A list is one word: all
+/// of it is the request's.
+pub(super) fn says(request: &Value, field: &str) -> bool {
+    let mut at = request;
+    for step in field.split(['.', '[', ']']).filter(|step| !step.is_empty()) {
+        match at {
+            Value::Object(fields) => match fields.get(step) {
+                Some(next) => at = next,
+                None => return false,
+            },
+            _ => return true,
+        }
+    }
+    true
+}
+
 /// Where the values of a spec over its template come from.
 pub(super) fn origins(request: &VmSpec, template: &Template, resolved: &ResolvedSpec) -> Origins {
     let asked = serde_json::to_value(request).unwrap_or_default();
-    let own = |field: &str| field.split('.').try_fold(&asked, |at, step| at.get(step)).is_some();
     let mut origins = Origins::new();
     for (field, _) in fields(resolved) {
         let place = template.place(&field).filter(|_| field != "template");
-        let origin = match (own(&field), place) {
+        let origin = match (says(&asked, &field), place) {
             // Both lists count, and are merged.
             (true, Some(place))
                 if matches!(

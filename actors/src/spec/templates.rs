@@ -16,11 +16,11 @@ use std::sync::Arc;
 use drover_schemas::body::spec::VmSpec;
 use drover_schemas::body::template::{SpecValue, TemplateLayer, TemplateSummary};
 use drover_schemas::{ErrorBody, Token};
-use serde_json::Value;
 
 pub use error::TemplateError;
 use tree::{Kind, Node, Source};
 
+use super::origins::says;
 use super::{hint, invalid};
 
 /// The longest file of a template.
@@ -81,13 +81,8 @@ impl Template {
             return error;
         };
         let first = field.split(['.', '[']).next().unwrap_or_default();
-        let asked = serde_json::to_value(request).unwrap_or_default();
-        let inner = field.strip_prefix(first).and_then(|rest| rest.strip_prefix('.'));
-        let asked = match (asked.get(first), inner) {
-            (Some(map @ Value::Object(_)), Some(name)) => map.get(name).is_some(),
-            (asked, _) => asked.is_some(),
-        };
-        if asked || self.tree.field(first).is_none() {
+        let request = serde_json::to_value(request).unwrap_or_default();
+        if says(&request, field) || self.tree.field(first).is_none() {
             return error;
         }
         let place = self.tree.nearest(field).place.to_string();

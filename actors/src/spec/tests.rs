@@ -158,3 +158,20 @@ fn what_a_template_got_wrong_is_told_with_its_line() {
     assert!(!resolve("few", Some(256)).unwrap_err().details.contains_key("origin"));
     assert_eq!(resolve("gone", None).unwrap_err().details["origin"], "built-in:gone.yaml:4");
 }
+
+#[test]
+fn a_field_below_a_list_of_the_request_is_the_requests() {
+    let request =
+        serde_json::json!({"boot": {"kernel": "k"}, "agent": {"checks": [{"name": "a"}]}, "nics": []});
+    for (field, says) in [
+        ("boot.kernel", true),
+        ("boot.cmdline", false),
+        ("boot", true),
+        ("cpus", false),
+        ("nics[0].egress.deny[0].to", true),
+        ("agent.checks[0].argv", true),
+        ("agent.deny", false),
+    ] {
+        assert_eq!(origins::says(&request, field), says, "{field}");
+    }
+}

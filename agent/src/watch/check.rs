@@ -208,16 +208,9 @@ fn data(now: &CheckState) -> Value {
 
 /// Tells of those that were not well and are declared no more.
 pub(super) fn forget(hands: &Hands, source: CheckSource, declared: &[CheckSpec]) {
-    let prefix = key(source, "");
-    let gone = hands.told.forget(|key| {
-        key.strip_prefix(&prefix).is_some_and(|name| declared.iter().all(|check| check.name.as_str() != name))
-    });
-    for (key, said) in gone {
-        if said.flapping || said.status != CheckStatus::Ok {
-            let name = key.strip_prefix(&prefix).unwrap_or_default();
-            hands
-                .events
-                .say(CHECK_REMOVED, json!({ "check": name, "source": whose(source), "status": said.status }));
-        }
+    let is_declared = |name: &str| declared.iter().any(|check| check.name.as_str() == name);
+    for (name, said) in hands.told.forget_undeclared(&key(source, ""), is_declared) {
+        let data = json!({ "check": name, "source": whose(source), "status": said.status });
+        hands.events.say(CHECK_REMOVED, data);
     }
 }

@@ -181,13 +181,9 @@ impl Keeping {
 
 /// Tells of those that were beyond their limit and are declared no more.
 pub(super) fn forget(hands: &Hands, declared: &[ThresholdSpec]) {
-    let gone =
-        hands.told.forget(|other| other.starts_with(KEY) && declared.iter().all(|spec| key(spec) != other));
-    for (key, said) in gone {
-        if said.flapping || said.status != CheckStatus::Ok {
-            let name = key.strip_prefix(KEY).unwrap_or_default();
-            hands.events.say(THRESHOLD_REMOVED, json!({ "threshold": name }));
-        }
+    let is_declared = |name: &str| declared.iter().any(|spec| spec.name.as_str() == name);
+    for (name, _) in hands.told.forget_undeclared(KEY, is_declared) {
+        hands.events.say(THRESHOLD_REMOVED, json!({ "threshold": name }));
     }
 }
 

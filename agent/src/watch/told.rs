@@ -83,6 +83,20 @@ impl Told {
         gone.into_iter().collect()
     }
 
+    /// Forgets what was told under `prefix` of names that are declared no more, and gives those that were not well.
+    pub(super) fn forget_undeclared(
+        &self,
+        prefix: &str,
+        is_declared: impl Fn(&str) -> bool,
+    ) -> Vec<(String, Said)> {
+        let gone = self.forget(|key| key.strip_prefix(prefix).is_some_and(|name| !is_declared(name)));
+        let unwell = |(key, said): (String, Said)| {
+            let name = key.strip_prefix(prefix)?.to_owned();
+            (said.flapping || said.status != CheckStatus::Ok).then_some((name, said))
+        };
+        gone.into_iter().filter_map(unwell).collect()
+    }
+
     /// In memory of the guest, so there is nothing to wait for.
     fn write(&self, kept: &Kept) {
         let partial = self.file.with_extension("partial");

@@ -120,15 +120,17 @@ mod tests {
 
     use super::*;
 
+    /// A client, the device that it is carried to, and what carries.
+    fn carried(gate: &Gate) -> (UnixStream, UnixStream, tokio::task::JoinHandle<()>) {
+        let ((client, host), (device, there)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        let gate = gate.clone();
+        (client, there, tokio::spawn(async move { relay(host, device, &gate).await }))
+    }
+
     #[tokio::test]
     async fn nothing_moves_while_the_gate_is_closed_and_all_of_it_after() {
         let gate = Gate::default();
-        let ((mut client, host), (device, mut there)) =
-            (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
-        let carrying = {
-            let gate = gate.clone();
-            tokio::spawn(async move { relay(host, device, &gate).await })
-        };
+        let (mut client, mut there, carrying) = carried(&gate);
         client.write_all(b"one").await.unwrap();
         let mut said = [0; 3];
         there.read_exact(&mut said).await.unwrap();
@@ -154,12 +156,7 @@ mod tests {
     #[tokio::test]
     async fn the_gate_waits_for_what_is_on_its_way_but_not_for_ever() {
         let gate = Gate::default();
-        let ((mut client, host), (device, mut there)) =
-            (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
-        let carrying = {
-            let gate = gate.clone();
-            tokio::spawn(async move { relay(host, device, &gate).await })
-        };
+        let (mut client, mut there, carrying) = carried(&gate);
         client.write_all(b"one").await.unwrap();
         there.readable().await.unwrap();
         drop(timeout(PATIENCE * 10, gate.close()).await.unwrap());
