@@ -1,6 +1,9 @@
 //! One connection: greeting, frames in, frames out, a task per stream.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod echo;
 mod outbox;
+mod serves;
 mod stream;
 
 use std::collections::HashMap;
@@ -14,13 +17,14 @@ use drover_schemas::guest::{
 };
 use drover_schemas::{ErrorBody, ErrorCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 pub use self::outbox::Outbox;
+pub use self::serves::Serves;
 pub use self::stream::{Ending, Steer, Stream};
-use crate::emit::send::Sending;
 use crate::listen::Socket;
-use crate::{Agent, log, memory, verbs};
+use crate::log;
 
 /// How long a host that does not read may keep a closing connection open.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,10 +104,10 @@ impl Frames {
 }
 
 /// Serves one connection until it ends.
-pub async fn serve(socket: Box<dyn Socket>, agent: Arc<Agent>) {
+pub async fn serve<S: Serves>(socket: Box<dyn Socket>, agent: Arc<S>) {
     let (reader, writer) = tokio::io::split(socket);
     let outbox = Arc::new(Outbox::default());
-    let writing = tokio::spawn(write(writer, Arc::clone(&outbox)));
+    let mut writing = tokio::spawn(write(writer, Arc::clone(&outbox)));
     let mut frames = Frames { socket: reader, decoder: Decoder::default() };
     let streams = Streams::default();
 
@@ -125,7 +129,9 @@ pub async fn serve(socket: Box<dyn Socket>, agent: Arc<Agent>) {
         }
     }
     outbox.close();
-    if timeout(CLOSE_TIMEOUT, writing).await.is_err() {
+    if timeout(CLOSE_TIMEOUT, &mut writing).await.is_err() {
+        // Or what waits would be kept, and the socket with it, for as long as the host likes.
+        writing.abort();
         log::warn(format_args!("the host did not read the end of a connection"));
     }
 }
@@ -150,9 +156,9 @@ fn agree(hello: &HostHello) -> Result<u32, ConnError> {
     }
 }
 
-async fn converse(
+async fn converse<S: Serves>(
     frames: &mut Frames,
-    agent: &Arc<Agent>,
+    agent: &Arc<S>,
     outbox: &Arc<Outbox>,
     streams: &Streams,
 ) -> Result<(), ConnError> {
@@ -163,16 +169,14 @@ async fn converse(
     };
     let proto = agree(&hello)?;
     log::debug(format_args!("host {:?} connected, protocol {proto}", hello.version));
-    let mut greeting = agent.facts.hello(proto);
-    greeting.allowed = agent.policy.allowed(&greeting.capabilities);
-    outbox.control(&AgentFrame::Hello(greeting));
+    outbox.control(&AgentFrame::Hello(agent.greeting(proto)));
 
     let takes_events = hello.features.iter().any(|feature| feature == EVENTS);
-    let _sending = takes_events.then(|| Sending::start(&agent.events, outbox));
+    let _sending = takes_events.then(|| agent.events(outbox));
     let silence = Duration::from_millis(SILENCE_MS);
     let mut unknown = 0u64;
     while let Some(frame) = frames.next(silence).await? {
-        agent.watch.awake();
+        agent.awake();
         match frame {
             HostFrame::Req(request) => open(request, agent, outbox, streams)?,
             // Frames of streams that have just ended are normal: the answer was on its way.
@@ -201,9 +205,9 @@ async fn converse(
             HostFrame::Ping(ping) => {
                 outbox.control(&AgentFrame::Pong(Pong { nonce: ping.nonce }));
                 // It comes when nothing else has come for a while.
-                memory::give_back();
+                agent.idle();
             }
-            HostFrame::EventAck(ack) => agent.events.acknowledge(&ack.log, ack.n),
+            HostFrame::EventAck(ack) => agent.acknowledge(&ack),
             HostFrame::Pong(_) => {}
             HostFrame::Bye(_) => return Ok(()),
             HostFrame::Hello(_) => return Err(ConnError::Greeting),
@@ -221,7 +225,7 @@ struct Open {
     streams: Streams,
     stream: Arc<Stream>,
     id: u32,
-    _place: Option<tokio::sync::OwnedSemaphorePermit>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Open {
@@ -244,22 +248,22 @@ impl Drop for Open {
     }
 }
 
-fn open(
+fn open<S: Serves>(
     request: Request,
-    agent: &Arc<Agent>,
+    agent: &Arc<S>,
     outbox: &Arc<Outbox>,
     streams: &Streams,
 ) -> Result<(), ConnError> {
     let id = request.stream;
-    let takes = verbs::takes(&request.verb);
+    let takes = agent.takes(&request.verb);
     let stream = Arc::new(Stream::new(id, takes, request.credit, Arc::clone(outbox)));
     let place = {
         let mut streams = lock(streams);
         if streams.contains_key(&id) {
             return Err(ConnError::StreamInUse { stream: id });
         }
-        match Arc::clone(&agent.streams).try_acquire_owned() {
-            Ok(place) if streams.len() < MAX_STREAMS => {
+        match agent.place() {
+            Some(place) if streams.len() < MAX_STREAMS => {
                 streams.insert(id, Arc::clone(&stream));
                 place
             }
@@ -273,14 +277,16 @@ fn open(
             }
         }
     };
-    let open = Open { streams: Arc::clone(streams), stream, id, _place: Some(place) };
+    let open = Open { streams: Arc::clone(streams), stream, id, _place: place };
     let agent = Arc::clone(agent);
     tokio::spawn(async move {
-        let outcome = verbs::run(&agent, &open.stream, &request).await;
-        agent.commands.note(&request, outcome.as_ref().err());
+        let outcome = agent.run(&open.stream, &request).await;
         // The number is free once the host has the answer, so it is freed before.
         open.free();
         open.stream.answer(outcome);
     });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,7 +57,11 @@ impl Outbox {
 
     /// A frame that goes before all bulk.
     pub fn control(&self, frame: &AgentFrame) {
-        if self.state().control.len() >= MAX_CONTROL {
+        let (is_full, is_closed) = {
+            let state = self.state();
+            (state.control.len() >= MAX_CONTROL, state.closed)
+        };
+        if is_full && !is_closed {
             log::warn(format_args!("closing: the host does not read"));
             self.close();
             return;

@@ -1,0 +1,74 @@
+//! What a connection is for, apart from its frames: so that these can be tried without the guest that they change.
+
+use std::sync::Arc;
+
+use drover_schemas::guest::{AgentHello, Channel, EventAck, Request};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Outbox, Stream};
+use crate::dedupe::Outcome;
+use crate::emit::send::Sending;
+use crate::{Agent, memory, verbs};
+
+/// Who answers the requests of a connection.
+pub trait Serves: Send + Sync + 'static {
+    /// Sends events for as long as it lives.
+    type Events: Send;
+
+    /// The greeting, in this version of the protocol.
+    fn greeting(&self, proto: u32) -> AgentHello;
+    /// The channel on which a verb takes bytes from the host.
+    fn takes(&self, verb: &str) -> Option<Channel>;
+    /// A place for one more stream, if there is one.
+    fn place(&self) -> Option<OwnedSemaphorePermit>;
+    /// Carries out a request.
+    fn run(&self, stream: &Stream, request: &Request) -> impl Future<Output = Outcome> + Send;
+    /// Begins to send events.
+    fn events(&self, outbox: &Arc<Outbox>) -> Self::Events;
+    /// The host has these events.
+    fn acknowledge(&self, ack: &EventAck);
+    /// The host has said something.
+    fn awake(&self);
+    /// The host has had nothing to say for a while.
+    fn idle(&self);
+}
+
+impl Serves for Agent {
+    type Events = Sending;
+
+    fn greeting(&self, proto: u32) -> AgentHello {
+        let mut greeting = self.facts.hello(proto);
+        greeting.allowed = self.policy.allowed(&greeting.capabilities);
+        greeting
+    }
+
+    fn takes(&self, verb: &str) -> Option<Channel> {
+        verbs::takes(verb)
+    }
+
+    fn place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.streams).try_acquire_owned().ok()
+    }
+
+    async fn run(&self, stream: &Stream, request: &Request) -> Outcome {
+        let outcome = verbs::run(self, stream, request).await;
+        self.commands.note(request, outcome.as_ref().err());
+        outcome
+    }
+
+    fn events(&self, outbox: &Arc<Outbox>) -> Sending {
+        Sending::start(&self.events, outbox)
+    }
+
+    fn acknowledge(&self, ack: &EventAck) {
+        self.events.acknowledge(&ack.log, ack.n);
+    }
+
+    fn awake(&self) {
+        self.watch.awake();
+    }
+
+    fn idle(&self) {
+        memory::give_back();
+    }
+}
