@@ -21,8 +21,8 @@
 #   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
 #                deadlines, detached ones that outlive the daemon; policies of hosts and guests; disks that are frozen and
 #                thawed, whoever dies meanwhile; clocks, CPUs, unused blocks and clones; events that programs of guests
-#                publish, whatever breaks on their way; checks and thresholds; on real kernels in QEMU's software
-#                emulation; its package and scripts, and a Debian with systemd and sshd that it is installed in; a file
+#                publish, whatever breaks on their way; checks and thresholds; agents that lie; on real kernels in
+#                QEMU's software emulation; its package and scripts, and a Debian with systemd and sshd that it is installed in; a file
 #                of --size MiB (96) each way while commands are run
 #   images       files and URLs into the store of images, to VMs, to other hosts of the fleet, and away; what is refused;
 #                daemons and servers that die meanwhile
@@ -246,6 +246,8 @@ if wants agent; then
     step agent "what guests say of themselves" real look 2
     step agent "what is watched in guests" real watch 2
     step agent "work for the host" real work 1
+    step agent "agents that lie" real hostile 2
+    grep -hE '^(others|the daemon|.*: dialled)' "$LOGS"/agent-agents-that-lie.log
     step agent "a large file" env DROVER_FILE_MIB="$SIZE" cargo test --locked --workspace --test large -- --show-output
     step agent "a root disk with Debian" debian_disk
     if [ -n "${DROVER_DEBIAN:-}" ]; then
@@ -314,7 +316,7 @@ fi
 fuzz() {
     local seeds=() corpus=$CACHE/fuzz/$1
     mkdir -p "$corpus" "$LOGS/fuzz-$1"
-    case $1 in codec) seeds=(schemas/golden/bus) ;; frames) seeds=(schemas/golden/guest) ;; esac
+    case $1 in codec) seeds=(schemas/golden/bus) ;; frames | agent) seeds=(schemas/golden/guest) ;; esac
     "$FUZZ_DIR/release/$1" -max_total_time="${BUDGET:-60}" -rss_limit_mb=1024 -timeout=10 -print_final_stats=1 \
         -artifact_prefix="$LOGS/fuzz-$1/" "$corpus" "${seeds[@]}"
 }
@@ -329,10 +331,10 @@ build_fuzz() {
 if wants fuzz; then
     need_debian g++=g++
     step fuzz "random values against models" env PROPTEST_CASES=$((${BUDGET:-60} * 100)) \
-        cargo test --locked -p drover-schemas -p drover-actors --lib -- survived panic bytes
+        cargo test --locked -p drover-schemas -p drover-actors -p drover-agent --lib -- survived panic bytes
     step fuzz build build_fuzz
     FUZZ_DIR=$CARGO_TARGET_DIR/fuzz/$(rustc -vV | sed -n 's/^host: //p')
-    for target in codec frames streams api_replies vmm_events; do
+    for target in codec frames agent streams api_replies vmm_events; do
         step fuzz "$target" fuzz "$target"
     done
 fi

@@ -19,6 +19,7 @@
 //! | [`flood`] | a tenant that asks for far too much |
 //! | [`https`] | a server of files that breaks off, is silent and lies |
 //! | [`leak`] | what of a VM is still there |
+//! | [`liar`] | whoever is in an agent's place |
 //! | [`logins`] | the ways in which a server can ask who connects |
 //! | [`next`] | a host of the next version |
 //! | [`observer`] | all that hosts say and hear, held against the published contract |
@@ -54,6 +55,7 @@ pub mod events;
 pub mod flood;
 pub mod https;
 pub mod leak;
+pub mod liar;
 pub mod logins;
 pub mod netns;
 pub mod next;

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use drover_schemas::body::status::AgentFaultCode;
 use drover_schemas::guest::flow::FlowError;
 use drover_schemas::guest::wire::WireError;
 use drover_schemas::{ErrorBody, ErrorCode};
@@ -89,6 +90,12 @@ pub enum LinkError {
         /// How many were too many.
         beyond: u64,
     },
+    /// The agent sent frames without end that carry nothing.
+    #[error("the agent sent frames without end that carry nothing: {frames} of them")]
+    Endless {
+        /// How many.
+        frames: u64,
+    },
     /// The agent answered no heartbeat.
     #[error("the agent was silent for {after_ms} ms")]
     Silent {
@@ -120,7 +127,31 @@ pub enum LinkError {
     GivenUp,
 }
 
+/// The step of a link's beginning at which the agent has to say something.
+pub(super) const GREETING: &str = "the agent's greeting";
+
 impl LinkError {
+    /// What the agent did wrong, if this is its doing.
+    #[must_use]
+    pub fn fault(&self) -> Option<AgentFaultCode> {
+        Some(match self {
+            Self::Wire { source } => match **source {
+                WireError::Length { .. } => AgentFaultCode::FrameLength,
+                _ => AgentFaultCode::FrameFormat,
+            },
+            Self::Flow { source: FlowError::Credit { .. }, .. } => AgentFaultCode::Credit,
+            Self::Flow { .. } => AgentFaultCode::Offset,
+            Self::UnknownStream { .. } => AgentFaultCode::StreamId,
+            Self::Unexpected { .. } => AgentFaultCode::OutOfPlace,
+            Self::Flood { .. } => AgentFaultCode::EventFlood,
+            Self::Endless { .. } => AgentFaultCode::FrameFlood,
+            Self::Silent { .. } => AgentFaultCode::Silent,
+            Self::Deadline { step, .. } if *step == GREETING => AgentFaultCode::Silent,
+            Self::Bye { error } if error.code == ErrorCode::Unsupported => AgentFaultCode::Incompatible,
+            _ => return None,
+        })
+    }
+
     /// Whether dialling again may help: the guest may still be booting.
     #[must_use]
     pub const fn may_pass(&self) -> bool {

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::info_span;
 
 use super::dial::{dial, io_error};
-use super::error::{CallError, LinkError};
+use super::error::{CallError, GREETING, LinkError};
 use super::stream::{GuestStream, StreamEvent};
 use super::table::Shared;
 use super::task::{self, Heartbeat};
@@ -64,6 +64,20 @@ pub struct Open {
     pub body: Bytes,
 }
 
+/// The longest text of a greeting: it is kept for as long as the link.
+const MAX_TEXT: usize = 256;
+/// The most verbs and optional parts of a greeting.
+const MAX_OFFERS: usize = 256;
+
+fn is_moderate(hello: &AgentHello) -> bool {
+    let AgentHello { version, boot_id, instance, os, arch, kernel, hostname, .. } = hello;
+    let offers =
+        |offers: &[String]| offers.len() <= MAX_OFFERS && offers.iter().all(|offer| offer.len() <= MAX_TEXT);
+    [version, boot_id, instance, os, arch, kernel, hostname].iter().all(|text| text.len() <= MAX_TEXT)
+        && offers(&hello.capabilities)
+        && hello.allowed.as_deref().is_none_or(offers)
+}
+
 #[derive(Debug)]
 struct Handle {
     shared: Arc<Shared>,
@@ -106,7 +120,7 @@ impl Link {
         let socket = timeout_at(until, dial(vsock_socket, PORT))
             .await
             .map_err(|_| late("the connection to the guest"))??;
-        timeout_at(until, Self::greet(socket, info)).await.map_err(|_| late("the agent's greeting"))?
+        timeout_at(until, Self::greet(socket, info)).await.map_err(|_| late(GREETING))?
     }
 
     async fn greet(mut socket: UnixStream, info: &HelloInfo) -> Result<(Self, Arc<AgentHello>), LinkError> {
@@ -139,6 +153,9 @@ impl Link {
         };
         if hello.proto < PROTO_MIN || hello.proto > PROTO_MAX {
             return Err(LinkError::Unexpected { frame: "hello with a version that was not offered" });
+        }
+        if !is_moderate(&hello) {
+            return Err(LinkError::Unexpected { frame: "greeting that is too long" });
         }
         let hello = Arc::new(hello);
         let shared = Arc::new(Shared::default());

@@ -7,7 +7,8 @@
 //!
 //! The agent is a stranger (the guest's root may have replaced it): what breaks a rule of the
 //! protocol closes the link with a typed [`LinkError`], and no queue grows beyond the credit that
-//! was given. An idle link holds no buffer.
+//! was given. An idle link holds no buffer. Frames are taken at a bounded rate, and an agent that sends them for nothing
+//! is hung up on.
 //!
 //! ```text
 //!  VM actor ── Link ─┐                        ┌─ frames ─ hybrid socket ─ agent
@@ -19,6 +20,7 @@ mod error;
 mod ids;
 mod inbox;
 mod link;
+mod pace;
 mod stream;
 mod table;
 mod task;

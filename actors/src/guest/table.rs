@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use super::error::LinkError;
 use super::inbox::{Inbox, MAX_BEYOND};
+use super::pace::Carries;
 
 /// Data frames that may wait to be written.
 const MAX_BULK: usize = 4;
@@ -23,6 +24,9 @@ const MAX_PONGS: usize = 4;
 /// Control frames and requests that may wait to be written before further control frames are dropped: a client that
 /// sends signals faster than its guest takes them loses some.
 const MAX_CONTROLS: usize = 256;
+
+/// Data of fewer bytes, and credit for fewer, is paced as other frames are.
+const WORTH: u64 = 4 * 1024;
 
 /// One stream of the link.
 #[derive(Debug)]
@@ -39,6 +43,8 @@ pub(super) struct Entry {
     /// Ends of channels that the reader has not heard of.
     pub(super) ends: Vec<Channel>,
     pub(super) head: Option<Bytes>,
+    /// There was one.
+    headed: bool,
     pub(super) end: Option<Result<Bytes, ErrorBody>>,
     /// Nobody reads it any more; it stays until the agent has answered.
     pub(super) abandoned: bool,
@@ -76,6 +82,8 @@ pub(super) struct State {
     pub(super) inbox: Inbox,
     /// The latest acknowledgement of events; it holds for those before it.
     ack: Option<Bytes>,
+    /// Signs of life that were asked for and have not come.
+    pings: u32,
     /// Frames of later versions that were ignored.
     pub(super) unknown: u64,
     /// Why the link has ended.
@@ -157,6 +165,7 @@ impl State {
             download: Incoming::new(credit),
             ends: Vec::new(),
             head: None,
+            headed: false,
             end: None,
             abandoned: false,
         };
@@ -223,6 +232,7 @@ impl State {
     }
 
     pub(super) fn ping(&mut self, nonce: u64) {
+        self.pings += 1;
         self.control.extend(write(&HostFrame::Ping(Ping { nonce })).ok());
     }
 
@@ -250,8 +260,8 @@ impl State {
         bulk
     }
 
-    /// Takes one frame of the agent.
-    pub(super) fn take(&mut self, frame: AgentFrame) -> Result<(), LinkError> {
+    /// Takes one frame of the agent; says what it was good for.
+    pub(super) fn take(&mut self, frame: AgentFrame) -> Result<Carries, LinkError> {
         match frame {
             AgentFrame::Data(data) => self.data(data),
             AgentFrame::Res(res) => {
@@ -269,39 +279,47 @@ impl State {
                     self.streams.remove(&res.stream);
                 }
                 self.credits.retain(|(stream, _), _| *stream != res.stream);
-                Ok(())
+                Ok(Carries::Something)
             }
             AgentFrame::Head(head) => {
                 let entry = self.entry(head.stream)?;
+                if std::mem::replace(&mut entry.headed, true) {
+                    return Err(LinkError::Unexpected { frame: "second head" });
+                }
                 if !entry.abandoned {
                     entry.head = Some(head.body.0);
                     entry.changed.notify_waiters();
                 }
-                Ok(())
+                Ok(Carries::Something)
             }
             AgentFrame::Credit(credit) => {
                 // May cross with the end of the stream in no case: the agent has one order.
                 let entry = self.entry(credit.stream)?;
-                if let Some(outgoing) = entry.outgoing(credit.ch) {
-                    outgoing.grant(credit.limit);
-                }
+                let Some(outgoing) = entry.outgoing(credit.ch) else { return Ok(Carries::Nothing) };
+                let before = outgoing.room();
+                outgoing.grant(credit.limit);
+                let is_worth = outgoing.room() - before >= WORTH;
                 entry.changed.notify_waiters();
-                Ok(())
+                Ok(if is_worth { Carries::Something } else { Carries::Nothing })
             }
             AgentFrame::Ping(ping) => {
                 if self.pongs.len() < MAX_PONGS {
                     self.pongs.push_back(write(&HostFrame::Pong(Pong { nonce: ping.nonce }))?);
                 }
-                Ok(())
+                Ok(Carries::Nothing)
             }
             AgentFrame::Event(event) => match self.inbox.push(event) {
                 Err(beyond) if beyond > MAX_BEYOND => Err(LinkError::Flood { beyond }),
-                _ => Ok(()),
+                _ => Ok(Carries::Something),
             },
-            AgentFrame::Pong(_) => Ok(()),
+            AgentFrame::Pong(_) if self.pings > 0 => {
+                self.pings -= 1;
+                Ok(Carries::Something)
+            }
+            AgentFrame::Pong(_) => Ok(Carries::Nothing),
             AgentFrame::Unknown => {
                 self.unknown += 1;
-                Ok(())
+                Ok(Carries::Nothing)
             }
             AgentFrame::Bye(bye) => {
                 Err(bye.error.map_or(LinkError::Closed, |error| LinkError::Bye { error }))
@@ -314,8 +332,9 @@ impl State {
         self.streams.get_mut(&stream).filter(|e| e.end.is_none()).ok_or(LinkError::UnknownStream { stream })
     }
 
-    fn data(&mut self, data: Data) -> Result<(), LinkError> {
+    fn data(&mut self, data: Data) -> Result<Carries, LinkError> {
         let Data { stream, ch, off, data, eof } = data;
+        let is_bulk = data.0.len() as u64 >= WORTH;
         let entry = self.entry(stream)?;
         let abandoned = entry.abandoned;
         let incoming = entry.incoming(ch).ok_or(LinkError::Unexpected { frame: "data on stdin" })?;
@@ -327,6 +346,6 @@ impl State {
             entry.ends.push(ch);
         }
         entry.changed.notify_waiters();
-        Ok(())
+        Ok(if is_bulk { Carries::Bulk } else { Carries::Something })
     }
 }

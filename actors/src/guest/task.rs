@@ -7,12 +7,13 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use drover_schemas::guest::AgentFrame;
 use drover_schemas::guest::wire::Decoder;
-use tokio::io::Interest;
+use tokio::io::{Interest, Ready};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep_until};
 
 use super::dial::io_error;
 use super::error::LinkError;
+use super::pace::Pace;
 use super::table::Shared;
 
 /// How many reads are made before others get their turn.
@@ -29,7 +30,9 @@ pub(super) struct Heartbeat {
 
 /// Moves frames until the link ends, and leaves the reason in `shared`.
 pub(super) async fn run(socket: UnixStream, decoder: Decoder, shared: Arc<Shared>, heartbeat: Heartbeat) {
-    let mut task = Task { socket, decoder, out: Bytes::new(), shared, heard: Instant::now(), asked: false };
+    let now = Instant::now();
+    let pace = Pace::new(now);
+    let mut task = Task { socket, decoder, out: Bytes::new(), shared, heard: now, asked: false, pace };
     let reason = loop {
         if let Err(reason) = task.turn(heartbeat).await {
             break reason;
@@ -49,6 +52,7 @@ struct Task {
     heard: Instant,
     /// Whether it was asked since.
     asked: bool,
+    pace: Pace,
 }
 
 impl Task {
@@ -61,13 +65,19 @@ impl Task {
         if self.out.is_empty() {
             self.refill();
         }
-        let interest =
-            if self.out.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+        // What comes too fast waits in the guest.
+        let rests = self.pace.rests_until(Instant::now());
+        let interest = match (rests, self.out.is_empty()) {
+            (None, true) => Some(Interest::READABLE),
+            (None, false) => Some(Interest::READABLE | Interest::WRITABLE),
+            (Some(_), true) => None,
+            (Some(_), false) => Some(Interest::WRITABLE),
+        };
         let wait = if self.asked { heartbeat.every + heartbeat.patience } else { heartbeat.every };
         tokio::select! {
-            ready = self.socket.ready(interest) => {
+            ready = ready(&self.socket, interest) => {
                 let ready = ready.map_err(io_error)?;
-                if ready.is_readable() || ready.is_read_closed() {
+                if rests.is_none() && (ready.is_readable() || ready.is_read_closed()) {
                     self.read()?;
                 }
                 if ready.is_writable() {
@@ -75,7 +85,8 @@ impl Task {
                 }
             }
             () = self.shared.wake.notified() => {}
-            () = sleep_until(self.heard + wait) => {
+            () = sleep_until(rests.unwrap_or_else(Instant::now)), if rests.is_some() => {}
+            () = sleep_until(self.heard + wait), if rests.is_none() => {
                 if self.asked {
                     return Err(LinkError::Silent { after_ms: self.heard.elapsed().as_millis() as u64 });
                 }
@@ -115,6 +126,9 @@ impl Task {
                     self.heard = Instant::now();
                     self.asked = false;
                     self.take_frames()?;
+                    if self.pace.rests_until(self.heard).is_some() {
+                        return Ok(());
+                    }
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
                     self.decoder.release();
@@ -127,13 +141,29 @@ impl Task {
     }
 
     fn take_frames(&mut self) -> Result<(), LinkError> {
-        while let Some(frame) = self.decoder.frame().map_err(|e| LinkError::Wire { source: Arc::new(e) })? {
+        loop {
+            let now = Instant::now();
+            if self.pace.rests_until(now).is_some() {
+                return Ok(());
+            }
+            let before = self.decoder.taken();
+            let frame = self.decoder.frame().map_err(|e| LinkError::Wire { source: Arc::new(e) })?;
+            let Some(frame) = frame else { return Ok(()) };
+            let bytes = usize::try_from(self.decoder.taken() - before).unwrap_or(usize::MAX);
             let is_event = matches!(frame, AgentFrame::Event(_));
-            self.shared.state().take(frame)?;
+            let carries = self.shared.state().take(frame)?;
             if is_event {
                 self.shared.events.notify_one();
             }
+            self.pace.note(carries, bytes, now).map_err(|frames| LinkError::Endless { frames })?;
         }
-        Ok(())
+    }
+}
+
+/// Waits for what the socket is wanted for; for ever if that is nothing.
+async fn ready(socket: &UnixStream, interest: Option<Interest>) -> std::io::Result<Ready> {
+    match interest {
+        Some(interest) => socket.ready(interest).await,
+        None => std::future::pending().await,
     }
 }

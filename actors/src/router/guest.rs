@@ -1,6 +1,7 @@
 //! Verbs of the guest: over the link to its agent, never through the VM's mailbox.
 
 use drover_schemas::body::guest::{AttachReply, ExecResult, PackReply};
+use drover_schemas::body::status::AgentFaultCode;
 use drover_schemas::guest::{
     self as proto, AttachRequest, FileStat, LsReply, LsRequest, MkdirRequest, RmRequest, StatRequest,
 };
@@ -93,6 +94,15 @@ impl Router {
             return Err(ErrorBody::new(ErrorCode::GuestUnreachable, text).with("state", state));
         }
         view.link.ok_or_else(|| {
+            let fault = view.live.marks.fault().filter(|_| view.run.is_some());
+            if let Some(fault) = fault.filter(|fault| fault.code != AgentFaultCode::Silent) {
+                let code = match fault.code {
+                    AgentFaultCode::Incompatible => ErrorCode::Unsupported,
+                    _ => ErrorCode::GuestUnreachable,
+                };
+                let text = format!("{}; see explain for what to do about its agent", fault.message);
+                return ErrorBody::new(code, text).with("state", state).with("fault", fault.code.as_str());
+            }
             let message = if view.run.is_some() {
                 "the guest agent does not answer; the guest may still be booting, see logs and explain"
                     .to_owned()

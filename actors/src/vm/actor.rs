@@ -26,6 +26,7 @@ use tracing::{Instrument as _, Span, error, info, info_span, warn};
 use super::clock;
 use super::inside::Allowance;
 use super::machine::{Context, Effect, Input, Machine, Op, Report, Task};
+use super::marks::Marks;
 use super::message::{ChangeSender, View, VmMsg};
 use super::prepare::{bound_row, prepare, push_request, reply};
 use super::row::{Live, machine_of, status};
@@ -371,6 +372,7 @@ impl VmActorState {
             vm_id: *vm_id,
             spec: self.row.spec.agent.clone(),
             said: AtomicBool::new(false),
+            marks: self.live.marks.clone(),
         };
         let watch = LinkWatch::start(tend, self.generation);
         self.live.last_error = Some(watch.last_error());
@@ -390,6 +392,7 @@ impl VmActorState {
         self.drop_link();
         self.run = None;
         self.live.pid = None;
+        self.live.marks = Marks::default();
     }
 
     /// Makes `next` durable with its events and outcomes, takes it over, and acts.

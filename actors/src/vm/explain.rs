@@ -1,6 +1,6 @@
 //! Causes as errors and as sentences.
 
-use drover_schemas::body::status::{AgentState, Cause, CauseKind};
+use drover_schemas::body::status::{AgentFault, AgentState, Cause, CauseKind};
 use drover_schemas::body::vm::ExplainReply;
 use drover_schemas::state::VmState;
 use drover_schemas::{ErrorBody, ErrorCode};
@@ -10,14 +10,17 @@ use super::row::status;
 use crate::hypervisor::cause::{self, Evidence};
 use crate::hypervisor::record::ExitRecord;
 use crate::journal::VmRow;
-use crate::services::Services;
+use crate::services::{Services, now_ms};
 use crate::spec::origins::values;
 
 /// The error that tells of a cause.
 #[must_use]
 pub fn error_of(cause: &Cause) -> ErrorBody {
     let code = match cause.kind {
-        CauseKind::AgentTimeout | CauseKind::AgentLost | CauseKind::RebootLoop => ErrorCode::GuestUnreachable,
+        CauseKind::AgentTimeout | CauseKind::AgentLost | CauseKind::AgentBreach | CauseKind::RebootLoop => {
+            ErrorCode::GuestUnreachable
+        }
+        CauseKind::AgentIncompatible => ErrorCode::Unsupported,
         CauseKind::Superseded | CauseKind::UserDelete | CauseKind::UserStop => ErrorCode::Conflict,
         CauseKind::OutOfMemory | CauseKind::HostResource | CauseKind::DiskRefused | CauseKind::TapRefused => {
             ErrorCode::ResourceExhausted
@@ -71,6 +74,12 @@ pub fn explain(services: &Services, view: &View, history: Vec<String>) -> Explai
         }
         _ => {}
     }
+    if let Some(fault) = &vm.agent.fault {
+        findings.push(finding(fault, vm.agent.state, now_ms()));
+    }
+    if let Some(why) = &vm.agent.unwatched {
+        findings.push(format!("What the spec wants watched in the guest is not watched: {why}."));
+    }
     if let Some(operation) = &vm.operation {
         findings.push(format!("Under way: {operation}."));
     }
@@ -82,6 +91,21 @@ pub fn explain(services: &Services, view: &View, history: Vec<String>) -> Explai
     let values =
         if view.row.origins.is_empty() { Vec::new() } else { values(&view.row.spec, &view.row.origins) };
     ExplainReply { vmm_config: config_text(services, &view.row), vm, findings, vmm_command, history, values }
+}
+
+/// What an agent did wrong last, in a sentence.
+fn finding(fault: &AgentFault, agent: AgentState, now_ms: u64) -> String {
+    let AgentFault { code, message, breaches, retry_unix_ms, .. } = fault;
+    let mut text = format!("The guest agent did wrong: {message} ({})", code.as_str());
+    if *breaches > 1 {
+        text.push_str(&format!("; it broke the rules {breaches} times lately"));
+    }
+    if agent != AgentState::Ready
+        && let Some(left) = retry_unix_ms.and_then(|at| at.checked_sub(now_ms))
+    {
+        text.push_str(&format!("; it is dialled again in {} s", left.div_ceil(1_000)));
+    }
+    text + "."
 }
 
 /// The VMM's configuration of a VM as JSON text. It holds no secret.

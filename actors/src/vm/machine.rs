@@ -402,7 +402,13 @@ impl Machine {
     }
 
     fn on_agent_lost(&mut self, cause: Cause, out: &mut Vec<Effect>) {
-        if self.on(Happening::AgentLost) != Cell::Note || self.agent == AgentState::Lost {
+        // A breach is told once, also of an agent that is lost already.
+        let is_news = breaks_rules(&cause)
+            && self
+                .cause
+                .as_ref()
+                .is_none_or(|known| known.evidence.get("fault") != cause.evidence.get("fault"));
+        if self.on(Happening::AgentLost) != Cell::Note || (self.agent == AgentState::Lost && !is_news) {
             return;
         }
         self.agent = AgentState::Lost;
@@ -450,7 +456,12 @@ impl Machine {
 
 /// The agent did not come up, rather than go away.
 const fn never_answered(cause: &Cause) -> bool {
-    matches!(cause.kind, CauseKind::AgentTimeout | CauseKind::RebootLoop)
+    matches!(cause.kind, CauseKind::AgentTimeout | CauseKind::RebootLoop) || breaks_rules(cause)
+}
+
+/// Waiting does not make such an agent another one.
+const fn breaks_rules(cause: &Cause) -> bool {
+    matches!(cause.kind, CauseKind::AgentBreach | CauseKind::AgentIncompatible)
 }
 
 const fn due_of_wait(wait: Option<Wait>) -> Due {

@@ -11,6 +11,7 @@ pub mod guest_calls;
 pub mod inside;
 mod laps;
 pub mod machine;
+pub mod marks;
 pub mod message;
 pub mod prepare;
 pub mod restart;

@@ -7,6 +7,7 @@ use drover_schemas::subject::{Subject, Subjects};
 use drover_schemas::{RequestId, Token, codec};
 
 use super::machine::{Due, Machine, Op};
+use super::marks::Marks;
 use crate::chain;
 use crate::cloud_event::attributes;
 use crate::guest::LastError;
@@ -69,6 +70,8 @@ pub struct Live {
     pub agent: Option<(String, String)>,
     /// Why the agent was not reached, while it is looked for.
     pub last_error: Option<LastError>,
+    /// What is held against its agent.
+    pub marks: Marks,
     /// Process id of the VMM.
     pub pid: Option<u32>,
 }
@@ -98,7 +101,15 @@ pub fn status(host: &Token, row: &VmRow, machine: &Machine, live: &Live, with_sp
         state_since_unix_ms: row.state_since_unix_ms,
         operation: machine.operation(),
         cause: machine.cause.clone(),
-        agent: AgentStatus { state: machine.agent, version, boot_id, last_error, dropped_events },
+        agent: AgentStatus {
+            state: machine.agent,
+            version,
+            boot_id,
+            last_error,
+            dropped_events,
+            fault: live.marks.fault(),
+            unwatched: live.marks.unwatched().filter(|_| live.agent.is_some()),
+        },
         nics: nics(row),
         vmm_pid: live.pid,
         restarts: u32::try_from(machine.restarts.len()).unwrap_or(u32::MAX),

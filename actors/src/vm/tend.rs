@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use super::actor::VmRef;
 use super::guest_calls::{self, CALL};
+use super::marks::Marks;
 use super::message::VmMsg;
 use crate::guest::Link;
 use crate::samples::guest::{figures, have_changed};
@@ -42,6 +43,8 @@ pub struct Tend {
     pub spec: AgentSpec,
     /// That the agent cannot do what the spec wants was said.
     pub said: AtomicBool,
+    /// What is held against its agent.
+    pub marks: Marks,
 }
 
 /// Figures of a guest are forgotten with the link.
@@ -69,9 +72,10 @@ impl Tend {
     /// nothing.
     async fn configure(&self, link: &Link) {
         let request = self.spec.settings();
+        self.marks.set_unwatched(None);
         if let Err(error) = link.offers(verb::CONFIGURE) {
-            if request != ConfigureRequest::default() && !self.said.swap(true, Ordering::Relaxed) {
-                warn!(%error, vm_id = %self.vm_id, "what the spec wants watched is not watched");
+            if request != ConfigureRequest::default() {
+                self.is_unwatched(error.to_string());
             }
             return;
         }
@@ -83,12 +87,17 @@ impl Tend {
                     debug!(%error, "the agent is told again what to watch");
                     sleep(CONFIGURE_AGAIN).await;
                 }
-                Err(error) => {
-                    warn!(%error, vm_id = %self.vm_id, "what the spec wants watched is not watched");
-                    return;
-                }
+                Err(error) => return self.is_unwatched(error.to_string()),
             }
         }
+    }
+
+    /// Kept where the VM's status shows it, and logged once.
+    fn is_unwatched(&self, why: String) {
+        if !self.said.swap(true, Ordering::Relaxed) {
+            warn!(error = why, vm_id = %self.vm_id, "what the spec wants watched is not watched");
+        }
+        self.marks.set_unwatched(Some(why));
     }
 
     async fn sample(&self, link: &Link, every: Duration) {

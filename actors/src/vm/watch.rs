@@ -6,15 +6,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use drover_schemas::body::status::{Cause, CauseKind};
+use drover_schemas::body::status::{AgentFaultCode, Cause, CauseKind};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::actor::{VmRef, carry};
 use super::machine::Input;
+use super::marks;
 use super::message::VmMsg;
 use super::tasks::Run;
 use super::tend::Tend;
@@ -22,13 +23,14 @@ use crate::chain;
 use crate::guest::{HelloInfo, LastError, LinkError, connect_when_ready};
 use crate::hypervisor::api::VmmState;
 use crate::hypervisor::events::{EventKind, EventTail};
+use crate::services::now_ms;
 
 /// How often an idle VMM is asked how its guest is.
 const INFO_EVERY: Duration = Duration::from_secs(60);
 /// How long one attempt after the first success may take before another begins.
 const RECONNECT: Duration = Duration::from_secs(60);
-/// Pause before an agent that flooded the host is heard again.
-const AFTER_FLOOD: Duration = Duration::from_secs(5);
+/// Pause after what cannot pass by waiting, but may by another boot or another agent.
+const ANOTHER: Duration = Duration::from_secs(5);
 /// How much of the console goes into the evidence of a boot without an agent.
 const CONSOLE_TAIL: usize = 4096;
 
@@ -186,38 +188,50 @@ async fn keep(tend: Tend, generation: u64, cancel: CancellationToken, last_error
                 };
                 drop(link);
                 reported = false;
-                let flood = matches!(reason, LinkError::Flood { .. });
-                last_error.set(reason.clone());
-                let cause = Cause::new(
-                    CauseKind::AgentLost,
-                    format!("the link to the agent ended: {}", chain(&reason)),
-                );
+                let pause = tend.marks.note(&reason, std::time::Instant::now(), now_ms());
+                let cause = marks::cause(&reason, pause);
+                last_error.set(reason);
                 if vm.cast(VmMsg::LinkDown { generation, cause }).is_err() {
                     return;
                 }
-                if flood {
-                    tokio::time::sleep(AFTER_FLOOD).await;
-                }
+                sleep(pause).await;
             }
             Err(error) => {
-                let spent = began.elapsed();
-                if !reported {
+                let error = why(error, &last_error);
+                let pause = tend.marks.note(&error, std::time::Instant::now(), now_ms());
+                let is_marked = error.fault().is_some_and(|fault| fault != AgentFaultCode::Silent);
+                if !reported || is_marked {
                     reported = true;
-                    let cause = Cause::new(
-                        CauseKind::AgentTimeout,
-                        format!("the agent did not answer within {} s: {}", spent.as_secs(), chain(&error)),
-                    )
-                    .with("console_tail", dir.console_tail(CONSOLE_TAIL));
+                    let cause = match is_marked {
+                        true => marks::cause(&error, pause),
+                        false => never(&error, began.elapsed()),
+                    };
+                    let cause = cause.with("console_tail", dir.console_tail(CONSOLE_TAIL));
                     if vm.cast(VmMsg::LinkDown { generation, cause }).is_err() {
                         return;
                     }
                 }
-                if !error.may_pass() {
-                    // What cannot pass by waiting may pass by another boot or another agent.
-                    tokio::time::sleep(Duration::from_secs(5)).await;
-                }
+                sleep(if error.may_pass() { pause } else { pause.max(ANOTHER) }).await;
             }
         }
         patience = RECONNECT;
+    }
+}
+
+/// An agent that does not greet is told from one that is not there.
+fn why(error: LinkError, last: &LastError) -> LinkError {
+    let greeting = last.get().filter(|last| last.fault() == Some(AgentFaultCode::Silent));
+    match error {
+        LinkError::Deadline { .. } => greeting.unwrap_or(error),
+        other => other,
+    }
+}
+
+fn never(error: &LinkError, spent: Duration) -> Cause {
+    let text = format!("the agent did not answer within {} s: {}", spent.as_secs(), chain(error));
+    let cause = Cause::new(CauseKind::AgentTimeout, text);
+    match error.fault() {
+        Some(fault) => cause.with("fault", fault.as_str()),
+        None => cause,
     }
 }

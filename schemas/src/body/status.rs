@@ -57,6 +57,10 @@ pub enum CauseKind {
     AgentReady,
     /// The link to the guest agent broke.
     AgentLost,
+    /// The guest agent broke a rule of its protocol: it is not what it should be.
+    AgentBreach,
+    /// The guest agent and the host have no version of their protocol in common.
+    AgentIncompatible,
     /// The host was rebooted.
     HostReboot,
     /// The daemon ended and was told to stop its VMs; they start again with it.
@@ -117,6 +121,72 @@ pub enum AgentState {
     Unknown,
 }
 
+/// What a guest agent did wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentFaultCode {
+    /// A frame of no byte, or of more than a frame may have.
+    FrameLength,
+    /// A frame that cannot be read.
+    FrameFormat,
+    /// More bytes than it had credit for.
+    Credit,
+    /// Bytes skipped, repeated, after their end or too many in a frame.
+    Offset,
+    /// It spoke of a stream that is not open.
+    StreamId,
+    /// A frame that has no place there.
+    OutOfPlace,
+    /// Far more events than it may send before they are acknowledged.
+    EventFlood,
+    /// Frames without end that carry nothing.
+    FrameFlood,
+    /// It said nothing for too long.
+    Silent,
+    /// It speaks no version of the protocol that the host speaks.
+    Incompatible,
+    /// A code that this reader does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl AgentFaultCode {
+    /// Its name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::FrameLength => "frame_length",
+            Self::FrameFormat => "frame_format",
+            Self::Credit => "credit",
+            Self::Offset => "offset",
+            Self::StreamId => "stream_id",
+            Self::OutOfPlace => "out_of_place",
+            Self::EventFlood => "event_flood",
+            Self::FrameFlood => "frame_flood",
+            Self::Silent => "silent",
+            Self::Incompatible => "incompatible",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What the agent of a VM did wrong last, since the VM was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentFault {
+    /// What.
+    pub code: AgentFaultCode,
+    /// The same for a person.
+    pub message: String,
+    /// How often it broke a rule of the protocol lately; each time it is left alone for longer.
+    #[serde(default)]
+    pub breaches: u32,
+    /// When it was noticed.
+    pub at_unix_ms: u64,
+    /// Until when it is left alone, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_unix_ms: Option<u64>,
+}
+
 /// The guest agent of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentStatus {
@@ -134,6 +204,12 @@ pub struct AgentStatus {
     /// Events of the guest that were dropped since the VM was created, if any were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropped_events: Option<DroppedEvents>,
+    /// What it did wrong last, since the VM was started, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<AgentFault>,
+    /// Why what the spec wants watched in the guest is not watched, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unwatched: Option<String>,
 }
 
 /// One interface of a VM as the host made it.

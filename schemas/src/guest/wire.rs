@@ -60,6 +60,7 @@ pub fn encode<F: FrameKind>(frame: &F) -> Result<Bytes, WireError> {
 #[derive(Debug, Default)]
 pub struct Decoder {
     buf: BytesMut,
+    taken: u64,
 }
 
 impl Decoder {
@@ -88,6 +89,7 @@ impl Decoder {
         let body = &self.buf[LENGTH..LENGTH + len];
         let frame = F::parse(body).map_err(|source| WireError::Frame { source })?;
         self.buf.advance(LENGTH + len);
+        self.taken += (LENGTH + len) as u64;
         Ok(Some(frame))
     }
 
@@ -96,6 +98,12 @@ impl Decoder {
         if self.buf.is_empty() {
             self.buf = BytesMut::new();
         }
+    }
+
+    /// Bytes of all frames so far.
+    #[must_use]
+    pub const fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Bytes of memory held.

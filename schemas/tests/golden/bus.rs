@@ -68,6 +68,8 @@ fn status() -> VmStatus {
             boot_id: None,
             last_error: None,
             dropped_events: None,
+            fault: None,
+            unwatched: None,
         },
         nics: vec![NicStatus {
             network: token("default"),

@@ -97,6 +97,8 @@ fn status(name: &str) -> VmStatus {
             boot_id: None,
             last_error: None,
             dropped_events: None,
+            fault: None,
+            unwatched: None,
         },
         nics: Vec::new(),
         vmm_pid: None,

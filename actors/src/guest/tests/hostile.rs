@@ -310,3 +310,99 @@ async fn what_an_old_agent_cannot_watch_is_told_with_its_health() {
     let health = crate::vm::guest_calls::health(&link, DEADLINE, &nothing).await.unwrap();
     assert_eq!((health.status, health.reasons), (HealthStatus::Ok, Vec::new()));
 }
+
+/// An agent that greets with these bytes.
+fn greets(bytes: Vec<u8>) -> Hypervisor {
+    let greeting = Bytes::from(bytes);
+    Hypervisor::start(move |mut socket| {
+        let greeting = greeting.clone();
+        async move {
+            answer(&mut socket, &[greeting]).await;
+            let _ = socket.read_to_end(&mut Vec::new()).await;
+        }
+    })
+}
+
+#[tokio::test]
+async fn an_agent_of_a_later_version_is_understood_as_far_as_it_is_known() {
+    let later = serde_json::json!({
+        "t": "hello", "proto": PROTO_MAX, "proto_next": 9, "version": "9.0.0", "boot_id": "b", "os": "plan9",
+        "arch": "riscv64", "kernel": "", "hostname": "", "guest": "something new", "stream_credit": 1, "max_streams": 1,
+        "capabilities": ["ping", "teleport"], "attested": {"by": [1, 2, null]},
+    });
+    let body = codec::encode(&later).unwrap();
+    let guest = greets([&(body.len() as u32).to_be_bytes()[..], &body].concat());
+    let link = connect(&guest.socket()).await.unwrap();
+    assert_eq!((link.hello().guest, link.hello().instance.as_str()), (GuestKind::Unknown, ""));
+    assert!(link.offers(verb::PING).is_ok() && link.offers(verb::EXEC).is_err());
+}
+
+#[tokio::test]
+async fn an_agent_without_a_version_in_common_is_told_from_one_that_lies() {
+    use drover_schemas::body::status::{AgentFaultCode, CauseKind};
+    let error = ErrorBody::new(ErrorCode::Unsupported, "this agent speaks 7 to 9");
+    let guest = greets(bytes(&AgentFrame::Bye(Bye { error: Some(error) })).to_vec());
+    let error = connect(&guest.socket()).await.unwrap_err();
+    assert_eq!(error.fault(), Some(AgentFaultCode::Incompatible));
+    let cause = crate::vm::marks::cause(&error, Duration::from_secs(5));
+    assert_eq!(cause.kind, CauseKind::AgentIncompatible);
+    assert!(cause.message.contains("install the agent of this host's version"), "{}", cause.message);
+    // A version that was not offered is a lie.
+    let guest = greets(bytes(&AgentFrame::Hello(AgentHello { proto: PROTO_MAX + 1, ..hello() })).to_vec());
+    let error = connect(&guest.socket()).await.unwrap_err();
+    assert_eq!(error.fault(), Some(AgentFaultCode::OutOfPlace));
+}
+
+#[tokio::test]
+async fn a_greeting_without_measure_is_not_kept() {
+    let capabilities = vec!["x".to_owned(); 40_000];
+    let wide = AgentHello { capabilities, ..hello() };
+    let long = AgentHello { kernel: "k".repeat(100_000), ..hello() };
+    for greeting in [wide, long] {
+        let guest = greets(bytes(&AgentFrame::Hello(greeting)).to_vec());
+        assert!(matches!(connect(&guest.socket()).await, Err(LinkError::Unexpected { .. })));
+    }
+}
+
+#[tokio::test]
+async fn frames_without_end_that_carry_nothing_close_the_link() {
+    let pong = bytes(&AgentFrame::Pong(Pong { nonce: 1 }));
+    let error = reason(vec![Bytes::from(pong.repeat(5_000))]).await;
+    assert!(matches!(error, LinkError::Endless { frames } if frames > 2_000), "{error}");
+    let head = bytes(&AgentFrame::Head(Head { stream: 1, body: Blob::default() }));
+    assert!(matches!(reason(vec![head.clone(), head]).await, LinkError::Unexpected { .. }));
+}
+
+/// Credit for a request that is not answered breaks no rule. What comes of it faster than it is read waits in the guest,
+/// and what the host has to say goes out meanwhile.
+#[tokio::test]
+async fn frames_that_come_too_fast_wait() {
+    let sent = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counts = Arc::clone(&sent);
+    let guest = Hypervisor::start(move |mut socket| {
+        let counts = Arc::clone(&counts);
+        async move {
+            answer(&mut socket, &[bytes(&AgentFrame::Hello(hello()))]).await;
+            answer(&mut socket, &[]).await;
+            let mut limit = 1_000;
+            loop {
+                limit += 5_000;
+                let credit = Credit { stream: 1, ch: Channel::Stdin, limit };
+                if socket.write_all(&bytes(&AgentFrame::Credit(credit))).await.is_err() {
+                    return;
+                }
+                counts.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+    });
+    let link = connect(&guest.socket()).await.unwrap();
+    let began = Instant::now();
+    let _stream = link.open(Open { verb: verb::PING.into(), ..Open::default() }).unwrap();
+    let count = || sent.load(std::sync::atomic::Ordering::Relaxed);
+    until("the burst is used up", || count() > 12_000).await;
+    let frames = count();
+    // What sockets hold was sent and not read.
+    let bound = 10_000.0 * (2.0 + began.elapsed().as_secs_f64()) + 20_000.0;
+    assert!((frames as f64) < bound, "{frames} of {bound} in {:?}", began.elapsed());
+    assert!(link.is_open());
+}

@@ -55,6 +55,13 @@ pub fn status(vm: &VmStatus) -> String {
     if let Some(error) = &vm.agent.last_error {
         row("", format!("last try: {error}"));
     }
+    if let Some(fault) = &vm.agent.fault {
+        let age = time::age(fault.at_unix_ms);
+        row("", format!("fault {age} ago: {} ({})", fault.message, fault.code.as_str()));
+    }
+    if let Some(why) = &vm.agent.unwatched {
+        row("", format!("not watched: {why}"));
+    }
     if let Some(dropped) = &vm.agent.dropped_events {
         row("", dropped.to_string());
     }

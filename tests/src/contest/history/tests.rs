@@ -56,6 +56,8 @@ fn reply(vm_id: VmId, request_id: RequestId, state: VmState) -> ChangeReply {
             boot_id: None,
             last_error: None,
             dropped_events: None,
+            fault: None,
+            unwatched: None,
         },
         nics: Vec::new(),
         vmm_pid: None,

@@ -113,6 +113,20 @@ class AgentEventsSpec(TypedDict):
     per_second: NotRequired[int | None]
 
 
+class AgentFault(TypedDict):
+    """What the agent of a VM did wrong last, since the VM was started."""
+    # When it was noticed.
+    at_unix_ms: int
+    # How often it broke a rule of the protocol lately; each time it is left alone for longer.
+    breaches: NotRequired[int]
+    # What.
+    code: AgentFaultCode
+    # The same for a person.
+    message: str
+    # Until when it is left alone, if it is.
+    retry_unix_ms: NotRequired[int | None]
+
+
 class AgentSpec(TypedDict):
     """The guest agent: whether there is one, how long drover waits for it, what it may be asked for, and what it watches."""
     # Verbs of the guest that are carried out; all of them if left out. A request narrows its template's list and cannot widen it.
@@ -139,10 +153,14 @@ class AgentStatus(TypedDict):
     boot_id: NotRequired[str | None]
     # Events of the guest that were dropped since the VM was created, if any were.
     dropped_events: NotRequired[DroppedEvents | None]
+    # What it did wrong last, since the VM was started, if it did.
+    fault: NotRequired[AgentFault | None]
     # While it is looked for: why the last try to reach it failed, or why the link ended.
     last_error: NotRequired[str | None]
     # How the link stands.
     state: AgentState
+    # Why what the spec wants watched in the guest is not watched, if it is not.
+    unwatched: NotRequired[str | None]
     # Version of the agent.
     version: NotRequired[str | None]
 
@@ -2363,6 +2381,9 @@ class VmmInfo(TypedDict):
     # What it says of its version.
     version: str
 
+
+# What a guest agent did wrong.
+AgentFaultCode = str
 
 # How the link to the guest agent stands.
 AgentState = str
