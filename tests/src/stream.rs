@@ -1,5 +1,7 @@
 //! A client's end of a stream that does what a test tells it, frame by frame.
 
+use std::time::Duration;
+
 use async_nats::{Client, HeaderMap, Message, Subscriber};
 use drover_schemas::blob::Blob;
 use drover_schemas::codec;
@@ -12,6 +14,9 @@ use tokio::time::timeout;
 
 use crate::client::{Bus, Failure};
 use crate::wait::{PATIENCE, patience_factor};
+
+/// How much later than the deadline a reply may come.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// An open stream.
 #[derive(Debug)]
@@ -37,17 +42,38 @@ impl Stream {
     /// # Panics
     /// The reply is not one.
     pub async fn open(bus: &Bus, tail: &str, body: &Value) -> Result<Self, Failure> {
+        Self::open_as(bus, tail, body, RequestId::generate(), PATIENCE * patience_factor()).await
+    }
+
+    /// As [`Self::open`], with this id of the request and its deadline.
+    ///
+    /// # Errors
+    /// As the host says, or that it says nothing.
+    ///
+    /// # Panics
+    /// As [`Self::open`].
+    pub async fn open_as(
+        bus: &Bus,
+        tail: &str,
+        body: &Value,
+        id: RequestId,
+        within: Duration,
+    ) -> Result<Self, Failure> {
         let nats = bus.nats.clone();
         let inbox = nats.new_inbox();
         let mut frames = nats.subscribe(inbox.clone()).await.expect("a subscription");
         let subject = format!("drover.v1.cmd.default.{tail}");
         let mut sent = HeaderMap::new();
-        sent.insert(headers::REQUEST_ID, RequestId::generate().to_string().as_str());
+        sent.insert(headers::REQUEST_ID, id.to_string().as_str());
+        sent.insert(headers::DEADLINE_MS, within.as_millis().to_string().as_str());
         let body = codec::encode(body).expect("a body");
         nats.publish_with_reply_and_headers(subject.clone(), inbox.clone(), sent, body.into())
             .await
             .expect("a request");
-        let reply = message(&mut frames).await;
+        let Ok(reply) = timeout(within + GRACE, frames.next()).await else {
+            return Err(Failure::Silence(format!("no reply within {within:?}")));
+        };
+        let reply = reply.expect("a connection");
         if reply.status.is_some() {
             return Err(Failure::Nobody);
         }
@@ -128,6 +154,15 @@ impl Stream {
     pub async fn next(&mut self) -> StreamFrame {
         let message = message(&mut self.frames).await;
         codec::decode(&message.payload).expect("a frame")
+    }
+
+    /// The next frame of the host, if one comes in time.
+    ///
+    /// # Panics
+    /// As [`Self::next`].
+    pub async fn next_within(&mut self, within: Duration) -> Option<StreamFrame> {
+        let message = timeout(within, self.frames.next()).await.ok()?.expect("a connection");
+        Some(codec::decode(&message.payload).expect("a frame"))
     }
 
     /// A frame of the host that has come and was not taken yet.
