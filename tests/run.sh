@@ -21,8 +21,10 @@
 #   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
 #                deadlines, detached ones that outlive the daemon; policies of hosts and guests; disks that are frozen and
 #                thawed, whoever dies meanwhile; clocks, CPUs, unused blocks and clones; events that programs of guests
-#                publish, whatever breaks on their way; checks and thresholds; agents that lie, and each verb while agent, guest, VMM
-#                or daemon ends or falls silent; on real kernels in QEMU's software emulation; its package and scripts, and a Debian with systemd and sshd that it is installed in; a file
+#                publish, whatever breaks on their way; checks and thresholds; an agent that is replaced while all of
+#                it goes on; agents that lie, and each verb while agent, guest, VMM or daemon ends or falls silent; on real
+#                kernels in QEMU's software emulation; its package and scripts, and a Debian with systemd and sshd that it
+#                is installed in; a file
 #                of --size MiB (96) each way while commands are run
 #   images       files and URLs into the store of images, to VMs, to other hosts of the fleet, and away; what is refused;
 #                daemons and servers that die meanwhile
@@ -238,7 +240,7 @@ debian_disk() {
 
 if wants agent; then
     need_debian tmux=tmux ssh=openssh-client shellcheck=shellcheck
-    step agent "the agent by itself" cargo test --locked --workspace --test commands --test runs --test host
+    step agent "the agent by itself" cargo test --locked --workspace --test commands --test runs --test host --test succession
     step agent "shells, commands and runs" real agent 1
     step agent "files" real files 2
     step agent "what a guest is asked for" real policy 2
@@ -246,6 +248,7 @@ if wants agent; then
     step agent "what guests say of themselves" real look 2
     step agent "what is watched in guests" real watch 2
     step agent "work for the host" real work 1
+    step agent "an agent in another's place" real upgrade 1
     step agent "agents that lie" real hostile 2
     grep -hE '^(others|the daemon|.*: dialled)' "$LOGS"/agent-agents-that-lie.log
     step agent "requests under way when something ends" real inflight 2

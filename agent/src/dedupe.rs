@@ -8,10 +8,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use drover_schemas::blob::Blob;
 use drover_schemas::guest::{REMEMBERED, REMEMBERED_MS};
 use drover_schemas::{ErrorBody, ErrorCode, RequestId};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
+
+use crate::upgrade::Ended;
 
 /// How a request ended: the verb's result, encoded, or an error.
 pub type Outcome = Result<Bytes, ErrorBody>;
@@ -33,6 +37,23 @@ struct State {
 /// Requests of this boot.
 #[derive(Debug, Default)]
 pub struct Memory(Mutex<State>);
+
+/// A request as the next agent of a boot is told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Its id.
+    pub id: RequestId,
+    /// What the id is bound to.
+    pub fingerprint: Blob,
+    /// How long ago it came, in milliseconds.
+    pub age_ms: u64,
+    /// How it ended, if it has.
+    #[serde(default)]
+    pub ended: Option<Ended>,
+}
+
+/// Where the outcome of a request will be.
+pub type Coming = watch::Receiver<Option<Outcome>>;
 
 /// What to do with a request.
 #[derive(Debug)]
@@ -94,7 +115,50 @@ impl Memory {
         Admission::Run(Ticket { memory: self, id, outcome, kept: false })
     }
 
-    fn forget(&self, id: &RequestId) {
+    /// All that is remembered, oldest first, and where the outcomes of what runs will be.
+    #[must_use]
+    pub fn hand_over(&self) -> (Vec<Remembered>, Vec<(RequestId, Coming)>) {
+        let (mut all, mut running) = (Vec::new(), Vec::new());
+        let state = self.state();
+        for id in &state.order {
+            let Some(entry) = state.entries.get(id) else { continue };
+            let ended = entry.outcome.borrow().clone().map(Ended::from);
+            if ended.is_none() {
+                running.push((*id, entry.outcome.clone()));
+            }
+            let fingerprint = Bytes::copy_from_slice(&entry.fingerprint).into();
+            let age_ms = u64::try_from(entry.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            all.push(Remembered { id: *id, fingerprint, age_ms, ended });
+        }
+        (all, running)
+    }
+
+    /// Remembers what an agent before this one did; where the outcomes of what it still does are to be put. One that is
+    /// dropped without an outcome has none that anybody will know.
+    pub fn take_over(&self, requests: Vec<Remembered>) -> HashMap<RequestId, watch::Sender<Option<Outcome>>> {
+        let mut running = HashMap::new();
+        let mut state = self.state();
+        for Remembered { id, fingerprint, age_ms, ended } in requests.into_iter().take(REMEMBERED) {
+            let Ok(fingerprint) = Fingerprint::try_from(fingerprint.as_slice()) else { continue };
+            let (sender, outcome) = watch::channel(ended.map(Outcome::from));
+            if outcome.borrow().is_none() {
+                running.insert(id, sender);
+            }
+            let age = Duration::from_millis(age_ms.min(REMEMBERED_MS));
+            let since = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+            if state.entries.insert(id, Entry { fingerprint, since, outcome }).is_none() {
+                state.order.push_back(id);
+            }
+        }
+        running
+    }
+
+    /// Whether an id is bound to a request.
+    pub(crate) fn knows(&self, id: &RequestId) -> bool {
+        self.state().entries.contains_key(id)
+    }
+
+    pub(crate) fn forget(&self, id: &RequestId) {
         let mut state = self.state();
         state.entries.remove(id);
         state.order.retain(|other| other != id);
@@ -144,6 +208,8 @@ impl Drop for Ticket<'_> {
 
 #[cfg(test)]
 mod tests {
+    use drover_schemas::codec;
+
     use super::*;
 
     const ID: RequestId = RequestId::from_u128(1);
@@ -180,6 +246,32 @@ mod tests {
         let Admission::Run(ticket) = memory.admit(ID, "put", b"") else { panic!("fresh once more") };
         ticket.finish(&Err(ErrorBody::new(ErrorCode::GuestError, "")), true);
         assert!(matches!(memory.admit(ID, "put", b""), Admission::Attach(_)));
+    }
+
+    #[test]
+    fn the_next_agent_knows_what_was_done_and_hears_of_what_ends() {
+        let (old, new) = (Memory::default(), Memory::default());
+        let (done, runs) = (ID, RequestId::from_u128(2));
+        let Admission::Run(ticket) = old.admit(done, "exec", b"a") else { panic!("fresh") };
+        ticket.finish(&Ok(Bytes::from_static(b"done")), true);
+        let Admission::Run(ticket) = old.admit(runs, "put", b"b") else { panic!("fresh") };
+
+        let (all, coming) = old.hand_over();
+        let all = all.iter().map(|one| codec::decode(&codec::encode(one).unwrap()).unwrap()).collect();
+        let mut running = new.take_over(all);
+        assert_eq!(running.keys().collect::<Vec<_>>(), [&runs]);
+        assert_eq!(coming.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [runs]);
+        let Admission::Attach(known) = new.admit(done, "exec", b"a") else { panic!("replays") };
+        assert_eq!(*known.borrow(), Some(Ok(Bytes::from_static(b"done"))));
+        assert!(matches!(new.admit(done, "exec", b"b"), Admission::Refuse(_)));
+        let Admission::Attach(still) = new.admit(runs, "put", b"b") else { panic!("attaches") };
+        assert!(still.borrow().is_none());
+
+        let error = ErrorBody::new(ErrorCode::GuestError, "no room");
+        ticket.finish(&Err(error.clone()), true);
+        let outcome = coming[0].1.borrow().clone().unwrap();
+        running.remove(&runs).unwrap().send_replace(Some(Ended::from(outcome).into()));
+        assert_eq!(*still.borrow(), Some(Err(error)));
     }
 
     #[test]

@@ -130,6 +130,7 @@ pub fn capabilities() -> Vec<String> {
         verb::TRIM,
         verb::RESEED,
         verb::IDENTITY,
+        verb::UPGRADE,
         verb::SHUTDOWN,
         EVENTS,
     ];

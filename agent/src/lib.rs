@@ -1,6 +1,6 @@
 //! The agent inside a guest: serves the host over the guest link.
 //!
-//! [`serve`] accepts connections; each is a task in [`conn`] that reads frames and starts one task
+//! [`Door`] accepts connections; each is a task in [`conn`] that reads frames and starts one task
 //! per stream, which runs a verb of [`verbs`]. Nothing here waits for the host with a byte in hand
 //! that the host gave no credit for, and every queue has a bound, so a guest of 64 MiB is enough.
 //!
@@ -12,8 +12,11 @@ pub mod command;
 pub mod commands;
 pub mod conn;
 pub mod dedupe;
+pub mod door;
 pub mod emit;
 pub mod facts;
+pub mod front;
+pub mod life;
 pub mod listen;
 pub mod log;
 pub mod look;
@@ -24,30 +27,30 @@ pub mod power;
 pub mod process;
 pub mod program;
 pub mod runs;
+pub mod upgrade;
 pub mod verbs;
 pub mod watch;
 pub mod work;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Semaphore;
 
 use crate::commands::Commands;
+use crate::conn::Connections;
 use crate::dedupe::Memory;
+use crate::door::Door;
 use crate::emit::Events;
 use crate::facts::Facts;
-use crate::listen::{AcceptError, Listener};
 use crate::look::Look;
 use crate::policy::Policy;
 use crate::power::Power;
 use crate::runs::Runs;
+use crate::upgrade::Succession;
 use crate::verbs::Partials;
 use crate::watch::{CHECKS_DIR, Watch};
 use crate::work::freeze::Freezer;
 
-/// How many connections are served at a time; further ones are closed at once.
-pub const MAX_CONNECTIONS: usize = 8;
 /// How many streams all connections together may have open.
 pub const MAX_STREAMS_IN_ALL: usize = 128;
 /// Where the agent keeps what lives as long as a boot.
@@ -85,15 +88,24 @@ pub struct Agent {
     /// What it is watched for.
     pub watch: Arc<Watch>,
     /// Connections that are open.
-    connections: AtomicUsize,
+    pub connections: Arc<Connections>,
+    /// The way to a successor, if this one may have one.
+    pub succession: Option<Succession>,
 }
 
 impl Agent {
-    /// An agent that knows of no connection and no request yet, but of detached commands and events of an earlier one.
+    /// The agent behind a door. It knows of no request yet, but of detached commands and events of an earlier one.
     #[must_use]
-    pub fn new(facts: Facts, power: Power, runs: Runs, events: Arc<Events>) -> Arc<Self> {
+    pub fn new(
+        door: &Door,
+        power: Power,
+        runs: Runs,
+        events: Arc<Events>,
+        succession: Option<Succession>,
+    ) -> Arc<Self> {
+        let Door { facts, policy, connections, .. } = door;
+        let (facts, policy, connections) = (facts.clone(), Arc::clone(policy), Arc::clone(connections));
         let freezer = Freezer::new(runs.home(), runs.program());
-        let policy = Arc::new(Policy::default());
         let watch = Watch::new(
             CHECKS_DIR.into(),
             &runs.home(),
@@ -116,46 +128,8 @@ impl Agent {
             freezer,
             look: Look::default(),
             watch,
-            connections: AtomicUsize::new(0),
+            connections,
+            succession,
         })
-    }
-}
-
-/// Counts a connection for as long as it lives.
-struct Place(Arc<Agent>);
-
-impl Place {
-    fn take(agent: &Arc<Agent>) -> Option<Self> {
-        if agent.connections.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
-            agent.connections.fetch_sub(1, Ordering::AcqRel);
-            return None;
-        }
-        Some(Self(Arc::clone(agent)))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Serves connections until the listener fails for good.
-///
-/// # Errors
-/// [`AcceptError`] when no further connection can come.
-pub async fn serve(listener: Listener, agent: Arc<Agent>) -> Result<(), AcceptError> {
-    agent.watch.awake();
-    loop {
-        let socket = listener.accept().await?;
-        let Some(place) = Place::take(&agent) else {
-            log::warn(format_args!("closed a connection: {MAX_CONNECTIONS} are open"));
-            continue;
-        };
-        let agent = Arc::clone(&agent);
-        tokio::spawn(async move {
-            conn::serve(socket, agent).await;
-            drop(place);
-        });
     }
 }

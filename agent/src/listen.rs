@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -66,6 +67,15 @@ pub enum Listener {
     Unix(UnixListener),
 }
 
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Vsock(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
 impl Listener {
     /// Opens the door. A socket file left by an earlier run is replaced.
     ///
@@ -82,6 +92,22 @@ impl Listener {
                     fs::remove_file(path).map_err(failed)?;
                 }
                 UnixListener::bind(path).map(Self::Unix).map_err(failed)
+            }
+        }
+    }
+
+    /// Goes on with the door that an agent before this has opened.
+    ///
+    /// # Errors
+    /// [`BindError`]
+    pub fn inherit(address: &Address, fd: OwnedFd) -> Result<Self, BindError> {
+        match address {
+            Address::Vsock(_) => Ok(Self::Vsock(fd.into())),
+            Address::Unix(_) => {
+                let listener = std::os::unix::net::UnixListener::from(fd);
+                let failed = |source| BindError { address: address.clone(), source };
+                listener.set_nonblocking(true).map_err(failed)?;
+                UnixListener::from_std(listener).map(Self::Unix).map_err(failed)
             }
         }
     }

@@ -1,20 +1,19 @@
 //! `drover-agent`: the guest's end of the link to its host.
 
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
-use drover_agent::emit::own::end::Term;
-use drover_agent::emit::own::oom;
-use drover_agent::emit::socket::EventSocket;
-use drover_agent::emit::{self, Events, socket_beside};
+use drover_agent::emit;
 use drover_agent::facts::Facts;
-use drover_agent::listen::{Address, Listener};
+use drover_agent::front::{self, Front, Role};
+use drover_agent::life::Life;
+use drover_agent::listen::Address;
 use drover_agent::log::{self, Level};
 use drover_agent::power::Power;
-use drover_agent::runs::Runs;
+use drover_agent::upgrade::Inherited;
 use drover_agent::work::freezer;
-use drover_agent::{Agent, RUN_DIR, baseline, memory, process, runs, serve};
+use drover_agent::{RUN_DIR, baseline, memory, runs};
 use drover_schemas::guest::{GuestKind, PORT};
 
 const USAGE: &str = "\
@@ -44,6 +43,8 @@ struct Options {
     keep: Option<PathBuf>,
     /// Freeze file systems, as told by the standard input; no part of the usage.
     freeze: bool,
+    /// Take the place of the agent that handed these over; no part of the usage.
+    succeed: Option<(OwnedFd, Inherited)>,
     /// Run as the plain program that `drover bench` compares with, on this file; no part of the usage.
     baseline: Option<PathBuf>,
 }
@@ -55,6 +56,7 @@ fn options() -> Result<Option<Options>, String> {
         level: Level::Info,
         keep: None,
         freeze: false,
+        succeed: None,
         baseline: None,
     };
     let mut args = std::env::args().skip(1);
@@ -69,6 +71,7 @@ fn options() -> Result<Option<Options>, String> {
             "--run-dir" => options.run_dir = value()?.into(),
             "--keep" => options.keep = Some(value()?.into()),
             "--freeze" => options.freeze = true,
+            "--succeed" => options.succeed = Some(Inherited::take(&value()?)?),
             "--baseline" => options.baseline = Some(value()?.into()),
             "--log" => options.level = value()?.parse()?,
             "--version" | "-V" => {
@@ -92,25 +95,6 @@ fn exit_code(result: Result<(), impl std::error::Error + 'static>) -> ExitCode {
             log::error(format_args!("{}", log::chain(&error)));
             ExitCode::FAILURE
         }
-    }
-}
-
-/// Takes events of programs, and of the kernel. Without either the rest of the agent works all the same.
-fn watch(facts: &Facts, events: &Arc<Events>, local: &Path) {
-    match EventSocket::bind(local) {
-        Ok(socket) => drop(tokio::spawn(socket.serve(Arc::clone(events)))),
-        Err(error) => log::warn(format_args!("programs cannot publish events: {}", log::chain(&error))),
-    }
-    if facts.kind != GuestKind::Process {
-        let events = Arc::clone(events);
-        tokio::spawn(async move {
-            let all = events.is_new();
-            if let Err(error) = oom::watch(events, all).await {
-                log::warn(format_args!(
-                    "kills for memory are not told: the kernel's messages cannot be read: {error}"
-                ));
-            }
-        });
     }
 }
 
@@ -140,14 +124,21 @@ fn main() -> ExitCode {
         return exit_code(baseline::run(&options.listen, file));
     }
     memory::set_up();
-    match process::split_from_pid_1() {
-        Ok(None) => {}
-        Ok(Some(code)) => return ExitCode::from(u8::try_from(code).unwrap_or(1)),
-        Err(error) => {
-            log::error(format_args!("cannot fork: {error}"));
-            return ExitCode::FAILURE;
+    let (front, inherited) = match options.succeed {
+        Some((front, inherited)) => {
+            // As every agent is called; its file has another name until it serves.
+            let _ = rustix::thread::set_name(c"drover-agent");
+            (Front::inherited(front), Some(inherited))
         }
-    }
+        None => match front::split() {
+            Ok(Role::Agent(front)) => (front, None),
+            Ok(Role::Ended(code)) => return ExitCode::from(u8::try_from(code).unwrap_or(1)),
+            Err(error) => {
+                log::error(format_args!("cannot fork: {error}"));
+                return ExitCode::FAILURE;
+            }
+        },
+    };
     let facts = Facts::gather();
     let power = match (facts.kind, &options.listen) {
         (GuestKind::Process, _) => Power::Supervisor,
@@ -161,27 +152,14 @@ fn main() -> ExitCode {
     }
     // One thread, as one guest has one host; file work has threads of its own for as long as it lasts.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(24).build();
-    let result = runtime.map_err(|e| log::error(format_args!("cannot start: {e}"))).and_then(|runtime| {
-        runtime.block_on(async {
-            let failed = |error: &(dyn std::error::Error + 'static)| {
-                log::error(format_args!("{}", log::chain(error)));
-            };
-            let listener = Listener::bind(&options.listen).map_err(|e| failed(&e))?;
-            log::info(format_args!("{} listens on {:?}", env!("CARGO_PKG_VERSION"), options.listen));
-            // The program that runs, also after another was put in its place.
-            let events = Events::open(&options.run_dir, &facts.boot_id);
-            let local = socket_beside(&options.run_dir);
-            let runs = Runs::new(options.run_dir, "/proc/self/exe".into(), &facts.boot_id);
-            watch(&facts, &events, &local);
-            let term =
-                Term::watch().map_err(|e| log::error(format_args!("cannot watch for SIGTERM: {e}")))?;
-            tokio::select! {
-                served = serve(listener, Agent::new(facts, power, runs, Arc::clone(&events))) => {
-                    served.map_err(|e| failed(&e))
-                }
-                () = term.received(&events) => Ok(()),
-            }
-        })
-    });
-    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    match runtime {
+        Ok(runtime) => {
+            let Options { listen, run_dir, .. } = options;
+            exit_code(runtime.block_on(Life { listen, run_dir, facts, power, front, inherited }.live()))
+        }
+        Err(error) => {
+            log::error(format_args!("cannot start: {error}"));
+            ExitCode::FAILURE
+        }
+    }
 }

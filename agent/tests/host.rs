@@ -4,8 +4,8 @@
 
 mod common;
 
+use drover_agent::conn::MAX_CONNECTIONS;
 use drover_agent::listen::{Address, Listener};
-use drover_agent::{MAX_CONNECTIONS, serve};
 use drover_schemas::guest::wire::{self, Decoder};
 use drover_schemas::guest::*;
 use drover_schemas::{ErrorCode, codec};
@@ -126,7 +126,8 @@ async fn a_cancelled_request_is_still_answered() {
 async fn connections_are_capped() {
     let dir = tempfile::tempdir().unwrap();
     let listener = Listener::bind(&Address::Unix(dir.path().join("a.sock"))).unwrap();
-    let serving = tokio::spawn(serve(listener, agent()));
+    let door = agent();
+    let serving = tokio::spawn(async move { door.serve(listener).await });
     let dial = async || {
         let socket = UnixStream::connect(dir.path().join("a.sock")).await.unwrap();
         let mut host = Host { socket, decoder: Decoder::default() };

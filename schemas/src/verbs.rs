@@ -485,6 +485,15 @@ pub const VERBS: &[VerbRow] = &[
         "Makes a guest that was cloned another one than its twin: random numbers, ids, name and keys.",
     ),
     row(
+        Plane::VmGuest,
+        "upgrade",
+        Class::Stream,
+        Role::Guest,
+        "UpgradeRequest",
+        "StreamOpened",
+        "Puts another agent in the place of the guest's; what runs goes on.",
+    ),
+    row(
         Plane::Events,
         "read",
         Class::Read,

@@ -13,7 +13,8 @@ use drover_schemas::guest::{
     AttachRequest, AttachResult, FileStat, FreezeRequest, FreezeResult, FrozenResult, HealthResult,
     IdentityRequest, IdentityResult, InfoResult, KillRequest, LsReply, LsRequest, MkdirRequest,
     OnlineRequest, OnlineResult, PackRequest, ProcessesRequest, ProcessesResult, RmRequest, RunsRequest,
-    RunsResult, StatRequest, ThawResult, TreeResult, TrimRequest, TrimResult, UnpackRequest,
+    RunsResult, StatRequest, ThawResult, TreeResult, TrimRequest, TrimResult, UnpackRequest, UpgradeRequest,
+    UpgradeResult,
 };
 use drover_schemas::stream::{StreamFrame, StreamOpened};
 use drover_schemas::verbs::{Class, Plane, VERBS, VerbRow, stream};
@@ -81,6 +82,8 @@ fn schemas() -> Map<String, Value> {
         guest::PackReply,
         UnpackRequest,
         TreeResult,
+        UpgradeRequest,
+        UpgradeResult,
         InfoResult,
         HealthResult,
         ProcessesRequest,

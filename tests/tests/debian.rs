@@ -18,6 +18,7 @@ use drover_schemas::guest::{
 use drover_schemas::state::VmState;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::Failure;
+use drover_tests::digest::digest_of;
 use drover_tests::tmux::Terminal;
 use drover_tests::wait::until_within;
 use drover_tests::world::{Options, URL, World, run};
@@ -60,6 +61,7 @@ fn debian_is_used_through_its_agent() {
         guest.says_what_it_is_and_what_runs().await;
         guest.does_what_its_owner_lets_the_host_do().await;
         guest.is_used_by_the_client_in_python().await;
+        guest.gets_another_agent_and_systemd_does_not_notice().await;
         guest.has_its_agent_back_when_it_is_killed().await;
         guest.gets_another_package_of_the_agent(&folder).await;
         guest.goes_down_in_order().await;
@@ -288,9 +290,10 @@ impl Guest<'_> {
         let listed: ProcessesResult = serde_json::from_str(&self.drover(&ps).await).unwrap();
         let first = &listed.processes[0];
         assert_eq!((first.pid, first.name.as_str(), first.uid), (1, "systemd", 0), "{first:?}");
-        let agent = self.says("systemctl show --value -p MainPID drover-agent").await;
-        let agent = listed.processes.iter().find(|process| process.pid.to_string() == agent).unwrap();
-        assert_eq!(agent.name, "drover-agent");
+        let main = self.says("systemctl show --value -p MainPID drover-agent").await;
+        let front = listed.processes.iter().find(|process| process.pid.to_string() == main).unwrap();
+        assert_eq!(front.name, "drover-front");
+        let agent = listed.processes.iter().find(|process| process.name == "drover-agent").unwrap();
         println!("the agent has {} KiB resident", agent.memory_bytes >> 10);
         let table = self.drover(&["vm", "ps", VM]).await;
         assert!(table.starts_with("PID") && table.contains("sshd"), "{table}");
@@ -324,6 +327,28 @@ impl Guest<'_> {
     async fn is_used_by_the_client_in_python(&self) {
         let env = [("DROVER_URL", URL.to_owned()), ("DROVER_VM", VM.to_owned())];
         clients::passes("python3", &["-W", "ignore", "test_debian.py"], "python", &env, WORK * 2).await;
+    }
+
+    async fn gets_another_agent_and_systemd_does_not_notice(&self) {
+        let unit = "systemctl show --value -p MainPID,NRestarts,ActiveEnterTimestampMonotonic drover-agent";
+        let before = self.says(unit).await;
+        let other = "pgrep -x drover-agent";
+        let agent = self.says(other).await;
+        let program = std::env::var("DROVER_AGENT").unwrap();
+        let said = self.drover(&["vm", "guest", "upgrade", VM, &program]).await;
+        assert!(said.contains("took over") && said.contains("/usr/bin/drover-agent"), "{said}");
+        self.until(
+            "the old agent has ended",
+            &format!("[ \"$({other})\" != {agent} ] && [ $({other} | wc -l) = 1 ]"),
+        )
+        .await;
+        assert_eq!(self.says(unit).await, before);
+        let cgroup = self.says("cat /proc/$(pgrep -x drover-agent)/cgroup").await;
+        assert_eq!(cgroup, "0::/system.slice/drover-agent.service");
+        // What a restart starts is the new one.
+        let digest = self.says("sha256sum < /usr/bin/drover-agent").await;
+        assert!(digest.starts_with(&digest_of(program.as_ref())), "{digest}");
+        assert_eq!(self.says("ls -A /usr/bin | grep -c drover-agent.next || true").await, "0");
     }
 
     async fn has_its_agent_back_when_it_is_killed(&self) {

@@ -68,6 +68,8 @@ fn body(verb: &str, run: RequestId) -> Value {
         "rm" => json!({"path": "/tmp/gone"}),
         "mkdir" => json!({"path": "/tmp/made"}),
         "unpack" => json!({"path": "/tmp/unpacked", "size_bytes": 0}),
+        // It is no program of an agent.
+        "upgrade" => json!({"size_bytes": 1, "sha256": "0".repeat(64)}),
         "freeze" => json!({"timeout_ms": 1_000}),
         "identity" => json!({"hostname": "other"}),
         "shutdown" => json!({"mode": "reboot"}),
@@ -98,9 +100,13 @@ async fn ask(bus: Bus, name: &str, row: &VerbRow, run: RequestId, id: RequestId)
         Ok(stream) => stream,
         Err(failure) => return failure.into(),
     };
-    if matches!(row.verb, "put" | "unpack") {
+    if matches!(row.verb, "put" | "unpack" | "upgrade") {
         // An archive of nothing, or a file of nothing.
-        let len = if row.verb == "unpack" { 1_024 } else { 0 };
+        let len = match row.verb {
+            "unpack" => 1_024,
+            "upgrade" => 1,
+            _ => 0,
+        };
         let data = Some(vec![0; len].into());
         let (ch, off) = (Some(Channel::Data), Some(0));
         stream.send(&StreamFrame { ch, off, data, eof: true, ..StreamFrame::default() }).await;

@@ -360,6 +360,7 @@ fn readers_that_stop_cost_their_windows_and_no_more() {
         let agent = async || {
             let script = r"for pid in $(ls /proc | grep '^[0-9]' | sort -n); do
                 tr '\0' '\n' < /proc/$pid/cmdline | head -n 1 | grep -q 'drover-agent$' || continue
+                grep -q drover-agent /proc/$pid/comm || continue
                 exec grep VmRSS /proc/$pid/status
             done";
             let line = exec(&bus, &["sh", "-c", script]).await.stdout.unwrap();

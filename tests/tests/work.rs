@@ -121,7 +121,7 @@ const KILLER: &str = "agent=$1; freezer() { ps -o pid,args | awk '/[e]xe --freez
     while :; do usleep 20000; done";
 /// The agent, and no process that it made of itself.
 const AGENT: &str =
-    r#"ps -o pid,ppid,args | awk '$2 == 1 && $3 == "/sbin/drover-agent" && NF == 3 { print $1 }'"#;
+    r#"ps -o pid,comm,args | awk '$2 == "drover-agent" && $3 == "/sbin/drover-agent" { print $1 }'"#;
 
 #[test]
 fn a_disk_stands_still_while_it_is_frozen_and_goes_on_whoever_dies() {

@@ -1,7 +1,7 @@
 //! The handle on a link, and how a link begins.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -83,6 +83,8 @@ struct Handle {
     shared: Arc<Shared>,
     hello: Arc<AgentHello>,
     clock: Mutex<()>,
+    /// The link to the agent that has taken the place of this one's.
+    next: OnceLock<Link>,
 }
 
 impl Drop for Handle {
@@ -161,7 +163,15 @@ impl Link {
         let shared = Arc::new(Shared::default());
         let heartbeat = Heartbeat { every: info.heartbeat, patience: info.patience };
         tokio::spawn(task::run(socket, decoder, Arc::clone(&shared), heartbeat));
-        Ok((Self(Arc::new(Handle { shared, hello: Arc::clone(&hello), clock: Mutex::default() })), hello))
+        Ok((
+            Self(Arc::new(Handle {
+                shared,
+                hello: Arc::clone(&hello),
+                clock: Mutex::default(),
+                next: OnceLock::new(),
+            })),
+            hello,
+        ))
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -208,6 +218,34 @@ impl Link {
         }
     }
 
+    /// Waits until another agent takes the place of this one; holding the future does not keep the link. What is open
+    /// here goes on.
+    pub fn moving(&self) -> impl Future<Output = ()> + Send + use<> {
+        let shared = Arc::clone(&self.0.shared);
+        async move {
+            loop {
+                let changed = shared.changed.notified();
+                if shared.state().moving {
+                    return;
+                }
+                changed.await;
+            }
+        }
+    }
+
+    /// No other agent took its place.
+    pub fn stay(&self) {
+        self.shared().state().moving = false;
+    }
+
+    /// From now on requests of this link go over the next one, and the agent is told that none follows here.
+    pub fn move_to(&self, next: &Self) {
+        if self.0.next.set(next.clone()).is_ok() {
+            self.shared().state().moved();
+            self.shared().wake.notify_one();
+        }
+    }
+
     /// Whether the agent has a verb, or an optional part of one.
     ///
     /// # Errors
@@ -226,6 +264,9 @@ impl Link {
     /// [`LinkError::Lacks`] when the agent is too old, [`LinkError::Full`], [`LinkError::TooLong`], or why the link has
     /// ended.
     pub fn open(&self, open: Open) -> Result<GuestStream, LinkError> {
+        if let Some(next) = self.0.next.get() {
+            return next.open(open);
+        }
         self.offers(&open.verb)?;
         let span = info_span!("guest.call", verb = open.verb);
         let request = Request {

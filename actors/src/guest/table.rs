@@ -8,7 +8,8 @@ use bytes::Bytes;
 use drover_schemas::ErrorBody;
 use drover_schemas::guest::flow::{Incoming, Outgoing};
 use drover_schemas::guest::{
-    AgentFrame, Cancel, Channel, Control, Credit, Data, HostFrame, MAX_STREAMS, Ping, Pong, Request, wire,
+    AgentFrame, Cancel, Channel, Control, Credit, Data, HostFrame, MAX_STREAMS, Moved, Ping, Pong, Request,
+    wire,
 };
 use tokio::sync::Notify;
 
@@ -82,6 +83,8 @@ pub(super) struct State {
     pub(super) inbox: Inbox,
     /// The latest acknowledgement of events; it holds for those before it.
     ack: Option<Bytes>,
+    /// The agent has said that another takes its place.
+    pub(super) moving: bool,
     /// Signs of life that were asked for and have not come.
     pings: u32,
     /// Frames of later versions that were ignored.
@@ -236,6 +239,11 @@ impl State {
         self.control.extend(write(&HostFrame::Ping(Ping { nonce })).ok());
     }
 
+    /// No request follows on this connection.
+    pub(super) fn moved(&mut self) {
+        self.control.extend(write(&HostFrame::Moved(Moved {})).ok());
+    }
+
     /// Answers events.
     pub(super) fn acknowledge(&mut self, ack: Bytes) {
         if self.closed.is_none() {
@@ -312,6 +320,11 @@ impl State {
                 Err(beyond) if beyond > MAX_BEYOND => Err(LinkError::Flood { beyond }),
                 _ => Ok(Carries::Something),
             },
+            AgentFrame::Moved(_) if self.moving => Ok(Carries::Nothing),
+            AgentFrame::Moved(_) => {
+                self.moving = true;
+                Ok(Carries::Something)
+            }
             AgentFrame::Pong(_) if self.pings > 0 => {
                 self.pings -= 1;
                 Ok(Carries::Something)

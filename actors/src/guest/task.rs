@@ -151,7 +151,11 @@ impl Task {
             let Some(frame) = frame else { return Ok(()) };
             let bytes = usize::try_from(self.decoder.taken() - before).unwrap_or(usize::MAX);
             let is_event = matches!(frame, AgentFrame::Event(_));
+            let is_moved = matches!(frame, AgentFrame::Moved(_));
             let carries = self.shared.state().take(frame)?;
+            if is_moved {
+                self.shared.changed.notify_waiters();
+            }
             if is_event {
                 self.shared.events.notify_one();
             }

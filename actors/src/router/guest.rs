@@ -80,6 +80,7 @@ impl Router {
             "put" => self.put(ns, name, request).await,
             "pack" => self.pack(ns, name, request, left).await,
             "unpack" => self.unpack(ns, name, request).await,
+            "upgrade" => self.upgrade(ns, name, request).await,
             _ => self.get(ns, name, request).await,
         }
     }
@@ -245,6 +246,18 @@ impl Router {
         let far = async { Ok((Far::Guest(link.open(open)?), ())) };
         let finish: Finish =
             Box::new(|bytes| encoded(&guest_calls::decode_guest::<proto::TreeResult>(bytes)?));
+        let shape = Shape { down: &[], up: Some(Channel::Data), ctl: false };
+        self.stream(ns, request, shape, far, finish, |opened, ()| codec::encode_as(request.format, &opened))
+            .await
+    }
+
+    async fn upgrade(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
+        let body: proto::UpgradeRequest = request.decode()?;
+        let link = self.link_for(ns, name, request).await?;
+        let open = guest_calls::open(proto::verb::UPGRADE, request.request_id, 0, &body)?;
+        let far = async { Ok((Far::Guest(link.open(open)?), ())) };
+        let finish: Finish =
+            Box::new(|bytes| encoded(&guest_calls::decode_guest::<proto::UpgradeResult>(bytes)?));
         let shape = Shape { down: &[], up: Some(Channel::Data), ctl: false };
         self.stream(ns, request, shape, far, finish, |opened, ()| codec::encode_as(request.format, &opened))
             .await

@@ -3,15 +3,17 @@
 //! [`RunWatch`] sees the VMM end, and asks `vm.info` when the VMM wrote events and once a minute: events
 //! are hints, what the VMM says of itself counts. [`LinkWatch`] keeps the link to the agent up.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use drover_schemas::body::status::{AgentFaultCode, Cause, CauseKind};
+use drover_schemas::guest::AgentHello;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::actor::{VmRef, carry};
 use super::machine::Input;
@@ -20,7 +22,7 @@ use super::message::VmMsg;
 use super::tasks::Run;
 use super::tend::Tend;
 use crate::chain;
-use crate::guest::{HelloInfo, LastError, LinkError, connect_when_ready};
+use crate::guest::{HelloInfo, LastError, Link, LinkError, connect_when_ready};
 use crate::hypervisor::api::VmmState;
 use crate::hypervisor::events::{EventKind, EventTail};
 use crate::services::now_ms;
@@ -29,6 +31,10 @@ use crate::services::now_ms;
 const INFO_EVERY: Duration = Duration::from_secs(60);
 /// How long one attempt after the first success may take before another begins.
 const RECONNECT: Duration = Duration::from_secs(60);
+/// How long an agent that takes the place of another may take to greet; the old one gives up a moment later.
+const MOVING: Duration = Duration::from_secs(12);
+/// The shortest time from one agent to the next: one that says it moves again and again costs little.
+const BETWEEN_AGENTS: Duration = Duration::from_secs(1);
 /// Pause after what cannot pass by waiting, but may by another boot or another agent.
 const ANOTHER: Duration = Duration::from_secs(5);
 /// How much of the console goes into the evidence of a boot without an agent.
@@ -164,6 +170,48 @@ impl Drop for LinkWatch {
     }
 }
 
+/// Tends the guest over one link, and over those to agents that take the place of the first; why the last has ended, or
+/// `None` when the VM's actor has.
+async fn stay<C>(tend: &Tend, generation: u64, mut link: Link, connect: impl Fn() -> C) -> Option<LinkError>
+where
+    C: Future<Output = Result<(Link, Arc<AgentHello>), LinkError>>,
+{
+    loop {
+        let began = Instant::now();
+        let (closed, events) = (link.closed(), link.events());
+        tend.vm.cast(VmMsg::LinkUp { generation, link: link.clone() }).ok()?;
+        // Until the link ends: a guest that is asked to go still has something to say.
+        let teller = tend.vm.clone();
+        tokio::spawn(async move { carry(&teller, &events).await });
+        let mut closed = pin!(closed);
+        let next = loop {
+            tokio::select! {
+                reason = &mut closed => return Some(reason),
+                () = tend.run(&link) => return None,
+                () = link.moving() => {}
+            }
+            let connecting = async {
+                sleep_until(began + BETWEEN_AGENTS).await;
+                connect().await
+            };
+            let connected = tokio::select! {
+                reason = &mut closed => return Some(reason),
+                connected = connecting => connected,
+            };
+            match connected {
+                Ok((next, _)) => break next,
+                Err(error) => {
+                    warn!(%error, vm_id = %tend.vm_id, "no other agent took the place of the one that said so");
+                    link.stay();
+                }
+            }
+        };
+        // What is open on the old link holds it, and goes on.
+        link.move_to(&next);
+        link = next;
+    }
+}
+
 async fn keep(tend: Tend, generation: u64, cancel: CancellationToken, last_error: LastError) {
     let vm = &tend.vm;
     let dir = tend.services.run_root.vm(tend.vm_id);
@@ -175,18 +223,13 @@ async fn keep(tend: Tend, generation: u64, cancel: CancellationToken, last_error
     loop {
         match connect_when_ready(&socket, &info, &cancel, patience, &last_error).await {
             Ok((link, _)) => {
-                let (closed, events) = (link.closed(), link.events());
-                if vm.cast(VmMsg::LinkUp { generation, link: link.clone() }).is_err() {
+                let Some(reason) = stay(&tend, generation, link, || {
+                    connect_when_ready(&socket, &info, &cancel, MOVING, &last_error)
+                })
+                .await
+                else {
                     return;
-                }
-                // Until the link ends: a guest that is asked to go still has something to say.
-                let teller = vm.clone();
-                tokio::spawn(async move { carry(&teller, &events).await });
-                let reason = tokio::select! {
-                    reason = closed => reason,
-                    () = tend.run(&link) => return,
                 };
-                drop(link);
                 reported = false;
                 let pause = tend.marks.note(&reason, std::time::Instant::now(), now_ms());
                 let cause = marks::cause(&reason, pause);

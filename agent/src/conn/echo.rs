@@ -7,7 +7,7 @@ use drover_schemas::guest::{AgentHello, Channel, EventAck, GuestKind, MAX_STREAM
 use drover_schemas::{ErrorBody, ErrorCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Outbox, Serves, Stream};
+use super::{Greets, Outbox, Serves, Stream};
 use crate::dedupe::Outcome;
 use crate::facts::FIRST_CREDIT;
 
@@ -50,11 +50,11 @@ async fn work(stream: &Stream, verb: &str) -> Outcome {
     }
 }
 
-impl Serves for Echo {
-    type Events = ();
+impl Greets for Arc<Echo> {
+    type Agent = Echo;
 
-    fn greeting(&self, proto: u32) -> AgentHello {
-        AgentHello {
+    fn greeting(&self, proto: u32) -> Option<AgentHello> {
+        Some(AgentHello {
             proto,
             version: String::new(),
             boot_id: String::new(),
@@ -68,8 +68,18 @@ impl Serves for Echo {
             guest: GuestKind::Process,
             stream_credit: FIRST_CREDIT,
             max_streams: 64,
-        }
+        })
     }
+
+    async fn agent(&self, _: &Arc<Outbox>) -> Self {
+        Self::clone(self)
+    }
+
+    fn moved(&self) {}
+}
+
+impl Serves for Echo {
+    type Events = ();
 
     fn takes(&self, verb: &str) -> Option<Channel> {
         (verb == "echo").then_some(Channel::Stdin)
@@ -79,7 +89,7 @@ impl Serves for Echo {
         Arc::clone(&self.0).try_acquire_owned().ok()
     }
 
-    async fn run(&self, stream: &Stream, request: &Request) -> Outcome {
+    async fn run(self: &Arc<Self>, stream: &Stream, request: &Request) -> Outcome {
         tokio::select! {
             biased;
             ending = stream.ending() => Err(ending.error()),

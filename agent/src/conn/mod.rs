@@ -1,5 +1,6 @@
 //! One connection: greeting, frames in, frames out, a task per stream.
 
+mod connections;
 #[cfg(any(test, feature = "testing"))]
 pub mod echo;
 mod outbox;
@@ -20,8 +21,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
+pub use self::connections::{Connections, MAX_CONNECTIONS, Place};
 pub use self::outbox::Outbox;
-pub use self::serves::Serves;
+pub use self::serves::{Came, Greets, Serves};
 pub use self::stream::{Ending, Steer, Stream};
 use crate::listen::Socket;
 use crate::log;
@@ -104,7 +106,7 @@ impl Frames {
 }
 
 /// Serves one connection until it ends.
-pub async fn serve<S: Serves>(socket: Box<dyn Socket>, agent: Arc<S>) {
+pub async fn serve<G: Greets>(socket: Box<dyn Socket>, host: G) {
     let (reader, writer) = tokio::io::split(socket);
     let outbox = Arc::new(Outbox::default());
     let mut writing = tokio::spawn(write(writer, Arc::clone(&outbox)));
@@ -112,7 +114,7 @@ pub async fn serve<S: Serves>(socket: Box<dyn Socket>, agent: Arc<S>) {
     let streams = Streams::default();
 
     let ended = tokio::select! {
-        ended = converse(&mut frames, &agent, &outbox, &streams) => ended,
+        ended = converse(&mut frames, &host, &outbox, &streams) => ended,
         // The writer ends first when the host has gone or does not read.
         () = outbox.closed() => Ok(()),
     };
@@ -134,6 +136,7 @@ pub async fn serve<S: Serves>(socket: Box<dyn Socket>, agent: Arc<S>) {
         writing.abort();
         log::warn(format_args!("the host did not read the end of a connection"));
     }
+    drop(host);
 }
 
 async fn write(mut socket: WriteHalf<Box<dyn Socket>>, outbox: Arc<Outbox>) {
@@ -156,9 +159,9 @@ fn agree(hello: &HostHello) -> Result<u32, ConnError> {
     }
 }
 
-async fn converse<S: Serves>(
+async fn converse<G: Greets>(
     frames: &mut Frames,
-    agent: &Arc<S>,
+    host: &G,
     outbox: &Arc<Outbox>,
     streams: &Streams,
 ) -> Result<(), ConnError> {
@@ -168,8 +171,11 @@ async fn converse<S: Serves>(
         None => return Ok(()),
     };
     let proto = agree(&hello)?;
+    // One that was accepted a moment before the next agent took over will come to that one.
+    let Some(greeting) = host.greeting(proto) else { return Ok(()) };
     log::debug(format_args!("host {:?} connected, protocol {proto}", hello.version));
-    outbox.control(&AgentFrame::Hello(agent.greeting(proto)));
+    outbox.control(&AgentFrame::Hello(greeting));
+    let agent = &host.agent(outbox).await;
 
     let takes_events = hello.features.iter().any(|feature| feature == EVENTS);
     let _sending = takes_events.then(|| agent.events(outbox));
@@ -209,6 +215,7 @@ async fn converse<S: Serves>(
             }
             HostFrame::EventAck(ack) => agent.acknowledge(&ack),
             HostFrame::Pong(_) => {}
+            HostFrame::Moved(_) => host.moved(),
             HostFrame::Bye(_) => return Ok(()),
             HostFrame::Hello(_) => return Err(ConnError::Greeting),
             HostFrame::Unknown => {

@@ -19,6 +19,8 @@ use drover_schemas::guest::event::{EVENT_BYTES_IN_FLIGHT, EVENTS_IN_FLIGHT, Even
 use drover_schemas::guest::{Event, EventData, EventType};
 use serde_json::json;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use self::keep::{Keep, KeepError};
 use self::quota::{Exhausted, Quota};
@@ -27,6 +29,8 @@ use crate::log;
 
 /// How long refusals are counted before they are told.
 const TELL_AFTER: Duration = Duration::from_secs(1);
+/// How long a program may take to read its answer before another agent goes on.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// Who publishes, as the kernel says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +69,9 @@ pub enum Refusal {
     /// It cannot be kept.
     #[error(transparent)]
     Keep(#[from] KeepError),
+    /// Another agent keeps events now.
+    #[error("another agent takes events now: connect again")]
+    Left,
 }
 
 #[derive(Debug)]
@@ -77,6 +84,8 @@ struct State {
     telling: bool,
     /// The guest is about to end, and that is told.
     ending: bool,
+    /// Another agent keeps them now.
+    left: bool,
 }
 
 /// The events of this guest.
@@ -84,6 +93,10 @@ struct State {
 pub struct Events {
     state: Mutex<State>,
     progress: watch::Sender<Progress>,
+    /// Programs that publish are not heard here any more.
+    leaving: CancellationToken,
+    /// Those that are heard.
+    publishers: TaskTracker,
 }
 
 /// Where programs publish, for an agent that keeps its things in `run_dir`: `/run/drover-agent.sock` beside the usual
@@ -102,8 +115,13 @@ impl Events {
         let keep = Keep::open(folder, boot_id);
         let progress = Progress { last: keep.last(), acked: keep.acked(), link: 0 };
         let quota = Quota::new(Instant::now());
-        let state = State { keep, quota, refused: 0, telling: false, ending: false };
-        Arc::new(Self { state: Mutex::new(state), progress: watch::Sender::new(progress) })
+        let state = State { keep, quota, refused: 0, telling: false, ending: false, left: false };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            progress: watch::Sender::new(progress),
+            leaving: CancellationToken::new(),
+            publishers: TaskTracker::new(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -125,6 +143,9 @@ impl Events {
         }
         let body = data.write()?;
         let mut state = self.state();
+        if state.left {
+            return Err(Refusal::Left);
+        }
         let kept = match state.quota.take(who.uid, Instant::now()) {
             Ok(()) => state.keep.push(event(who, kind.as_str(), body), false).map_err(Refusal::Keep),
             Err(exhausted) => Err(exhausted.into()),
@@ -143,7 +164,11 @@ impl Events {
         let body = serde_json::from_value::<EventData>(data).map_err(|e| e.to_string());
         let body = body.and_then(|data| data.write().map_err(|e| log::chain(&e)));
         let kept = body.and_then(|body| {
-            let kept = self.state().keep.push(event(me, kind, body), true);
+            let mut state = self.state();
+            if state.left {
+                return Err(Refusal::Left.to_string());
+            }
+            let kept = state.keep.push(event(me, kind, body), true);
             kept.map_err(|e| log::chain(&e))
         });
         match kept {
@@ -197,6 +222,9 @@ impl Events {
     pub fn acknowledge(&self, name: &str, n: u64) {
         let untold = {
             let mut state = self.state();
+            if state.left {
+                return;
+            }
             state.keep.acknowledge(name, n);
             state.refused > 0 && !state.telling
         };
@@ -218,7 +246,8 @@ impl Events {
 
     /// What may be sent after number `sent`.
     pub(crate) fn next(&self, sent: u64) -> Option<Event> {
-        self.state().keep.next(sent, EVENTS_IN_FLIGHT, EVENT_BYTES_IN_FLIGHT)
+        let state = self.state();
+        if state.left { None } else { state.keep.next(sent, EVENTS_IN_FLIGHT, EVENT_BYTES_IN_FLIGHT) }
     }
 
     /// The name of an event over all that ever were: its log and number.
@@ -230,8 +259,23 @@ impl Events {
     /// Waits until the host has event `n`, for so long at most; whether it has.
     pub async fn delivered(&self, n: u64, patience: Duration) -> bool {
         let mut progress = self.progress.subscribe();
-        let waited = tokio::time::timeout(patience, progress.wait_for(|progress| progress.acked >= n)).await;
-        matches!(waited, Ok(Ok(_)))
+        let waited = tokio::time::timeout(patience, progress.wait_for(|progress| progress.acked >= n));
+        tokio::select! {
+            waited = waited => matches!(waited, Ok(Ok(_))),
+            // Who waits longer is told by the next agent, if at all.
+            () = self.leaving.cancelled() => false,
+        }
+    }
+
+    /// Lets another agent go on with what is kept: nothing is published, sent or acknowledged here any more.
+    pub(crate) async fn leave(&self) {
+        self.leaving.cancel();
+        self.publishers.close();
+        // What was taken is answered; a program that does not read its answer is not waited for.
+        let _ = tokio::time::timeout(LEAVING, self.publishers.wait()).await;
+        self.state().left = true;
+        // Nothing is sent on a connection that was joined before.
+        self.join();
     }
 
     /// Waits until the host has all that there is now, for so long at most.

@@ -15,6 +15,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,11 +119,34 @@ impl EventSocket {
         Ok(Self(listener))
     }
 
-    /// Serves whoever connects.
+    /// Goes on with the one that an agent before this has opened.
+    ///
+    /// # Errors
+    /// It cannot be watched.
+    pub fn inherit(fd: OwnedFd) -> io::Result<Self> {
+        let listener = std::os::unix::net::UnixListener::from(fd);
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener).map(Self)
+    }
+
+    /// The socket once more, for another agent.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn again(&self) -> io::Result<OwnedFd> {
+        self.0.as_fd().try_clone_to_owned()
+    }
+
+    /// Serves whoever connects, until another agent does.
     pub async fn serve(self, events: Arc<Events>) {
         let places = Arc::new(Places::default());
         loop {
-            let accepted = self.0.accept().await.and_then(|(socket, _)| {
+            let accepted = tokio::select! {
+                biased;
+                () = events.leaving.cancelled() => return,
+                accepted = self.0.accept() => accepted,
+            };
+            let accepted = accepted.and_then(|(socket, _)| {
                 let cred = socket.peer_cred()?;
                 let pid = cred.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
                 Ok((socket, Publisher { uid: cred.uid(), gid: cred.gid(), pid }))
@@ -130,8 +154,8 @@ impl EventSocket {
             match accepted {
                 Ok((socket, who)) => match Places::take(&places, who.uid) {
                     Some(place) => {
-                        let events = Arc::clone(&events);
-                        tokio::spawn(async move {
+                        let (events, publishers) = (Arc::clone(&events), events.publishers.clone());
+                        publishers.spawn(async move {
                             if let Err(error) = converse(socket, who, &events).await {
                                 log::debug(format_args!("a publisher of events has gone: {error}"));
                             }
@@ -206,7 +230,13 @@ async fn converse(mut socket: UnixStream, who: Publisher, events: &Arc<Events>) 
             }
             None => {
                 held.reserve(1024);
-                if timeout(IDLE, socket.read_buf(&mut held)).await?? > 0 {
+                let read = tokio::select! {
+                    biased;
+                    // What comes now is for another agent, on another connection.
+                    () = events.leaving.cancelled() => return Ok(()),
+                    read = timeout(IDLE, socket.read_buf(&mut held)) => read??,
+                };
+                if read > 0 {
                     continue;
                 }
                 // The last line may lack its end.
@@ -252,6 +282,7 @@ async fn answer(line: &[u8], who: Publisher, events: &Arc<Events>) -> Answer {
                 Refusal::Own => ErrorCode::PermissionDenied,
                 Refusal::Data(_) => ErrorCode::InvalidArgument,
                 Refusal::Quota(_) | Refusal::Keep(_) => ErrorCode::ResourceExhausted,
+                Refusal::Left => ErrorCode::Unavailable,
             };
             Answer::refused(code, log::chain(&refusal))
         }

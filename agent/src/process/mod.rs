@@ -394,28 +394,3 @@ fn bury(keeper: Pid) {
         _ => drop(std::thread::spawn(move || waitpid(keeper, None))),
     }
 }
-
-/// Where the agent is the first process: a small parent that reaps orphans, for which the agent
-/// itself is no parent. Answers in the child; the parent leaves the process with the child's code.
-///
-/// # Errors
-/// When no process can be made.
-pub fn split_from_pid_1() -> io::Result<Option<i32>> {
-    if std::process::id() != 1 {
-        return Ok(None);
-    }
-    // SAFETY: called by main before any other thread exists.
-    let child = match unsafe { nix::unistd::fork() }? {
-        nix::unistd::ForkResult::Child => return Ok(None),
-        nix::unistd::ForkResult::Parent { child } => child,
-    };
-    loop {
-        use nix::sys::wait::{WaitStatus, waitpid};
-        match waitpid(None::<Pid>, None) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == child => return Ok(Some(code)),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => return Ok(Some(128 + signal as i32)),
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-}

@@ -9,11 +9,12 @@ mod get;
 mod held;
 mod names;
 mod partial;
-mod put;
+pub(crate) mod put;
 mod shutdown;
 mod tree;
 mod worker;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ use crate::Agent;
 use crate::conn::Stream;
 use crate::dedupe::{Admission, Outcome};
 use crate::policy::Permit;
-use crate::{facts, work};
+use crate::{facts, upgrade, work};
 
 /// Whether a request may have changed the guest already: its failure is remembered from then on.
 #[derive(Debug, Default)]
@@ -52,13 +53,13 @@ impl Effect {
 pub fn takes(verb: &str) -> Option<Channel> {
     match verb {
         verb::EXEC | verb::ATTACH => Some(Channel::Stdin),
-        verb::PUT | verb::UNPACK => Some(Channel::Data),
+        verb::PUT | verb::UNPACK | verb::UPGRADE => Some(Channel::Data),
         _ => None,
     }
 }
 
 /// Runs a request, once per request id and boot.
-pub async fn run(agent: &Agent, stream: &Stream, request: &Request) -> Outcome {
+pub async fn run(agent: &Arc<Agent>, stream: &Stream, request: &Request) -> Outcome {
     // Before its id is looked at: what is refused is not bound to it.
     let permit = agent.policy.check(&request.verb)?;
     let mutating = matches!(
@@ -75,6 +76,7 @@ pub async fn run(agent: &Agent, stream: &Stream, request: &Request) -> Outcome {
             | verb::ONLINE
             | verb::TRIM
             | verb::IDENTITY
+            | verb::UPGRADE
             | verb::SHUTDOWN
     );
     let effect = Effect::default();
@@ -130,7 +132,7 @@ fn failed() -> ErrorBody {
 }
 
 async fn work(
-    agent: &Agent,
+    agent: &Arc<Agent>,
     stream: &Stream,
     request: &Request,
     permit: &Permit,
@@ -205,6 +207,7 @@ async fn work(
             work::own_kernel(&agent.facts, for_host::what(&request.verb))?;
             for_host::run(request, effect).await
         }
+        verb::UPGRADE => upgrade::run(agent, stream, decode(body)?, effect).await,
         verb::SHUTDOWN => {
             agent.freezer.release().await;
             shutdown::run(agent, decode(body)?, effect)
@@ -231,7 +234,7 @@ fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ErrorBody> {
         .map_err(|e| ErrorBody::new(ErrorCode::InvalidArgument, e.to_string()))
 }
 
-fn reply<T: Serialize>(result: &T) -> Outcome {
+pub(crate) fn reply<T: Serialize>(result: &T) -> Outcome {
     codec::encode(result)
         .map(Bytes::from)
         .map_err(|e| ErrorBody::new(ErrorCode::Internal, crate::log::chain(&e)))

@@ -53,7 +53,7 @@ struct Draft {
     _claim: Option<Claim>,
 }
 
-pub(super) async fn run(
+pub(crate) async fn run(
     agent: &Agent,
     stream: &Stream,
     request: PutRequest,

@@ -80,6 +80,17 @@ impl Check {
         Self { source, spec, state, over, task: Some(task) }
     }
 
+    /// Gives it up; what is answered ends when its run has.
+    pub(super) fn end(mut self) -> impl Future<Output = ()> {
+        let task = self.task.take();
+        drop(self);
+        async move {
+            if let Some(task) = task {
+                let _ = task.await;
+            }
+        }
+    }
+
     /// How it is.
     pub(super) fn state(&self) -> CheckState {
         lock(&self.state).clone()

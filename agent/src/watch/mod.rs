@@ -26,6 +26,7 @@ use drover_schemas::guest::{
 };
 use drover_schemas::{ErrorBody, ErrorCode};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use self::check::Check;
 use self::disks::Disks;
@@ -70,6 +71,8 @@ pub const DISK_OK: &str = "drover.disk-ok";
 const AT_ONCE: usize = 4;
 /// It looks this often at the most when the agent is awake anyway: a little less than the host's heartbeat.
 const LOOK_EVERY: Duration = Duration::from_secs(25);
+/// How long the run of a check may take to be given up.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// What all checks share.
 #[derive(Debug)]
@@ -98,6 +101,8 @@ struct Declared {
     checks: Vec<Check>,
     thresholds: Vec<Threshold>,
     files: Files,
+    /// Another agent watches now.
+    is_left: bool,
     /// When it looked last, and whether a host was there to be told.
     looked: Option<(Instant, bool)>,
 }
@@ -156,14 +161,39 @@ impl Watch {
             ErrorBody::new(ErrorCode::InvalidArgument, error.to_string()).with("field", error.field)
         })?;
         let mut declared = lock(&self.declared);
+        if declared.is_left {
+            // It is told to the next agent, too.
+            return Ok(());
+        }
         self.declare(&mut declared, CheckSource::Spec, request.checks);
         self.declare_thresholds(&mut declared, request.thresholds);
         Ok(())
     }
 
+    /// Ends all of it without a word, for another agent that goes on from what was told.
+    pub(crate) async fn leave(&self) {
+        let (checks, thresholds) = {
+            let mut declared = lock(&self.declared);
+            declared.is_left = true;
+            (std::mem::take(&mut declared.checks), std::mem::take(&mut declared.thresholds))
+        };
+        drop(thresholds);
+        let ends: Vec<_> = checks.into_iter().map(Check::end).collect();
+        for end in ends {
+            // A program that waits for a device does not hold the next agent up.
+            let _ = timeout(LEAVING, end).await;
+        }
+    }
+
     /// The agent is awake: the files are read if that is due.
     pub fn awake(self: &Arc<Self>) {
-        let looked = lock(&self.declared).looked;
+        let (looked, is_left) = {
+            let declared = lock(&self.declared);
+            (declared.looked, declared.is_left)
+        };
+        if is_left {
+            return;
+        }
         let is_due = looked.is_none_or(|(at, was_heard)| {
             at.elapsed() >= LOOK_EVERY || (!was_heard && self.hands.events.was_joined())
         });
@@ -197,7 +227,7 @@ impl Watch {
         };
         let mut declared = lock(&self.declared);
         declared.looked = Some((Instant::now(), is_heard));
-        if declared.files != files {
+        if declared.files != files && !declared.is_left {
             self.declare(&mut declared, CheckSource::Guest, files.checks.clone());
             declared.files = files;
         }

@@ -98,7 +98,14 @@ impl Freezer {
     pub fn admit(&self, verb: &str) -> Result<(), ErrorBody> {
         let writes = matches!(
             verb,
-            verb::EXEC | verb::PUT | verb::UNPACK | verb::RM | verb::MKDIR | verb::TRIM | verb::IDENTITY
+            verb::EXEC
+                | verb::PUT
+                | verb::UNPACK
+                | verb::RM
+                | verb::MKDIR
+                | verb::TRIM
+                | verb::IDENTITY
+                | verb::UPGRADE
         );
         let now = self.0.now.borrow();
         if !writes || !matches!(now.state, FreezeState::Freezing | FreezeState::Frozen) {

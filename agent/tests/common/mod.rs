@@ -9,6 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use drover_agent::conn::Came;
+use drover_agent::door::Door;
 use drover_agent::emit::Events;
 use drover_agent::facts::Facts;
 use drover_agent::power::Power;
@@ -30,13 +32,15 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 pub const PAUSE: Duration = Duration::from_millis(5);
 
 /// An agent in this process, without runs.
-pub fn agent() -> Arc<Agent> {
+pub fn agent() -> Arc<Door> {
     let facts =
         Facts { kind: GuestKind::Vm, boot_id: "b".into(), instance: "i".into(), booted_unix_ms: None };
     let runs = Runs::new("/nonexistent".into(), "/nonexistent".into(), &facts.boot_id);
     // In memory alone.
     let events = Events::open(Path::new("/proc/none"), &facts.boot_id);
-    Agent::new(facts, Power::Nobody, runs, events)
+    let door = Door::new(facts);
+    door.open(Agent::new(&door, Power::Nobody, runs, events, None));
+    door
 }
 
 /// The daemon's end of a connection, by hand.
@@ -46,9 +50,10 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new(agent: &Arc<Agent>) -> Self {
+    pub fn new(door: &Arc<Door>) -> Self {
         let (socket, theirs) = UnixStream::pair().unwrap();
-        tokio::spawn(conn::serve(Box::new(theirs), Arc::clone(agent)));
+        let place = door.connections.take().unwrap();
+        tokio::spawn(conn::serve(Box::new(theirs), Came { door: Arc::clone(door), place }));
         Self { socket, decoder: Decoder::default() }
     }
 
@@ -115,19 +120,33 @@ pub fn gone(pid: &str) -> bool {
 /// The agent as a process of its own, on a socket of its own.
 pub struct Guest {
     pub dir: TempDir,
+    program: PathBuf,
     child: Child,
 }
 
 impl Guest {
     /// Starts one.
     pub fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let child = Self::spawn(dir.path());
-        Self { dir, child }
+        Self::start_as(tempfile::tempdir().unwrap(), env!("CARGO_BIN_EXE_drover-agent").into())
     }
 
-    fn spawn(dir: &Path) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_drover-agent"));
+    /// Starts one whose program lies in its own folder: upgrades replace it.
+    pub fn start_a_copy() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("drover-agent");
+        let mut strip = Command::new("strip");
+        strip.arg("-o").arg(&program).arg(env!("CARGO_BIN_EXE_drover-agent"));
+        assert!(strip.status().unwrap().success());
+        Self::start_as(dir, program)
+    }
+
+    fn start_as(dir: TempDir, program: PathBuf) -> Self {
+        let child = Self::spawn(dir.path(), &program);
+        Self { dir, program, child }
+    }
+
+    fn spawn(dir: &Path, program: &Path) -> Child {
+        let mut command = Command::new(program);
         command.arg(format!("--listen=unix:{}", dir.join("agent.sock").display()));
         command.arg("--run-dir").arg(dir.join("run")).args(["--log", "warn"]);
         command.env("DROVER_AGENT_GUEST", "process").env("DROVER_AGENT_BOOT_ID", "boot");
@@ -146,7 +165,7 @@ impl Guest {
     /// Kills the agent as a crash would, and starts another.
     pub fn restart(&mut self) {
         self.kill();
-        self.child = Self::spawn(self.dir.path());
+        self.child = Self::spawn(self.dir.path(), &self.program);
     }
 
     /// Kills the agent.

@@ -202,6 +202,12 @@ pub struct Bye {
     pub error: Option<ErrorBody>,
 }
 
+/// Says that requests do not belong on this connection any more. What is open on it goes on there to its end.
+///
+/// From the agent: its successor listens, connect to it. From the host: it has, and no request follows here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Moved {}
+
 /// Host to agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "t", rename_all = "snake_case")]
@@ -224,6 +230,8 @@ pub enum HostFrame {
     Pong(Pong),
     /// The journal has these events.
     EventAck(EventAck),
+    /// Requests come over another connection from now on.
+    Moved(Moved),
     /// The host leaves.
     Bye(Bye),
     /// A frame of a later version; never sent.
@@ -251,6 +259,8 @@ pub enum AgentFrame {
     Pong(Pong),
     /// Something happened in the guest.
     Event(Event),
+    /// Another agent takes the place of this one; only to a host that has asked for it by [`verb::UPGRADE`](super::verb::UPGRADE).
+    Moved(Moved),
     /// The agent leaves.
     Bye(Bye),
     /// A frame of a later version; never sent.
@@ -289,6 +299,7 @@ impl FrameKind for HostFrame {
             "ping" => Self::Ping(codec::decode(body)?),
             "pong" => Self::Pong(codec::decode(body)?),
             "event_ack" => Self::EventAck(codec::decode(body)?),
+            "moved" => Self::Moved(codec::decode(body)?),
             "bye" => Self::Bye(codec::decode(body)?),
             _ => Self::Unknown,
         })
@@ -306,6 +317,7 @@ impl FrameKind for AgentFrame {
             "ping" => Self::Ping(codec::decode(body)?),
             "pong" => Self::Pong(codec::decode(body)?),
             "event" => Self::Event(codec::decode(body)?),
+            "moved" => Self::Moved(codec::decode(body)?),
             "bye" => Self::Bye(codec::decode(body)?),
             _ => Self::Unknown,
         })

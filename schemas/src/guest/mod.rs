@@ -75,6 +75,7 @@ mod run;
 mod state;
 mod threshold;
 mod tree;
+mod upgrade;
 pub mod verb;
 pub mod wire;
 mod work;
@@ -91,7 +92,7 @@ pub use file::{
 };
 pub use frame::{
     AgentFrame, AgentHello, Bye, Cancel, Channel, Control, Credit, Data, FrameKind, GuestKind, Head,
-    HostFrame, HostHello, Ping, Pong, Request, Response,
+    HostFrame, HostHello, Moved, Ping, Pong, Request, Response,
 };
 pub use freeze::{
     FREEZE_MS, FreezeRequest, FreezeResult, FreezeState, FrozenMount, FrozenResult, MAX_FREEZE_MS,
@@ -112,6 +113,7 @@ pub use threshold::{
     MAX_THRESHOLDS, Measure, ThresholdSpec, ThresholdState, ThresholdStatus, check_thresholds,
 };
 pub use tree::{MAX_TREE, PackHead, PackRequest, TreeResult, UnpackRequest};
+pub use upgrade::{MAX_PROGRAM, UpgradeRequest, UpgradeResult};
 pub use work::{
     IdentityPart, IdentityRequest, IdentityResult, MoveClockRequest, MoveClockResult, OnlineRequest,
     OnlineResult, PartOutcome, PartResult, ReseedRequest, TrimRequest, TrimResult, TrimmedMount,

@@ -29,6 +29,7 @@
 //! | `trim` | [`TrimRequest`](super::TrimRequest) | | | [`TrimResult`](super::TrimResult) | by id |
 //! | `reseed` | [`ReseedRequest`](super::ReseedRequest) | | | empty | yes |
 //! | `identity` | [`IdentityRequest`](super::IdentityRequest) | | | [`IdentityResult`](super::IdentityResult) | by id |
+//! | `upgrade` | [`UpgradeRequest`](super::UpgradeRequest) | | host: `data` | [`UpgradeResult`](super::UpgradeResult) | by id |
 //! | `shutdown` | [`ShutdownRequest`](super::ShutdownRequest) | | | [`ShutdownResult`](super::ShutdownResult) | by id |
 //!
 //! Verbs are text on the wire, so that an agent can name one it does not know (`unsupported`). What
@@ -90,5 +91,7 @@ pub const TRIM: &str = "trim";
 pub const RESEED: &str = "reseed";
 /// Makes a clone another guest.
 pub const IDENTITY: &str = "identity";
+/// Puts another agent in the place of this one.
+pub const UPGRADE: &str = "upgrade";
 /// Powers the guest off, or reboots it.
 pub const SHUTDOWN: &str = "shutdown";

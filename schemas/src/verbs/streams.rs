@@ -76,6 +76,13 @@ pub const STREAMS: &[StreamRow] = &[
         host: &[],
         result: "TreeResult",
     },
+    StreamRow {
+        plane: Plane::VmGuest,
+        verb: "upgrade",
+        client: &[Channel::Data],
+        host: &[],
+        result: "UpgradeResult",
+    },
 ];
 
 /// The stream of a verb, if it opens one.

@@ -73,6 +73,7 @@ fn frames_of_the_host() {
     host("ping", &HostFrame::Ping(Ping { nonce: 3 }));
     host("pong", &HostFrame::Pong(Pong { nonce: 4 }));
     host("event-ack", &HostFrame::EventAck(EventAck { log: "01M3QK0000000000000000000A".into(), n: 7 }));
+    host("moved", &HostFrame::Moved(Moved {}));
     host("bye", &HostFrame::Bye(Bye { error: None }));
 }
 
@@ -116,6 +117,7 @@ fn frames_of_the_agent() {
         body: blob(&[0x80]),
     };
     agent("event", &AgentFrame::Event(event));
+    agent("moved", &AgentFrame::Moved(Moved {}));
     agent("bye", &AgentFrame::Bye(Bye { error: Some(error) }));
 }
 
@@ -225,6 +227,10 @@ fn bodies() {
     let tree =
         TreeResult { entries: 3, size_bytes: 15, skipped: 1, stream_bytes: 4096, sha256: sha256.clone() };
     body("tree-result", &tree);
+    let version = Some("0.2.0".into());
+    body("upgrade", &UpgradeRequest { size_bytes: 15, sha256: sha256.clone(), version });
+    let (before, path) = ("0.1.0".into(), "/usr/bin/drover-agent".into());
+    body("upgrade-result", &UpgradeResult { before, version: "0.2.0".into(), path, going_on: 2 });
     body("get-head", &GetHead { size: 15, mode: 0o644, uid: 0, gid: 0, mtime_ms: 1_700_000_000_000 });
     body(
         "get-result",

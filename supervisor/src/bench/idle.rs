@@ -21,7 +21,7 @@ const REST: Duration = Duration::from_secs(30);
 const WAKES: f64 = 4.0;
 
 /// Writes numbers about the agent's process into a file, one a line: bytes of its program, KiB resident, KiB of it
-/// anonymous, how often its threads gave the processor up within the window, and how many threads there are. It is a
+/// anonymous (both with the process that stands before it, what they share counted once), how often its threads gave the processor up within the window, and how many threads there are. It is a
 /// detached command, so that nobody asks the agent for anything meanwhile; its agent is named by the one who starts it.
 const WATCH: &str = r#"
 cd "/proc/$1" || exit 1
@@ -31,6 +31,11 @@ switches() {
     for thread in task/*; do total=$((total + $(number voluntary_ctxt_switches "$thread/status"))); done
     echo "$total"
 }
+both() {
+    own=$(number "$1" smaps_rollup) front=$(number PPid status)
+    if grep -q drover-front "../$front/comm"; then own=$((own + $(number "$1" "../$front/smaps_rollup"))); fi
+    echo "$own"
+}
 # Threads that worked on files end ten seconds later.
 sleep 15
 before=$(switches)
@@ -38,8 +43,8 @@ sleep "$2"
 after=$(switches)
 {
     stat -Lc %s exe
-    number VmRSS status
-    number Anonymous smaps_rollup
+    both Pss
+    both Pss_Anon
     echo $((after - before))
     ls task | wc -l
 } > /tmp/drover-idle"#;

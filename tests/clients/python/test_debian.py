@@ -74,6 +74,21 @@ class OnDebian(unittest.IsolatedAsyncioTestCase):
         self.assertEqual((first["pid"], first["name"], first["uid"]), (1, "systemd", 0))
         self.assertIn("sshd", [process["name"] for process in listed["processes"]])
 
+    async def test_another_agent(self):
+        with open(os.environ["DROVER_AGENT"], "rb") as file:
+            program = file.read()
+        async with self.drover.exec_stream(VM, ["cat"]) as process:
+            await process.write("stdin", b"before ")
+            with self.assertRaises(DroverError) as caught:
+                await self.drover.upgrade(VM, program, version="99.0.0")
+            self.assertEqual(caught.exception.code, "invalid_argument")
+            told = await self.drover.upgrade(VM, program)
+            self.assertEqual((told["path"], told["going_on"]), ("/usr/bin/drover-agent", 1))
+            await process.write("stdin", b"after")
+            process.close("stdin")
+            self.assertEqual(b"".join([chunk async for chunk in process.read("stdout")]), b"before after")
+            self.assertEqual((await process.result())["exit_code"], 0)
+
     async def test_events_of_an_ordinary_user(self):
         data = json.dumps({"number": 7})
         said = ["drover-agent", "emit", "python.test", "--data", data, "--wait", "--timeout", "60"]

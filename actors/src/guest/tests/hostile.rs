@@ -311,6 +311,17 @@ async fn what_an_old_agent_cannot_watch_is_told_with_its_health() {
     assert_eq!((health.status, health.reasons), (HealthStatus::Ok, Vec::new()));
 }
 
+#[tokio::test]
+async fn an_agent_that_says_it_moves_is_only_heard() {
+    let moved = || bytes(&AgentFrame::Moved(Moved {}));
+    let guest = liar((0..1000).map(|_| moved()).collect());
+    let link = connect(&guest.socket()).await.unwrap();
+    let _stream = link.open(Open { verb: "exec".into(), ..Open::default() }).unwrap();
+    tokio::time::timeout(DEADLINE, link.moving()).await.unwrap();
+    assert!(link.is_open());
+    link.stay();
+}
+
 /// An agent that greets with these bytes.
 fn greets(bytes: Vec<u8>) -> Hypervisor {
     let greeting = Bytes::from(bytes);

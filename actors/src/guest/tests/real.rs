@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use drover_agent::door::Door;
 use drover_agent::emit::Events;
 use drover_agent::facts::Facts;
 use drover_agent::power::Power;
@@ -23,8 +24,12 @@ fn guest() -> Hypervisor {
     // No test here starts a run.
     let runs = Runs::new("/nonexistent".into(), "/nonexistent".into(), &facts.boot_id);
     let events = Events::open(std::path::Path::new("/proc/none"), &facts.boot_id);
-    let agent = Agent::new(facts, Power::Nobody, runs, events);
-    Hypervisor::start(move |socket| conn::serve(Box::new(socket), std::sync::Arc::clone(&agent)))
+    let door = Door::new(facts);
+    door.open(Agent::new(&door, Power::Nobody, runs, events, None));
+    Hypervisor::start(move |socket| {
+        let place = door.connections.take().unwrap();
+        conn::serve(Box::new(socket), conn::Came { door: std::sync::Arc::clone(&door), place })
+    })
 }
 
 async fn linked() -> (Hypervisor, Link) {
@@ -333,4 +338,22 @@ async fn an_idle_link_holds_no_buffer_and_dies_with_its_handles() {
     assert!(std::mem::size_of_val(&*link.shared().state()) < 1024);
     drop(link);
     assert!(matches!(closed.await, LinkError::GivenUp));
+}
+
+#[tokio::test]
+async fn requests_move_to_the_next_agent_and_what_is_open_goes_on_at_the_first() {
+    let ((first, old), (_second, new)) = (linked().await, linked().await);
+    let stream = exec(&old, &ExecRequest { stdin: true, ..sh("read line; echo heard $line") }, 1 << 16);
+    old.move_to(&new);
+    old.call(verb::PING, None, DEADLINE, Bytes::new()).await.unwrap();
+    assert_eq!(old.shared().state().streams.len(), 1);
+    stream.send(Channel::Stdin, Bytes::from_static(b"you\n"), true).await.unwrap();
+    let (out, _, end) = drain::<ExecResult>(&stream, 1 << 16).await;
+    assert_eq!((&out[..], end.unwrap().exit_code), (&b"heard you\n"[..], Some(0)));
+    // Without a handle and a stream the first connection ends, and nobody needs it.
+    let closed = old.closed();
+    drop((old, stream));
+    assert!(matches!(closed.await, LinkError::GivenUp));
+    drop(first);
+    new.call(verb::PING, None, DEADLINE, Bytes::new()).await.unwrap();
 }

@@ -24,11 +24,14 @@ static PIPE: AtomicI32 = AtomicI32::new(-1);
 
 /// Notes who sent SIGTERM: a signal of init means something else than one of a person.
 extern "C" fn on_term(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel passes a valid `siginfo_t` with the sender's id, as `kill` sets it; `write` is
+    // The front passes signals on with the sender that it was told of; whoever may do the same may end the agent anyway.
+    // SAFETY: the kernel passes a valid `siginfo_t` with the sender's id, as `kill` and `sigqueue` set it; `write` is
     // async-signal-safe, and `errno` is put back for whoever was interrupted.
     unsafe {
         let errno = *libc::__errno_location();
-        TOLD_BY.store((*info).si_pid(), Ordering::Relaxed);
+        let passed_on = (*info).si_code == libc::SI_QUEUE;
+        let sender = if passed_on { (*info).si_value().sival_ptr as usize as i32 } else { (*info).si_pid() };
+        TOLD_BY.store(sender, Ordering::Relaxed);
         libc::write(PIPE.load(Ordering::Relaxed), b"t".as_ptr().cast(), 1);
         *libc::__errno_location() = errno;
     }

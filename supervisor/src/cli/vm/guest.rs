@@ -1,12 +1,13 @@
 //! `drover vm guest`: work that a guest does for its host.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use drover_schemas::Token;
 use drover_schemas::body::guest::{ClockChange, ClockReply, ClockRequest, Empty};
 use drover_schemas::guest::{
     FreezeRequest, FreezeResult, FrozenResult, IdentityPart, IdentityRequest, IdentityResult, OnlineRequest,
-    OnlineResult, SkippedMount, ThawResult, TrimRequest, TrimResult,
+    OnlineResult, SkippedMount, ThawResult, TrimRequest, TrimResult, UpgradeResult,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,6 +15,7 @@ use serde::de::DeserializeOwned;
 use super::super::Global;
 use super::super::exit::CliError;
 use super::super::output::{render, table};
+use super::upgrade;
 use crate::client::{CallOptions, Client};
 
 /// Hooks of the guest and its disks may take their time.
@@ -82,6 +84,17 @@ pub enum GuestCommand {
         #[arg(long, value_name = "PART")]
         keep: Vec<Part>,
     },
+    /// Put another agent in the place of the guest's. Commands and copies that run go on; if the new one does not come up,
+    /// the old one stays.
+    Upgrade {
+        /// The VM.
+        name: Token,
+        /// The new agent's program, a file here: static, as `deploy/build-static.sh` makes it.
+        program: PathBuf,
+        /// Only if the program says that it is this version.
+        #[arg(long, value_name = "VERSION")]
+        expect: Option<String>,
+    },
 }
 
 /// A part of what makes a guest itself.
@@ -124,7 +137,8 @@ impl GuestCommand {
             | Self::Clock { name, .. }
             | Self::Online { name }
             | Self::Trim { name, .. }
-            | Self::Identity { name, .. } => name,
+            | Self::Identity { name, .. }
+            | Self::Upgrade { name, .. } => name,
         }
     }
 }
@@ -193,6 +207,10 @@ pub(super) async fn run(command: &GuestCommand, client: &Client, global: &Global
             let done: IdentityResult = guest.change("identity", &request).await?;
             global.output.print(&done, show_identity)
         }
+        GuestCommand::Upgrade { name, program, expect } => {
+            let done = upgrade::run(client, name, program, expect.as_deref(), guest.deadline).await?;
+            global.output.print(&done, show_upgrade)
+        }
     }
 }
 
@@ -212,6 +230,19 @@ fn show_frozen(frozen: &FreezeResult) -> String {
     }
     let left = frozen.thaws_in_ms.div_ceil(1000);
     format!("{}\nfrozen for {left} s at most{}", render(&mut table), skipped(&frozen.skipped))
+}
+
+fn show_upgrade(done: &UpgradeResult) -> String {
+    let going_on = match done.going_on {
+        0 => String::new(),
+        n => format!("; requests that go on under the old one: {n}"),
+    };
+    format!(
+        "agent {} took over from {}, in {}{going_on}",
+        plain(&done.version),
+        plain(&done.before),
+        plain(&done.path)
+    )
 }
 
 fn show_thawed(thawed: &ThawResult) -> String {

@@ -15,6 +15,7 @@ mod set;
 mod show;
 mod terminal;
 mod transfer;
+mod upgrade;
 
 use std::time::Duration;
 

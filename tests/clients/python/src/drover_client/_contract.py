@@ -48,6 +48,7 @@ VERBS: dict[str, Verb] = {
     "guest.thaw": Verb("cmd.{ns}.vm.{name}.guest.thaw", True, None),
     "guest.trim": Verb("cmd.{ns}.vm.{name}.guest.trim", True, None),
     "guest.unpack": Verb("cmd.{ns}.vm.{name}.guest.unpack", True, Stream(("data",), ())),
+    "guest.upgrade": Verb("cmd.{ns}.vm.{name}.guest.upgrade", True, Stream(("data",), ())),
     "host.backup": Verb("host.{host}.backup", False, None),
     "host.create": Verb("host.{host}.create", True, None),
     "host.drain": Verb("host.{host}.drain", False, None),
@@ -2228,6 +2229,28 @@ class UnpackRequest(TypedDict):
     replace: NotRequired[bool]
     # What the folder's files have in all; more is refused, and so is a disk without room for it.
     size_bytes: int
+
+
+class UpgradeRequest(TypedDict):
+    """Replaces the agent's program in the guest and starts it."""
+    # SHA-256 of the program, 64 lower-case hex digits.
+    sha256: str
+    # Length of the program.
+    size_bytes: int
+    # The version that the program must say it is; else any is taken.
+    version: NotRequired[str | None]
+
+
+class UpgradeResult(TypedDict):
+    """The new agent serves."""
+    # The version that served before.
+    before: str
+    # Requests that go on under the old agent.
+    going_on: int
+    # Where its program lies in the guest.
+    path: str
+    # The version that serves now.
+    version: str
 
 
 class ValidateReply(TypedDict):

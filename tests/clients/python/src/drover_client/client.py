@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from collections.abc import AsyncIterator
@@ -45,6 +46,7 @@ from ._contract import (
     ThawResult,
     TreeResult,
     TrimResult,
+    UpgradeResult,
     ValidateReply,
     VmSpec,
     VmStatus,
@@ -374,6 +376,14 @@ class Client:
     async def identity(self, name: str, **body: Any) -> IdentityResult:
         """Makes a clone another guest than its twin, with `hostname` as its name, but for the parts of `keep`."""
         return cast(IdentityResult, await self.call("guest.identity", body, name=name, deadline=60.0))
+
+    async def upgrade(self, name: str, program: bytes, **body: Any) -> UpgradeResult:
+        """Puts another agent in the place of the guest's, if it is of `version` where that is given; what runs goes on."""
+        body = {"size_bytes": len(program), "sha256": hashlib.sha256(program).hexdigest(), **body}
+        async with self.open("guest.upgrade", body, name=name, deadline=60.0) as (_, stream):
+            await stream.write("data", program)
+            stream.close("data")
+            return cast(UpgradeResult, await stream.result())
 
     @asynccontextmanager
     async def console(self, name: str, **body: Any) -> AsyncIterator[Stream[Any]]:
