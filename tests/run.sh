@@ -26,6 +26,10 @@
 #                kernels in QEMU's software emulation; its package and scripts, and a Debian with systemd and sshd that it
 #                is installed in; a file
 #                of --size MiB (96) each way while commands are run
+#                thawed, whoever dies meanwhile; clocks, CPUs, unused blocks and clones; users and SSH keys; events that
+#                programs of guests publish, whatever breaks on their way; checks and thresholds; on real kernels in QEMU's
+#                software emulation; its package and scripts, and a Debian with systemd and sshd that it is installed in;
+#                a file of --size MiB (96) each way while commands are run
 #   images       files and URLs into the store of images, to VMs, to other hosts of the fleet, and away; what is refused;
 #                daemons and servers that die meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
@@ -252,6 +256,7 @@ if wants agent; then
     step agent "agents that lie" real hostile 2
     grep -hE '^(others|the daemon|.*: dialled)' "$LOGS"/agent-agents-that-lie.log
     step agent "requests under way when something ends" real inflight 2
+    step agent "users and SSH keys" real accounts 2
     step agent "a large file" env DROVER_FILE_MIB="$SIZE" cargo test --locked --workspace --test large -- --show-output
     step agent "a root disk with Debian" debian_disk
     if [ -n "${DROVER_DEBIAN:-}" ]; then

@@ -131,6 +131,11 @@ pub fn capabilities() -> Vec<String> {
         verb::RESEED,
         verb::IDENTITY,
         verb::UPGRADE,
+        verb::USERS,
+        verb::USER_ADD,
+        verb::USER_RM,
+        verb::KEYS,
+        verb::KEYS_CHANGE,
         verb::SHUTDOWN,
         EVENTS,
     ];

@@ -11,10 +11,11 @@ use drover_schemas::contract::ContractReply;
 use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent, ce};
 use drover_schemas::guest::{
     AttachRequest, AttachResult, FileStat, FreezeRequest, FreezeResult, FrozenResult, HealthResult,
-    IdentityRequest, IdentityResult, InfoResult, KillRequest, LsReply, LsRequest, MkdirRequest,
-    OnlineRequest, OnlineResult, PackRequest, ProcessesRequest, ProcessesResult, RmRequest, RunsRequest,
-    RunsResult, StatRequest, ThawResult, TreeResult, TrimRequest, TrimResult, UnpackRequest, UpgradeRequest,
-    UpgradeResult,
+    IdentityRequest, IdentityResult, InfoResult, KeysChangeRequest, KeysChangeResult, KeysRequest,
+    KeysResult, KillRequest, LsReply, LsRequest, MkdirRequest, OnlineRequest, OnlineResult, PackRequest,
+    ProcessesRequest, ProcessesResult, RmRequest, RunsRequest, RunsResult, StatRequest, ThawResult,
+    TreeResult, TrimRequest, TrimResult, UnpackRequest, UpgradeRequest, UpgradeResult, UserAddRequest,
+    UserAddResult, UserRmRequest, UserRmResult, UsersRequest, UsersResult,
 };
 use drover_schemas::stream::{StreamFrame, StreamOpened};
 use drover_schemas::verbs::{Class, Plane, VERBS, VerbRow, stream};
@@ -100,6 +101,16 @@ fn schemas() -> Map<String, Value> {
         TrimResult,
         IdentityRequest,
         IdentityResult,
+        UsersRequest,
+        UsersResult,
+        UserAddRequest,
+        UserAddResult,
+        UserRmRequest,
+        UserRmResult,
+        KeysRequest,
+        KeysResult,
+        KeysChangeRequest,
+        KeysChangeResult,
         StreamOpened,
         StreamFrame,
         EventsReadRequest,

@@ -164,7 +164,8 @@ impl Liar {
         kill(init, Signal::SIGSTOP).expect("the guest's init runs");
         until("the init stands still", async || (state(init) == Some('T')).then_some(())).await;
         kill(agent, Signal::SIGKILL).expect("the agent runs");
-        until("the agent has ended", async || (state(agent) == Some('Z')).then_some(())).await;
+        until("the agent has ended", async || state(agent).is_none_or(|state| state == 'Z').then_some(()))
+            .await;
         let folder = File::open(format!("/proc/{init}/root/run")).expect("the guest's folder of ports");
         let path = PathBuf::from(format!("/proc/self/fd/{}/vsock-1023.sock", folder.as_raw_fd()));
         let listener = bind(init, path.clone());
@@ -268,10 +269,11 @@ pub fn guest_init(host: &Node, vm_id: VmId) -> Pid {
 /// The agent of a guest of processes, while it runs.
 #[must_use]
 pub fn agent_of(host: &Node, vm_id: VmId) -> Option<Pid> {
-    let all = children(guest_init(host, vm_id).as_raw(), "drover-agent");
+    let fronts = children(guest_init(host, vm_id).as_raw(), "drover-front");
+    let mut all = fronts.into_iter().flat_map(|front| children(front, "drover-agent"));
     let is_agent = |pid: &i32| {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&command).contains("--listen")
     };
-    all.into_iter().find(is_agent).map(Pid::from_raw)
+    all.find(is_agent).map(Pid::from_raw)
 }

@@ -55,7 +55,7 @@ fn debian_is_used_through_its_agent() {
         guest.runs_commands_as_its_users().await;
         guest.has_a_shell_in_a_terminal().await;
         guest.takes_and_gives_files_and_folders().await;
-        guest.is_logged_in_to_with_a_key_that_the_agent_put().await;
+        guest.is_logged_in_to_with_keys_that_were_added_over_the_bus().await;
         guest.has_its_disk_stand_still_for_a_copy().await;
         guest.tells_of_its_programs_and_of_services_that_fail().await;
         guest.says_what_it_is_and_what_runs().await;
@@ -192,8 +192,8 @@ impl Guest<'_> {
     }
 
     /// A command over SSH, with a key, to a guest whose own key is known.
-    async fn ssh(&self, key: &str, known: &str, command: &str) -> Output {
-        let address = format!("debian@{}", self.vm.nics[0].ipv4);
+    async fn ssh(&self, user: &str, key: &str, known: &str, command: &str) -> Output {
+        let address = format!("{user}@{}", self.vm.nics[0].ipv4);
         let mut ssh = Command::new("ssh");
         ssh.args(["-F", "none", "-i", key, "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"]);
         ssh.args(["-o", "StrictHostKeyChecking=yes", "-o", &format!("UserKnownHostsFile={known}")]);
@@ -201,7 +201,7 @@ impl Guest<'_> {
         tokio::time::timeout(WORK, ssh.output()).await.unwrap().unwrap()
     }
 
-    async fn is_logged_in_to_with_a_key_that_the_agent_put(&self) {
+    async fn is_logged_in_to_with_keys_that_were_added_over_the_bus(&self) {
         let (key, known) = (self.world.path("key"), self.world.path("known"));
         let (key, known) = (key.to_str().unwrap(), known.to_str().unwrap());
         let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", key]).status();
@@ -212,21 +212,33 @@ impl Guest<'_> {
         self.drover(&["vm", "cp", &in_guest, &host_key]).await;
         let host_key = fs::read_to_string(host_key).unwrap();
         fs::write(known, format!("{} {host_key}", self.vm.nics[0].ipv4)).unwrap();
-        let refused = self.ssh(key, known, "true").await;
+        let refused = self.ssh("debian", key, known, "true").await;
         let why = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(refused.status.code() == Some(255) && why.contains("Permission denied"), "{why}");
-        let file = format!("{VM}:/home/debian/.ssh/authorized_keys");
-        self.drover(&["vm", "file", "mkdir", &format!("{VM}:/home/debian/.ssh"), "--parents"]).await;
-        self.drover(&["vm", "cp", &format!("{key}.pub"), &file, "--mode", "0600"]).await;
-        self.says("chmod 700 /home/debian/.ssh; chown -R debian: /home/debian/.ssh").await;
-        let done = self.ssh(key, known, "id -un; hostname; cat; exit 9 < /dev/null").await;
-        let said = String::from_utf8_lossy(&done.stdout).into_owned();
-        let why = String::from_utf8_lossy(&done.stderr).into_owned();
-        assert_eq!(
-            (done.status.code(), said.as_str()),
-            (Some(9), format!("debian\n{VM}\n").as_str()),
-            "{why}"
-        );
+        let public = format!("{key}.pub");
+        self.drover(&["vm", "keys", "add", VM, "debian", "--file", &public]).await;
+        // A user that was not there, with the guest's own files of users and its own programs beside the agent.
+        let check = "{ pwck -qr; grpck -r; } 2>&1; true";
+        let before = self.says(check).await;
+        let add = ["vm", "user", "add", VM, "deploy", "--groups", "adm", "--shell", "/bin/bash"];
+        self.drover(&add).await;
+        self.drover(&["vm", "keys", "add", VM, "deploy", "--file", &public]).await;
+        self.says("useradd --create-home other && userdel --remove other").await;
+        assert_eq!(self.says(check).await, before);
+        for (user, groups) in [("debian", "debian adm users"), ("deploy", "deploy adm")] {
+            let script = "id -un; id -Gn; hostname; cat; exit 9 < /dev/null";
+            let done = self.ssh(user, key, known, script).await;
+            let said = String::from_utf8_lossy(&done.stdout).into_owned();
+            let why = String::from_utf8_lossy(&done.stderr).into_owned();
+            let wanted = format!("{user}\n{groups}\n{VM}\n");
+            assert_eq!((done.status.code(), said.as_str()), (Some(9), wanted.as_str()), "{why}");
+        }
+        // The key is gone, and then the user; what its logins have left runs no more.
+        self.drover(&["vm", "keys", "rm", VM, "deploy", "--file", &public]).await;
+        assert_eq!(self.ssh("deploy", key, known, "true").await.status.code(), Some(255));
+        self.drover(&["vm", "user", "rm", VM, "deploy", "--remove-home", "--force"]).await;
+        self.says("! id deploy && ! ls /home/deploy").await;
+        assert_eq!(self.says(check).await, before);
     }
 
     async fn has_its_disk_stand_still_for_a_copy(&self) {
@@ -326,7 +338,9 @@ impl Guest<'_> {
 
     async fn is_used_by_the_client_in_python(&self) {
         let env = [("DROVER_URL", URL.to_owned()), ("DROVER_VM", VM.to_owned())];
-        clients::passes("python3", &["-W", "ignore", "test_debian.py"], "python", &env, WORK * 2).await;
+        for test in ["test_debian.py", "test_accounts.py"] {
+            clients::passes("python3", &["-W", "ignore", test], "python", &env, WORK * 2).await;
+        }
     }
 
     async fn gets_another_agent_and_systemd_does_not_notice(&self) {

@@ -28,6 +28,9 @@ use serde_json::{Value, json};
 const DEADLINE: Duration = Duration::from_secs(10);
 /// For how long the others are looked at beside the liars.
 const BESIDE: Duration = Duration::from_secs(12);
+/// What a daemon has after some thousand requests of anybody, in bytes: its journal's cache, and memory that it does not
+/// give back. Where it stands between its start and this when liars come is chance.
+const USUAL: u64 = 72 << 20;
 /// What the daemon's memory may grow by for each agent that lies: what a link may hold (two frames, a window of events,
 /// the credit of its streams), and what the allocator keeps of it.
 const FOR_EACH: u64 = 2 << 20;
@@ -246,7 +249,10 @@ fn a_host_with_agents_that_lie_stays_small_and_serves_the_others_and_says_who_li
             grown >> 10,
             share * 100.0
         );
-        assert!(grown <= FOR_EACH * LIES.len() as u64, "{grown} bytes more");
+        assert!(
+            before + grown <= before.max(USUAL) + FOR_EACH * LIES.len() as u64,
+            "{before} and {grown} bytes more"
+        );
         for ((name, code, _), liar) in LIES.iter().zip(&liars) {
             println!("{name}: dialled {} times, sent {}", liar.dials(), liar.sent());
             // Each pause is twice the last one, from a second on; the wrong version is asked for every five.
@@ -332,7 +338,7 @@ fn an_agent_that_never_stops_is_read_at_a_bounded_pace() {
         // 10,000 each second, and what may come at once; what waits in sockets on the way was not read.
         let bound = 10_000 * (spent.as_secs() + 3) + 60_000;
         assert!(frames <= bound, "{frames} frames are more than {bound}");
-        assert!(after <= before + FOR_EACH, "{before} then {after}");
+        assert!(after <= before.max(USUAL) + FOR_EACH, "{before} then {after}");
         assert_eq!(bus.status("endless").await.unwrap().agent.state, AgentState::Ready, "no rule is broken");
         // Its request ends all the same, and so do others.
         let ping = bus.ask("vm.endless.guest.ping", &json!({})).within(Duration::from_secs(2));

@@ -20,6 +20,8 @@ use futures_util::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
+/// A key that nobody has.
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g test";
 /// What each request may take.
 const DEADLINE: Duration = Duration::from_secs(8);
 /// How much later its end may be heard, on a loaded machine.
@@ -68,6 +70,11 @@ fn body(verb: &str, run: RequestId) -> Value {
         "rm" => json!({"path": "/tmp/gone"}),
         "mkdir" => json!({"path": "/tmp/made"}),
         "unpack" => json!({"path": "/tmp/unpacked", "size_bytes": 0}),
+        "users" => json!({}),
+        "user_add" => json!({"user": "added"}),
+        "user_rm" => json!({"user": "nobody-there"}),
+        "keys" => json!({"user": "root"}),
+        "keys_change" => json!({"user": "root", "add": [KEY]}),
         // It is no program of an agent.
         "upgrade" => json!({"size_bytes": 1, "sha256": "0".repeat(64)}),
         "freeze" => json!({"timeout_ms": 1_000}),

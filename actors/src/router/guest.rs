@@ -65,6 +65,9 @@ impl Router {
             "freeze" | "thaw" | "frozen" | "clock" | "online" | "trim" | "identity" => {
                 self.work(ns, name, verb, request).await
             }
+            "users" | "user_add" | "user_rm" | "keys" | "keys_change" => {
+                self.accounts(ns, name, verb, request).await
+            }
             "exec" => self.exec(ns, name, request, left).await,
             "runs" => {
                 let body = request.decode()?;

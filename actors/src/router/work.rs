@@ -3,8 +3,10 @@
 use drover_schemas::blob::Blob;
 use drover_schemas::body::guest::{ClockRequest, Empty};
 use drover_schemas::guest::{
-    FreezeRequest, FreezeResult, FrozenResult, IdentityRequest, IdentityResult, OnlineRequest, OnlineResult,
-    ReseedRequest, ThawResult, TrimRequest, TrimResult, verb,
+    FreezeRequest, FreezeResult, FrozenResult, IdentityRequest, IdentityResult, KeysChangeRequest,
+    KeysChangeResult, KeysRequest, KeysResult, OnlineRequest, OnlineResult, ReseedRequest, ThawResult,
+    TrimRequest, TrimResult, UserAddRequest, UserAddResult, UserRmRequest, UserRmResult, UsersRequest,
+    UsersResult, verb,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -27,6 +29,17 @@ impl Router {
                 body_of(request, &clock::clock(&link, left, &body).await?)
             }
             _ => self.identity(ns, name, request).await,
+        }
+    }
+
+    /// Who may log in to the guest, and how.
+    pub(super) async fn accounts(&self, ns: &Token, name: &Token, asked: &str, request: &Request) -> Answer {
+        match asked {
+            verb::USERS => self.ask::<UsersRequest, UsersResult>(ns, name, asked, request).await,
+            verb::KEYS => self.ask::<KeysRequest, KeysResult>(ns, name, asked, request).await,
+            verb::USER_ADD => self.change::<UserAddRequest, UserAddResult>(ns, name, asked, request).await,
+            verb::USER_RM => self.change::<UserRmRequest, UserRmResult>(ns, name, asked, request).await,
+            _ => self.change::<KeysChangeRequest, KeysChangeResult>(ns, name, asked, request).await,
         }
     }
 

@@ -8,6 +8,8 @@
 //! exec user=app              # as this user, in none but its own groups
 //! get /var/log /srv/app      # in and below these folders
 //! put /srv/app
+//! keys_change user=app       # the SSH keys of this user
+//! user_add user=app          # with a group and a folder of its own, and no other groups or sudo
 //! ```
 //!
 //! Where the file is, every verb that it does not name is refused, and so is what of a verb it does not name; `ping`
@@ -17,7 +19,7 @@
 //! everything: a mistake never allows more than was meant.
 //!
 //! The host cannot widen it, unless it may act as root by what is allowed: `exec` without a user, `put` or `unpack`
-//! without a folder (or with one that root's programs read), `upgrade`, and what sets users and keys. Whatever is
+//! without a folder (or with one that root's programs read), `upgrade`, and what sets users and keys without a user. Whatever is
 //! allowed, the file, the agent's program and its folder in `/run` cannot be written or removed by the verbs of files.
 //! A hard link is a name like any other: who of the guest may link a file into an allowed folder may show it.
 
@@ -30,7 +32,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use drover_schemas::guest::{ExecRequest, verb};
+use drover_schemas::guest::{ExecRequest, UserAddRequest, verb};
 use drover_schemas::{ErrorBody, ErrorCode};
 
 use self::reach::Limits;
@@ -64,7 +66,7 @@ impl Default for Policy {
 /// What of one request is allowed.
 #[derive(Debug, Clone, Default)]
 pub struct Permit {
-    /// As whom a command may run; as anybody if there are none.
+    /// As whom a command may run, or whom a verb of users may concern; anybody if there are none.
     users: Option<Vec<String>>,
     /// Where it may touch files.
     pub reach: Reach,
@@ -170,6 +172,49 @@ impl Permit {
         );
         Err(refusal(text, verb::EXEC).with("users", users.join(" ")))
     }
+
+    /// Whether a verb of users may concern the user of a number.
+    ///
+    /// # Errors
+    /// `permission_denied`
+    pub fn concerns(&self, verb: &str, uid: u32) -> Result<(), ErrorBody> {
+        let Some(users) = &self.users else { return Ok(()) };
+        if users.iter().filter_map(|user| account::resolve(user).ok()).any(|user| user.uid == uid) {
+            return Ok(());
+        }
+        Err(of_users(verb, users))
+    }
+
+    /// Whether a user may be made or changed so. Who may add one user gets no rights of others by that.
+    ///
+    /// # Errors
+    /// `permission_denied`
+    pub fn adds(&self, request: &UserAddRequest) -> Result<(), ErrorBody> {
+        let Some(users) = &self.users else { return Ok(()) };
+        if !users.contains(&request.user) {
+            return Err(of_users(verb::USER_ADD, users));
+        }
+        let UserAddRequest { uid, primary_group, groups, home, sudo, .. } = request;
+        if uid.is_some()
+            || primary_group.is_some()
+            || groups.is_some()
+            || home.is_some()
+            || *sudo == Some(true)
+        {
+            let text = format!(
+                "the owner of the guest allows {} with a number, a group and a folder of its own only: leave uid, \
+                 primary_group, groups, home and sudo out",
+                verb::USER_ADD
+            );
+            return Err(refusal(text, verb::USER_ADD));
+        }
+        Ok(())
+    }
+}
+
+fn of_users(verb: &str, users: &[String]) -> ErrorBody {
+    let text = format!("the owner of the guest allows {verb} for {} only", users.join(" and "));
+    refusal(text, verb).with("users", users.join(" "))
 }
 
 /// Whether somebody has no rights that `user` does not have.

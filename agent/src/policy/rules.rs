@@ -9,6 +9,9 @@ use drover_schemas::guest::verb;
 const OF_FILES: &[&str] =
     &[verb::GET, verb::PUT, verb::STAT, verb::LS, verb::RM, verb::MKDIR, verb::PACK, verb::UNPACK];
 
+/// Verbs of which a policy may allow a part by users.
+const OF_USERS: &[&str] = &[verb::EXEC, verb::KEYS, verb::KEYS_CHANGE, verb::USER_ADD, verb::USER_RM];
+
 /// What of a verb is allowed; without conditions all of it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Rule {
@@ -43,8 +46,8 @@ impl Rules {
                 let is_known = rule.add(verb, word);
                 if !is_known {
                     return Err(format!(
-                        "has in line {number} {word:?}, which is no condition of {verb}: exec takes user=NAME, verbs \
-                         of files take absolute folders"
+                        "has in line {number} {word:?}, which is no condition of {verb}: exec and verbs of users \
+                         and keys take user=NAME, verbs of files take absolute folders"
                     ));
                 }
             }
@@ -63,7 +66,7 @@ impl Rules {
 impl Rule {
     /// Adds a condition, if it is one of the verb.
     fn add(&mut self, verb: &str, word: &str) -> bool {
-        if verb == verb::EXEC
+        if OF_USERS.contains(&verb)
             && let Some(user) =
                 word.strip_prefix("user=").filter(|user| !user.is_empty() && !user.contains(':'))
         {
@@ -112,6 +115,8 @@ mod tests {
         assert_eq!(rules.of("shutdown"), None);
         assert_eq!(Rules::parse("").unwrap().of("ping"), Some(&Rule::default()));
         assert!(rules.of("reseed").is_none() && Rules::parse("identity").unwrap().of("reseed").is_some());
+        let keys = Rules::parse("keys user=app\nkeys_change user=app\nuser_add user=app").unwrap();
+        assert_eq!(keys.of("keys_change").unwrap().users, Some(vec!["app".into()]));
         // Of a later version.
         assert!(Rules::parse("hibernate\ninfo").unwrap().of("info").is_some());
     }
@@ -125,6 +130,7 @@ mod tests {
             "exec app",
             "exec user=",
             "exec user=app:disk",
+            "users user=app",
             "exec /bin",
             "get log",
             "get /var/../etc",

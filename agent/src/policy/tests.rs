@@ -144,3 +144,30 @@ fn a_command_runs_as_whom_the_policy_names_and_in_no_further_group() {
         assert_eq!(refused.code, ErrorCode::PermissionDenied, "{user:?} {groups:?}");
     }
 }
+
+#[test]
+fn verbs_of_users_concern_those_that_are_named() {
+    let guest = Guest::new();
+    guest.says("keys user=root\nuser_add user=app\nuser_rm\n");
+    let keys = guest.policy.check("keys").unwrap();
+    keys.concerns("keys", 0).unwrap();
+    let refused = keys.concerns("keys", 1).unwrap_err();
+    assert_eq!((refused.code, refused.details["users"].as_str()), (ErrorCode::PermissionDenied, "root"));
+    guest.policy.check("user_rm").unwrap().concerns("user_rm", 1).unwrap();
+    assert!(guest.policy.check("keys_change").is_err());
+
+    let adds = guest.policy.check("user_add").unwrap();
+    let app = || UserAddRequest { user: "app".into(), ..Default::default() };
+    adds.adds(&UserAddRequest { shell: Some("/bin/sh".into()), sudo: Some(false), ..app() }).unwrap();
+    for more in [
+        UserAddRequest { user: "web".into(), ..app() },
+        UserAddRequest { uid: Some(1000), ..app() },
+        UserAddRequest { groups: Some(vec!["disk".into()]), ..app() },
+        UserAddRequest { primary_group: Some("disk".into()), ..app() },
+        UserAddRequest { home: Some("/usr/lib/systemd/system/x.service.d".into()), ..app() },
+        UserAddRequest { sudo: Some(true), ..app() },
+    ] {
+        assert_eq!(adds.adds(&more).unwrap_err().code, ErrorCode::PermissionDenied, "{more:?}");
+        Permit::default().adds(&more).unwrap();
+    }
+}

@@ -1,5 +1,6 @@
 //! What the agent can do: decode, run once, bound in time.
 
+mod accounts;
 mod attach;
 mod exec;
 mod file;
@@ -77,6 +78,9 @@ pub async fn run(agent: &Arc<Agent>, stream: &Stream, request: &Request) -> Outc
             | verb::TRIM
             | verb::IDENTITY
             | verb::UPGRADE
+            | verb::USER_ADD
+            | verb::USER_RM
+            | verb::KEYS_CHANGE
             | verb::SHUTDOWN
     );
     let effect = Effect::default();
@@ -208,6 +212,9 @@ async fn work(
             for_host::run(request, effect).await
         }
         verb::UPGRADE => upgrade::run(agent, stream, decode(body)?, effect).await,
+        verb::USERS | verb::USER_ADD | verb::USER_RM | verb::KEYS | verb::KEYS_CHANGE => {
+            accounts::run(request, permit, effect).await
+        }
         verb::SHUTDOWN => {
             agent.freezer.release().await;
             shutdown::run(agent, decode(body)?, effect)

@@ -106,6 +106,9 @@ impl Freezer {
                 | verb::TRIM
                 | verb::IDENTITY
                 | verb::UPGRADE
+                | verb::USER_ADD
+                | verb::USER_RM
+                | verb::KEYS_CHANGE
         );
         let now = self.0.now.borrow();
         if !writes || !matches!(now.state, FreezeState::Freezing | FreezeState::Frozen) {

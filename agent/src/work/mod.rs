@@ -1,5 +1,6 @@
 //! Work that the guest does for its host, beside commands and files.
 
+pub(crate) mod accounts;
 pub(crate) mod clock;
 mod disks;
 pub mod freeze;

@@ -168,10 +168,24 @@ impl Guest {
         self.child = Self::spawn(self.dir.path(), &self.program);
     }
 
-    /// Kills the agent.
+    /// Kills the agent, with the process that stands before it.
     pub fn kill(&mut self) {
+        let front = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{front}/task/{front}/children"));
+        let is_agent = |pid: &&str| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "drover-agent\n")
+        };
+        let children = children.unwrap_or_default();
+        let agents: Vec<&str> = children.split_whitespace().filter(is_agent).collect();
         let _ = self.child.kill();
         self.child.wait().unwrap();
+        for agent in agents {
+            // It ends by itself when the one before it has; the next must not meet it.
+            let until = std::time::Instant::now() + DEADLINE;
+            while !gone(agent) && std::time::Instant::now() < until {
+                std::thread::park_timeout(PAUSE);
+            }
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -62,6 +62,7 @@
 //! gives a link up 10 s later; the agent drops a connection that was silent for [`SILENCE_MS`].
 //! `bye` says why a connection ends.
 
+mod accounts;
 mod check;
 pub mod event;
 mod exec;
@@ -80,6 +81,11 @@ pub mod verb;
 pub mod wire;
 mod work;
 
+pub use accounts::{
+    AccountChange, AuthorizedKey, KeysChangeRequest, KeysChangeResult, KeysRequest, KeysResult, MAX_ACCOUNTS,
+    MAX_KEY_LINE, MAX_KEYS_CHANGED, PasswordState, UserAddRequest, UserAddResult, UserInfo, UserRmRequest,
+    UserRmResult, UsersRequest, UsersResult,
+};
 pub use check::{
     CheckSource, CheckSpec, CheckState, CheckStatus, ConfigureRequest, MAX_CHECK_OUTPUT, MAX_CHECKS,
     MAX_WATCH_MS, RefusedFile, SettingError, check_all,

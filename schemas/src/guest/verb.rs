@@ -30,6 +30,11 @@
 //! | `reseed` | [`ReseedRequest`](super::ReseedRequest) | | | empty | yes |
 //! | `identity` | [`IdentityRequest`](super::IdentityRequest) | | | [`IdentityResult`](super::IdentityResult) | by id |
 //! | `upgrade` | [`UpgradeRequest`](super::UpgradeRequest) | | host: `data` | [`UpgradeResult`](super::UpgradeResult) | by id |
+//! | `users` | [`UsersRequest`](super::UsersRequest) | | | [`UsersResult`](super::UsersResult) | yes |
+//! | `user_add` | [`UserAddRequest`](super::UserAddRequest) | | | [`UserAddResult`](super::UserAddResult) | by id |
+//! | `user_rm` | [`UserRmRequest`](super::UserRmRequest) | | | [`UserRmResult`](super::UserRmResult) | by id |
+//! | `keys` | [`KeysRequest`](super::KeysRequest) | | | [`KeysResult`](super::KeysResult) | yes |
+//! | `keys_change` | [`KeysChangeRequest`](super::KeysChangeRequest) | | | [`KeysChangeResult`](super::KeysChangeResult) | by id |
 //! | `shutdown` | [`ShutdownRequest`](super::ShutdownRequest) | | | [`ShutdownResult`](super::ShutdownResult) | by id |
 //!
 //! Verbs are text on the wire, so that an agent can name one it does not know (`unsupported`). What
@@ -93,5 +98,15 @@ pub const RESEED: &str = "reseed";
 pub const IDENTITY: &str = "identity";
 /// Puts another agent in the place of this one.
 pub const UPGRADE: &str = "upgrade";
+/// Lists users.
+pub const USERS: &str = "users";
+/// Makes or changes a user.
+pub const USER_ADD: &str = "user_add";
+/// Removes a user.
+pub const USER_RM: &str = "user_rm";
+/// Lists the SSH keys of a user.
+pub const KEYS: &str = "keys";
+/// Changes the SSH keys of a user.
+pub const KEYS_CHANGE: &str = "keys_change";
 /// Powers the guest off, or reboots it.
 pub const SHUTDOWN: &str = "shutdown";

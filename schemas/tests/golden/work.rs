@@ -4,6 +4,7 @@ use drover_schemas::blob::Blob;
 use drover_schemas::body::guest::{ClockChange, ClockReply, ClockRequest};
 use drover_schemas::codec;
 use drover_schemas::guest::*;
+use drover_schemas::secret::Secret;
 
 fn body<T>(name: &str, value: &T)
 where
@@ -66,4 +67,67 @@ fn bodies_of_other_work() {
         "identity-result",
         &IdentityResult { parts: vec![PartResult { part, outcome, detail: "web-2".into() }] },
     );
+}
+
+#[test]
+fn bodies_of_users_and_keys() {
+    body("users", &UsersRequest { all: true, after: Some("adm".into()) });
+    let user = UserInfo {
+        name: "web".into(),
+        uid: 1001,
+        gid: 1001,
+        groups: vec!["adm".into()],
+        gecos: "Web".into(),
+        home: "/home/web".into(),
+        shell: "/bin/bash".into(),
+        password: PasswordState::None,
+    };
+    body("users-result", &UsersResult { users: vec![user.clone()], more: true });
+    body(
+        "user-add",
+        &UserAddRequest {
+            user: "web".into(),
+            uid: Some(1001),
+            primary_group: Some("users".into()),
+            groups: Some(vec!["adm".into()]),
+            gecos: Some("Web".into()),
+            home: Some("/srv/web".into()),
+            shell: Some("/bin/sh".into()),
+            password_hash: Some(Secret::new("$6$salt$hash")),
+            no_password: false,
+            sudo: Some(false),
+        },
+    );
+    body("user-add-result", &UserAddResult { change: AccountChange::Made, user, home_made: true });
+    body("user-rm", &UserRmRequest { user: "web".into(), remove_home: true, force: true });
+    body("user-rm-result", &UserRmResult { uid: 1001, home: Some("/home/web".into()), killed: 2 });
+    body("keys", &KeysRequest { user: "web".into() });
+    let key = AuthorizedKey {
+        fingerprint: "SHA256:q7bVc4bn2+9AOfYkwW7h0Hc1W3h6Cbp2AcwCFpZ3q5E".into(),
+        kind: "ssh-ed25519".into(),
+        bits: 256,
+        comment: "web@laptop".into(),
+        options: "restrict".into(),
+    };
+    let warnings = vec!["/home/web can be written by others".to_owned()];
+    let path = "/home/web/.ssh/authorized_keys".to_owned();
+    let listed = KeysResult {
+        path: path.clone(),
+        keys: vec![key.clone()],
+        other_lines: 1,
+        more: true,
+        warnings: warnings.clone(),
+    };
+    body("keys-result", &listed);
+    body(
+        "keys-change",
+        &KeysChangeRequest {
+            user: "web".into(),
+            add: vec!["ssh-ed25519 AAAA web@laptop".into()],
+            remove: vec!["SHA256:q7bVc4bn2+9AOfYkwW7h0Hc1W3h6Cbp2AcwCFpZ3q5E".into()],
+            replace: true,
+            allow_options: true,
+        },
+    );
+    body("keys-change-result", &KeysChangeResult { path, added: vec![key], removed: 1, total: 1, warnings });
 }

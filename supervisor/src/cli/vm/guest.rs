@@ -144,14 +144,18 @@ impl GuestCommand {
 }
 
 /// One guest, and how it is asked.
-struct Guest<'a> {
+pub(super) struct Guest<'a> {
     client: &'a Client,
     name: &'a Token,
     deadline: Duration,
 }
 
-impl Guest<'_> {
-    async fn ask<Q: Serialize + Sync, A: DeserializeOwned>(
+impl<'a> Guest<'a> {
+    pub(super) const fn new(client: &'a Client, name: &'a Token, deadline: Duration) -> Self {
+        Self { client, name, deadline }
+    }
+
+    pub(super) async fn ask<Q: Serialize + Sync, A: DeserializeOwned>(
         &self,
         verb: &str,
         body: &Q,
@@ -160,7 +164,7 @@ impl Guest<'_> {
         Ok(self.client.call(&subject, body, CallOptions::read(self.deadline)).await?)
     }
 
-    async fn change<Q: Serialize + Sync, A: DeserializeOwned>(
+    pub(super) async fn change<Q: Serialize + Sync, A: DeserializeOwned>(
         &self,
         verb: &str,
         body: &Q,
@@ -172,7 +176,7 @@ impl Guest<'_> {
 
 pub(super) async fn run(command: &GuestCommand, client: &Client, global: &Global) -> Result<(), CliError> {
     let usual = if matches!(command, GuestCommand::Trim { .. }) { TRIM_DEADLINE } else { DEADLINE };
-    let guest = Guest { client, name: command.name(), deadline: global.deadline(usual) };
+    let guest = Guest::new(client, command.name(), global.deadline(usual));
     match command {
         GuestCommand::Freeze { timeout, mounts, .. } => {
             let timeout_ms = timeout.map(|seconds| seconds.saturating_mul(1000));
@@ -215,7 +219,7 @@ pub(super) async fn run(command: &GuestCommand, client: &Client, global: &Global
 }
 
 /// A guest's words cannot steer the terminal.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     text.escape_debug().to_string()
 }
 

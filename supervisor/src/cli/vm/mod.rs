@@ -1,5 +1,6 @@
 //! `drover vm`.
 
+mod accounts;
 mod change;
 mod console;
 mod copy;
@@ -86,6 +87,12 @@ pub enum VmCommand {
     /// Work that the guest does for its host.
     #[command(subcommand)]
     Guest(guest::GuestCommand),
+    /// Users of the guest: make, remove and list them.
+    #[command(subcommand)]
+    User(accounts::UserCommand),
+    /// SSH keys that log in to the guest: list, add, remove and set them.
+    #[command(subcommand)]
+    Keys(accounts::KeysCommand),
     /// Show the end of a log.
     Logs {
         /// The VM.
@@ -144,6 +151,8 @@ impl VmCommand {
             Self::Cp(args) => return args.name(),
             Self::File(command) => command.name(),
             Self::Guest(command) => command.name(),
+            Self::User(command) => command.name(),
+            Self::Keys(command) => command.name(),
         };
         Some(name.to_string())
     }
@@ -178,6 +187,8 @@ pub(super) async fn run(command: &VmCommand, global: &Global) -> Result<u8, CliE
         VmCommand::Cp(args) => copy::run(args, &client, global).await?,
         VmCommand::File(command) => names::run(command, &client, global).await?,
         VmCommand::Guest(command) => guest::run(command, &client, global).await?,
+        VmCommand::User(command) => accounts::user(command, &client, global).await?,
+        VmCommand::Keys(command) => accounts::keys(command, &client, global).await?,
         VmCommand::Console(args) => return console::run(args, &client, global).await,
         VmCommand::Logs { name, source, tail, follow } => {
             let source = match source {

@@ -33,6 +33,8 @@ VERBS: dict[str, Verb] = {
     "guest.health": Verb("cmd.{ns}.vm.{name}.guest.health", False, None),
     "guest.identity": Verb("cmd.{ns}.vm.{name}.guest.identity", True, None),
     "guest.info": Verb("cmd.{ns}.vm.{name}.guest.info", False, None),
+    "guest.keys": Verb("cmd.{ns}.vm.{name}.guest.keys", False, None),
+    "guest.keys_change": Verb("cmd.{ns}.vm.{name}.guest.keys_change", True, None),
     "guest.kill": Verb("cmd.{ns}.vm.{name}.guest.kill", True, None),
     "guest.ls": Verb("cmd.{ns}.vm.{name}.guest.ls", False, None),
     "guest.mkdir": Verb("cmd.{ns}.vm.{name}.guest.mkdir", True, None),
@@ -49,6 +51,9 @@ VERBS: dict[str, Verb] = {
     "guest.trim": Verb("cmd.{ns}.vm.{name}.guest.trim", True, None),
     "guest.unpack": Verb("cmd.{ns}.vm.{name}.guest.unpack", True, Stream(("data",), ())),
     "guest.upgrade": Verb("cmd.{ns}.vm.{name}.guest.upgrade", True, Stream(("data",), ())),
+    "guest.user_add": Verb("cmd.{ns}.vm.{name}.guest.user_add", True, None),
+    "guest.user_rm": Verb("cmd.{ns}.vm.{name}.guest.user_rm", True, None),
+    "guest.users": Verb("cmd.{ns}.vm.{name}.guest.users", False, None),
     "host.backup": Verb("host.{host}.backup", False, None),
     "host.create": Verb("host.{host}.create", True, None),
     "host.drain": Verb("host.{host}.drain", False, None),
@@ -252,6 +257,20 @@ class AuditEvent(TypedDict):
     verb: NotRequired[str | None]
     # The VM's name.
     vm: NotRequired[Token | None]
+
+
+class AuthorizedKey(TypedDict):
+    """An SSH key that logs in."""
+    # How long it is, in bits.
+    bits: int
+    # What its owner calls it, at most 200 bytes.
+    comment: NotRequired[str]
+    # `SHA256:` and what `ssh-keygen -l` shows.
+    fingerprint: str
+    # What is said of its use, at most 500 bytes.
+    options: NotRequired[str]
+    # Its type, such as `ssh-ed25519`.
+    type: str
 
 
 class BackupReply(TypedDict):
@@ -1377,6 +1396,54 @@ class InterfaceUse(TypedDict):
     sent_bytes: int
 
 
+class KeysChangeRequest(TypedDict):
+    """Changes the SSH keys that log in as a user."""
+    # Keys to add, each a line as in `id_ed25519.pub`. One that is there stays as it is.
+    add: NotRequired[list[str]]
+    # Take keys with options (`from="…" ssh-ed25519 …`), also in the place of those with other options.
+    allow_options: NotRequired[bool]
+    # Keys to remove: fingerprints (`SHA256:…`) or lines. One that is not there is `not_found`.
+    remove: NotRequired[list[str]]
+    # Remove every key that is not in `add`, and lines that are none; comments stay.
+    replace: NotRequired[bool]
+    # The user, by name.
+    user: str
+
+
+class KeysChangeResult(TypedDict):
+    """What became of the keys."""
+    # Those that are new, or have other options.
+    added: NotRequired[list[AuthorizedKey]]
+    # The file.
+    path: str
+    # How many keys and other lines were removed.
+    removed: NotRequired[int]
+    # How many keys there are now.
+    total: int
+    # Why the SSH server may not take them, as far as is seen.
+    warnings: NotRequired[list[str]]
+
+
+class KeysRequest(TypedDict):
+    """Lists the SSH keys that log in as a user."""
+    # The user, by name.
+    user: str
+
+
+class KeysResult(TypedDict):
+    """The SSH keys that log in as a user, from `.ssh/authorized_keys` of its folder."""
+    # In the order of the file.
+    keys: list[AuthorizedKey]
+    # There are more keys than these.
+    more: NotRequired[bool]
+    # Lines that are neither keys that the agent knows, nor comments.
+    other_lines: NotRequired[int]
+    # The file; it need not be there.
+    path: str
+    # Why the SSH server may not take them, as far as is seen.
+    warnings: NotRequired[list[str]]
+
+
 class KillRequest(TypedDict):
     """Sends a signal to a run."""
     # Which run.
@@ -2253,6 +2320,96 @@ class UpgradeResult(TypedDict):
     version: str
 
 
+class UserAddRequest(TypedDict):
+    """Makes a user, or brings the one of that name to what is asked. What is left out stays as it is."""
+    # The full name, or what else is said of it.
+    gecos: NotRequired[str | None]
+    # All groups that it is in beside its own; they must be there.
+    groups: NotRequired[list[str] | None]
+    # Its folder, which is made if it is not there; `/home/` and its name if left out. Another than it has is a `conflict`.
+    home: NotRequired[str | None]
+    # It has no password that fits, and logs in with keys alone; a new user is so unless it gets one.
+    no_password: NotRequired[bool]
+    # Its password as crypt(5) has it, such as `$6$…` or `$y$…` (made by `openssl passwd -6` or `mkpasswd`).
+    password_hash: NotRequired[Secret | None]
+    # Its own group, which must be there; one of its name if left out, which is made. Another than it has is a `conflict`.
+    primary_group: NotRequired[str | None]
+    # What it gets when it logs in, which must be there.
+    shell: NotRequired[str | None]
+    # Whether it may act as root by `sudo`, without a password.
+    sudo: NotRequired[bool | None]
+    # Its number; the next free one of people if left out. Another than it has is a `conflict`.
+    uid: NotRequired[int | None]
+    # Its name: small letters, digits, `-`, `_` and `.`, at most 32.
+    user: str
+
+
+class UserAddResult(TypedDict):
+    """A user as it is now."""
+    # What was done.
+    change: AccountChange
+    # Its folder was made.
+    home_made: NotRequired[bool]
+    # How it is.
+    user: UserInfo
+
+
+class UserInfo(TypedDict):
+    """A user of the guest."""
+    # The full name, or what else is said of it.
+    gecos: NotRequired[str]
+    # The number of its own group.
+    gid: int
+    # The groups that it is in beside its own, sorted; at most 64.
+    groups: NotRequired[list[str]]
+    # Its folder.
+    home: str
+    # Its name.
+    name: str
+    # What its password can do.
+    password: PasswordState
+    # What it gets when it logs in.
+    shell: str
+    # Its number.
+    uid: int
+
+
+class UserRmRequest(TypedDict):
+    """Removes a user, its own group if nobody else is in that, and what gives it `sudo`. Never root's or the system's."""
+    # Kill its processes; else it is `conflict` while there are some.
+    force: NotRequired[bool]
+    # Its folder too, with all that is in it.
+    remove_home: NotRequired[bool]
+    # Its name.
+    user: str
+
+
+class UserRmResult(TypedDict):
+    """What was removed."""
+    # Its folder, if that was removed.
+    home: NotRequired[str | None]
+    # How many processes were killed.
+    killed: NotRequired[int]
+    # The number that it had.
+    uid: int
+
+
+class UsersRequest(TypedDict):
+    """Lists the guest's users."""
+    # Only those after this one, in the order of names.
+    after: NotRequired[str | None]
+    # Those of the system too; else root and people.
+    all: NotRequired[bool]
+
+
+class UsersResult(TypedDict):
+    """The guest's users."""
+    # There are more, after the last of these.
+    more: NotRequired[bool]
+    # In the order of names.
+    users: list[UserInfo]
+
+
 class ValidateReply(TypedDict):
     """Reply of `validate`."""
     # The spec with nothing left open.
@@ -2405,6 +2562,9 @@ class VmmInfo(TypedDict):
     version: str
 
 
+# What became of a user.
+AccountChange = str
+
 # What a guest agent did wrong.
 AgentFaultCode = str
 
@@ -2491,6 +2651,9 @@ Os = Literal["linux", "windows"]
 
 # What became of a part.
 PartOutcome = str
+
+# What a password can do.
+PasswordState = str
 
 # What processes are ordered by.
 ProcessOrder = Literal["cpu", "memory", "pid"]

@@ -33,6 +33,8 @@ from ._contract import (
     HostInfo,
     IdentityResult,
     InfoResult,
+    KeysChangeResult,
+    KeysResult,
     LogsReply,
     LookupReply,
     OnlineResult,
@@ -47,6 +49,9 @@ from ._contract import (
     TreeResult,
     TrimResult,
     UpgradeResult,
+    UserAddResult,
+    UserInfo,
+    UserRmResult,
     ValidateReply,
     VmSpec,
     VmStatus,
@@ -384,6 +389,31 @@ class Client:
             await stream.write("data", program)
             stream.close("data")
             return cast(UpgradeResult, await stream.result())
+    async def users(self, name: str, *, all: bool = False) -> list[UserInfo]:
+        """Root and the guest's users that are people; with `all` those of its system too."""
+        users: list[UserInfo] = []
+        while True:
+            body: dict[str, Any] = {"all": all, **({"after": users[-1]["name"]} if users else {})}
+            page = await self.call("guest.users", body, name=name)
+            users += page["users"]
+            if not page.get("more") or not page["users"]:
+                return users
+
+    async def add_user(self, name: str, user: str, **body: Any) -> UserAddResult:
+        """Makes a user, or brings the one of that name to what is asked."""
+        return cast(UserAddResult, await self.call("guest.user_add", {"user": user, **body}, name=name))
+
+    async def remove_user(self, name: str, user: str, **body: Any) -> UserRmResult:
+        """Removes a user; its folder too with `remove_home`."""
+        return cast(UserRmResult, await self.call("guest.user_rm", {"user": user, **body}, name=name))
+
+    async def keys(self, name: str, user: str) -> KeysResult:
+        """The SSH keys that log in as a user."""
+        return cast(KeysResult, await self.call("guest.keys", {"user": user}, name=name))
+
+    async def change_keys(self, name: str, user: str, **body: Any) -> KeysChangeResult:
+        """Adds keys (`add`) and removes others (`remove`), or lets those of `add` be all (`replace`)."""
+        return cast(KeysChangeResult, await self.call("guest.keys_change", {"user": user, **body}, name=name))
 
     @asynccontextmanager
     async def console(self, name: str, **body: Any) -> AsyncIterator[Stream[Any]]:
