@@ -1,6 +1,8 @@
 //! What is known of this guest and this boot.
 
 use std::fs;
+use std::io;
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use drover_schemas::guest::{AgentHello, EVENTS, GuestKind, MAX_STREAMS, verb};
@@ -36,6 +38,17 @@ pub struct Facts {
 #[must_use]
 pub fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+/// Where this agent's program lies, also if another was put there meanwhile. It is not where it was when an agent that took
+/// another's place began.
+///
+/// # Errors
+/// There is no `/proc`.
+pub fn program() -> io::Result<PathBuf> {
+    let path = fs::read_link("/proc/self/exe")?;
+    let text = path.to_string_lossy();
+    Ok(text.strip_suffix(" (deleted)").map_or_else(|| path.clone(), PathBuf::from))
 }
 
 impl Facts {

@@ -11,14 +11,13 @@ use drover_schemas::guest::{RunsResult, UpgradeResult};
 use drover_schemas::stream::StreamEnd;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::Bus;
-use drover_tests::digest::random_file;
+use drover_tests::digest::{random_file, sha256};
 use drover_tests::events;
 use drover_tests::stream::Stream;
 use drover_tests::tmux::Terminal;
 use drover_tests::wait::until_within;
 use drover_tests::world::{Options, URL, World, run};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 /// For a boot in software emulation, with others beside it on a small machine.
 const BOOT: Duration = Duration::from_secs(300);
@@ -213,8 +212,7 @@ fn an_upgrade_that_cannot_be_or_breaks_leaves_the_agent_as_it_was() {
 
         // The daemon is killed while the program is on its way.
         let bytes = std::fs::read(&program).unwrap();
-        let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        let body = json!({"size_bytes": bytes.len(), "sha256": sha256});
+        let body = json!({"size_bytes": bytes.len(), "sha256": sha256(&bytes)});
         let stream = Stream::open(&world.bus, "vm.web.guest.upgrade", &body).await.unwrap();
         let parts = "ls -a /sbin | grep -c '^[.].*drover-agent' || true";
         until_within(WORK, "it has begun", async || (sh(&world.bus, parts).await == "1").then_some(())).await;
@@ -241,5 +239,10 @@ fn an_upgrade_that_cannot_be_or_breaks_leaves_the_agent_as_it_was() {
         upgrade(world).await;
         until_within(WORK, "one agent is left", async || (sh(&bus, AGENTS).await == "1 1").then_some(()))
             .await;
+        // The owner's policy guards the program where it lies now, not where it came.
+        sh(&bus, "mkdir -p /etc/drover-agent && cd /etc/drover-agent && printf 'rm\\n' > policy").await;
+        let rm = bus.ask("vm.web.guest.rm", &json!({"path": "/sbin/drover-agent"})).id(RequestId::generate());
+        let error = rm.refused(ErrorCode::PermissionDenied).await;
+        assert!(error.message.contains("has to do with the agent"), "{error}");
     });
 }

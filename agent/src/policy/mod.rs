@@ -40,7 +40,7 @@ pub use self::reach::Reach;
 use self::rules::Rules;
 use crate::RUN_DIR;
 use crate::account::Account;
-use crate::{account, command};
+use crate::{account, command, facts};
 
 /// Where the file is.
 pub const POLICY: &str = "/etc/drover-agent/policy";
@@ -51,15 +51,14 @@ const MAX_POLICY: u64 = 64 * 1024;
 #[derive(Debug)]
 pub struct Policy {
     file: PathBuf,
-    /// What no verb of files may write or remove where there is a policy.
+    /// What no verb of files may write or remove where there is a policy, beside the agent's program.
     kept: Vec<PathBuf>,
 }
 
 impl Default for Policy {
     /// That of the guest that this agent is in.
     fn default() -> Self {
-        let program = fs::read_link("/proc/self/exe").into_iter();
-        Self::new(POLICY.into(), program.chain([RUN_DIR.into()]))
+        Self::new(POLICY.into(), [RUN_DIR.into()])
     }
 }
 
@@ -103,8 +102,9 @@ impl Policy {
             let text = format!("the owner of the guest does not allow {wanted:?}: {file} does not name it");
             return Err(refusal(text, wanted));
         };
-        let limits =
-            Limits { verb: wanted.to_owned(), folders: rule.folders.clone(), kept: self.kept.clone() };
+        // Where it is now: an upgrade moves it.
+        let kept = self.kept.iter().cloned().chain(facts::program()).collect();
+        let limits = Limits { verb: wanted.to_owned(), folders: rule.folders.clone(), kept };
         Ok(Permit { users: rule.users.clone(), reach: Reach::within(Arc::new(limits)) })
     }
 

@@ -19,7 +19,7 @@ mod words;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -257,10 +257,8 @@ async fn end(agent: Arc<Agent>, words: UnixStream, running: Vec<(RequestId, Comi
     for (id, mut coming) in running {
         let (words, agent) = (Arc::clone(&words), Arc::clone(&agent));
         telling.spawn(async move {
-            let Ok(outcome) = coming.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) else {
-                return;
-            };
-            let Some(outcome) = outcome else { return };
+            let ended = coming.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
+            let Some(outcome) = ended else { return };
             // What had no effect is forgotten in the moment in which it is told.
             tokio::task::yield_now().await;
             let forget = !agent.memory.knows(&id);
@@ -275,11 +273,4 @@ async fn end(agent: Arc<Agent>, words: UnixStream, running: Vec<(RequestId, Comi
     if let Some(succession) = &agent.succession {
         succession.over.send_replace(true);
     }
-}
-
-/// Where this agent's program lies, also if another was put there meanwhile.
-fn own_program() -> io::Result<PathBuf> {
-    let path = std::fs::read_link("/proc/self/exe")?;
-    let text = path.to_string_lossy();
-    Ok(text.strip_suffix(" (deleted)").map_or_else(|| path.clone(), PathBuf::from))
 }

@@ -8,12 +8,11 @@ use drover_schemas::{ErrorBody, ErrorCode};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use tokio::time::{Duration, sleep};
 
-use super::own_program;
-use crate::Agent;
 use crate::conn::Stream;
 use crate::policy::Reach;
 use crate::program::{self, ended};
 use crate::verbs::{Effect, put};
+use crate::{Agent, facts};
 
 /// How long a program may take to say its version.
 const SAYS_MS: u64 = 5_000;
@@ -61,7 +60,7 @@ impl Program {
             return Err(refused(format!("size_bytes is {}; use 1 to {MAX_PROGRAM}", request.size_bytes))
                 .with("field", "size_bytes"));
         }
-        let place = own_program().map_err(|e| unplaced(Path::new("/proc/self/exe"), &e))?;
+        let place = facts::program().map_err(|e| unplaced(Path::new("/proc/self/exe"), &e))?;
         if is_mount(&place) {
             let text = format!(
                 "the agent's program {} is a mount of its own, and cannot be replaced from within the guest: replace \
