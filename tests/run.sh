@@ -20,16 +20,11 @@
 #                links are cut, servers and daemons killed
 #   agent        the guest agent as its users meet it: a shell driven through tmux, commands with users, limits and
 #                deadlines, detached ones that outlive the daemon; policies of hosts and guests; disks that are frozen and
-#                thawed, whoever dies meanwhile; clocks, CPUs, unused blocks and clones; events that programs of guests
-#                publish, whatever breaks on their way; checks and thresholds; an agent that is replaced while all of
-#                it goes on; agents that lie, and each verb while agent, guest, VMM or daemon ends or falls silent; on real
-#                kernels in QEMU's software emulation; its package and scripts, and a Debian with systemd and sshd that it
-#                is installed in; a file
-#                of --size MiB (96) each way while commands are run
 #                thawed, whoever dies meanwhile; clocks, CPUs, unused blocks and clones; users and SSH keys; events that
-#                programs of guests publish, whatever breaks on their way; checks and thresholds; on real kernels in QEMU's
-#                software emulation; its package and scripts, and a Debian with systemd and sshd that it is installed in;
-#                a file of --size MiB (96) each way while commands are run
+#                programs of guests publish, whatever breaks on their way; checks and thresholds; an agent that is replaced
+#                while all of it goes on; agents that lie, and each verb while agent, guest, VMM or daemon ends or falls
+#                silent; on real kernels in QEMU's software emulation; its package and scripts, and a Debian with systemd
+#                and sshd that it is installed in; a file of --size MiB (96) each way while commands are run
 #   images       files and URLs into the store of images, to VMs, to other hosts of the fleet, and away; what is refused;
 #                daemons and servers that die meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running

@@ -19,7 +19,7 @@ use tracing::info_span;
 use super::dial::{dial, io_error};
 use super::error::{CallError, GREETING, LinkError};
 use super::stream::{GuestStream, StreamEvent};
-use super::table::Shared;
+use super::table::{Shared, State};
 use super::task::{self, Heartbeat};
 
 /// How long beyond its deadline a call waits for the agent to say so itself.
@@ -206,27 +206,23 @@ impl Link {
 
     /// Waits for the end of the link and answers why. Holding the future does not keep the link.
     pub fn closed(&self) -> impl Future<Output = LinkError> + Send + use<> {
-        let shared = Arc::clone(&self.0.shared);
-        async move {
-            loop {
-                let changed = shared.changed.notified();
-                if let Some(reason) = shared.state().closed.clone() {
-                    return reason;
-                }
-                changed.await;
-            }
-        }
+        self.when(|state| state.closed.clone())
     }
 
     /// Waits until another agent takes the place of this one; holding the future does not keep the link. What is open
     /// here goes on.
     pub fn moving(&self) -> impl Future<Output = ()> + Send + use<> {
-        let shared = Arc::clone(&self.0.shared);
+        self.when(|state| state.moving.then_some(()))
+    }
+
+    /// Waits until there is what `look` looks for.
+    fn when<T>(&self, look: fn(&State) -> Option<T>) -> impl Future<Output = T> + Send + use<T> {
+        let shared = self.share();
         async move {
             loop {
                 let changed = shared.changed.notified();
-                if shared.state().moving {
-                    return;
+                if let Some(found) = look(&shared.state()) {
+                    return found;
                 }
                 changed.await;
             }

@@ -4,8 +4,11 @@ use drover_schemas::body::guest::{AttachReply, ExecResult, PackReply};
 use drover_schemas::body::status::AgentFaultCode;
 use drover_schemas::guest::{
     self as proto, AttachRequest, FileStat, LsReply, LsRequest, MkdirRequest, RmRequest, StatRequest,
+    TreeResult, UnpackRequest, UpgradeRequest, UpgradeResult,
 };
 use drover_schemas::state::VmState;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::{
     Answer, Channel, Duration, Empty, ErrorBody, ErrorCode, ExecReply, ExecRequest, GetRequest,
@@ -82,8 +85,8 @@ impl Router {
             }
             "put" => self.put(ns, name, request).await,
             "pack" => self.pack(ns, name, request, left).await,
-            "unpack" => self.unpack(ns, name, request).await,
-            "upgrade" => self.upgrade(ns, name, request).await,
+            "unpack" => self.upload::<UnpackRequest, TreeResult>(ns, name, verb, request).await,
+            "upgrade" => self.upload::<UpgradeRequest, UpgradeResult>(ns, name, verb, request).await,
             _ => self.get(ns, name, request).await,
         }
     }
@@ -242,25 +245,17 @@ impl Router {
         .await
     }
 
-    async fn unpack(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
-        let body: proto::UnpackRequest = request.decode()?;
+    /// A verb that takes bytes, and whose request and result the agent and the client see alike.
+    async fn upload<Q, R>(&self, ns: &Token, name: &Token, verb: &str, request: &Request) -> Answer
+    where
+        Q: Serialize + DeserializeOwned + Sync,
+        R: Serialize + DeserializeOwned,
+    {
+        let body: Q = request.decode()?;
         let link = self.link_for(ns, name, request).await?;
-        let open = guest_calls::open(proto::verb::UNPACK, request.request_id, 0, &body)?;
+        let open = guest_calls::open(verb, request.request_id, 0, &body)?;
         let far = async { Ok((Far::Guest(link.open(open)?), ())) };
-        let finish: Finish =
-            Box::new(|bytes| encoded(&guest_calls::decode_guest::<proto::TreeResult>(bytes)?));
-        let shape = Shape { down: &[], up: Some(Channel::Data), ctl: false };
-        self.stream(ns, request, shape, far, finish, |opened, ()| codec::encode_as(request.format, &opened))
-            .await
-    }
-
-    async fn upgrade(&self, ns: &Token, name: &Token, request: &Request) -> Answer {
-        let body: proto::UpgradeRequest = request.decode()?;
-        let link = self.link_for(ns, name, request).await?;
-        let open = guest_calls::open(proto::verb::UPGRADE, request.request_id, 0, &body)?;
-        let far = async { Ok((Far::Guest(link.open(open)?), ())) };
-        let finish: Finish =
-            Box::new(|bytes| encoded(&guest_calls::decode_guest::<proto::UpgradeResult>(bytes)?));
+        let finish: Finish = Box::new(|bytes| encoded(&guest_calls::decode_guest::<R>(bytes)?));
         let shape = Shape { down: &[], up: Some(Channel::Data), ctl: false };
         self.stream(ns, request, shape, far, finish, |opened, ()| codec::encode_as(request.format, &opened))
             .await
@@ -291,7 +286,7 @@ impl Router {
     }
 }
 
-fn encoded<T: serde::Serialize>(value: &T) -> Result<bytes::Bytes, ErrorBody> {
+fn encoded<T: Serialize>(value: &T) -> Result<bytes::Bytes, ErrorBody> {
     codec::encode(value)
         .map(bytes::Bytes::from)
         .map_err(|e| ErrorBody::new(ErrorCode::Internal, format!("the result could not be encoded: {e}")))

@@ -102,18 +102,16 @@ impl Marks {
 #[must_use]
 pub fn cause(error: &LinkError, pause: Duration) -> Cause {
     let what = chain(error);
-    let Some(code) = error.fault() else {
-        return Cause::new(CauseKind::AgentLost, format!("the link to the agent ended: {what}"));
-    };
-    let cause = match code {
-        AgentFaultCode::Silent => {
+    let fault = error.fault();
+    let cause = match fault {
+        None | Some(AgentFaultCode::Silent) => {
             Cause::new(CauseKind::AgentLost, format!("the link to the agent ended: {what}"))
         }
-        AgentFaultCode::Incompatible => Cause::new(
+        Some(AgentFaultCode::Incompatible) => Cause::new(
             CauseKind::AgentIncompatible,
             format!("{what}; install the agent of this host's version in the guest"),
         ),
-        _ => Cause::new(
+        Some(_) => Cause::new(
             CauseKind::AgentBreach,
             format!(
                 "{what}; it is left alone for {} s: see who has replaced the agent in the guest, and install that of this host's version",
@@ -121,7 +119,10 @@ pub fn cause(error: &LinkError, pause: Duration) -> Cause {
             ),
         ),
     };
-    cause.with("fault", code.as_str())
+    match fault {
+        Some(code) => cause.with("fault", code.as_str()),
+        None => cause,
+    }
 }
 
 #[cfg(test)]

@@ -136,7 +136,6 @@ pub async fn serve<G: Greets>(socket: Box<dyn Socket>, host: G) {
         writing.abort();
         log::warn(format_args!("the host did not read the end of a connection"));
     }
-    drop(host);
 }
 
 async fn write(mut socket: WriteHalf<Box<dyn Socket>>, outbox: Arc<Outbox>) {

@@ -12,7 +12,7 @@ use drover_schemas::ErrorBody;
 use super::plan::User;
 use super::system::Files;
 use super::table::fields;
-use super::{as_user, conflict, guest_error};
+use super::{as_user, below, conflict, guest_error, said_of};
 use crate::work::whole::{is_there, said};
 
 /// What of `/etc/skel` is taken: so many files, so deep, so many bytes of each.
@@ -27,18 +27,13 @@ pub(super) struct Home {
     is_there: bool,
 }
 
-/// A path of the guest's below a root; never above it.
-fn below(root: &Path, path: &Path) -> PathBuf {
-    root.join(path.strip_prefix("/").unwrap_or(path))
-}
-
 /// The folder above, with the links on the way followed, if it and all above it are root's to write alone.
 fn safe_parent(root: &Path, path: &Path) -> Result<PathBuf, ErrorBody> {
     let parent = below(root, path.parent().unwrap_or(Path::new("/")));
-    let real = fs::canonicalize(&parent).map_err(said("reach", &parent)).map_err(guest_error)?;
-    let root = fs::canonicalize(root).map_err(said("reach", root)).map_err(guest_error)?;
+    let real = fs::canonicalize(&parent).map_err(said_of("reach", &parent))?;
+    let root = fs::canonicalize(root).map_err(said_of("reach", root))?;
     for folder in real.ancestors().take_while(|folder| folder.starts_with(&root)) {
-        let facts = fs::symlink_metadata(folder).map_err(said("look at", folder)).map_err(guest_error)?;
+        let facts = fs::symlink_metadata(folder).map_err(said_of("look at", folder))?;
         if !facts.is_dir() || facts.uid() != 0 || facts.mode() & 0o022 != 0 {
             let text = format!(
                 "{} can be written by others than root, so nothing is made or removed in it",
@@ -81,7 +76,7 @@ pub(super) fn look(root: &Path, user: &User) -> Result<Home, ErrorBody> {
             safe_parent(root, if is_missing { parent } else { &user.home })?;
             Ok(home(false))
         }
-        Err(error) => Err(guest_error(said("look at", &path)(error))),
+        Err(error) => Err(said_of("look at", &path)(error)),
     }
 }
 
@@ -191,11 +186,6 @@ pub(super) fn to_remove(root: &Path, files: &Files, user: &User) -> Result<Optio
         return refused("another user has its folder there too");
     }
     Ok(Some(Held { place, said }))
-}
-
-fn said_of(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ErrorBody + use<> {
-    let said = said(what, path);
-    move |error| guest_error(said(error))
 }
 
 impl Held {

@@ -9,16 +9,11 @@ use drover_schemas::{ErrorBody, ErrorCode};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
+use super::pause;
 use crate::work::guest_error;
 
 /// As long as lckpwdf(3) waits.
 const PATIENCE: Duration = Duration::from_secs(15);
-const PAUSE: Duration = Duration::from_millis(20);
-
-#[expect(clippy::disallowed_methods, reason = "on a thread of its own, which holds up nobody")]
-fn pause() {
-    std::thread::sleep(PAUSE);
-}
 
 /// Holds the lock until it is dropped.
 #[derive(Debug)]

@@ -18,7 +18,9 @@ mod ssh;
 mod system;
 mod table;
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use drover_schemas::guest::{
     AccountChange, KeysChangeRequest, KeysChangeResult, KeysRequest, KeysResult, UserAddRequest,
@@ -31,9 +33,30 @@ use self::lock::Lock;
 use self::plan::{Setting, User};
 use self::system::Files;
 use super::guest_error;
+use super::whole::said;
 
 /// What the texts of one answer may take, in bytes.
 const MAX_SHOWN: usize = 48 * 1024;
+
+/// How long between two looks at what others hold.
+const PAUSE: Duration = Duration::from_millis(20);
+
+#[expect(clippy::disallowed_methods, reason = "on a thread of its own, which holds up nobody")]
+fn pause() {
+    std::thread::sleep(PAUSE);
+}
+
+/// A path of the guest's below a root; never above it.
+fn below(root: &Path, path: impl AsRef<Path>) -> PathBuf {
+    let path = path.as_ref();
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// What the system said about a path, as an error of the guest's.
+fn said_of(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ErrorBody + use<> {
+    let said = said(what, path);
+    move |error| guest_error(said(error))
+}
 
 /// As much of a guest's text as is shown.
 fn shorten(text: &str, bytes: usize) -> String {
@@ -66,7 +89,8 @@ impl System<'_> {
     ) -> Result<UserAddResult, ErrorBody> {
         plan::check(request)?;
         let _lock = Lock::take(self.0)?;
-        let mut files = Files::read(self.0)?;
+        let before = Files::read(self.0)?;
+        let mut files = before.clone();
         let (mut change, user) = plan::add(&mut files, request, &Setting::of(self.0))?;
         as_user::is_mapped(user.uid)?;
         if let Some(shell) = &request.shell {
@@ -75,7 +99,7 @@ impl System<'_> {
         let home = home::look(self.0, &user)?;
         let sudo = system::Sudo::of(self.0, &user.name, request.sudo)?;
         begins();
-        files.save(self.0)?;
+        files.save(self.0, &before)?;
         let home_made = home.make(&user)?;
         if sudo.set()? || home_made {
             change = if change == AccountChange::None { AccountChange::Changed } else { change };
@@ -90,7 +114,8 @@ impl System<'_> {
         begins: impl FnOnce(),
     ) -> Result<UserRmResult, ErrorBody> {
         let lock = Lock::take(self.0)?;
-        let mut files = Files::read(self.0)?;
+        let before = Files::read(self.0)?;
+        let mut files = before.clone();
         let user = plan::remove(&mut files, &request.user)?;
         let home = if request.remove_home { home::to_remove(self.0, &files, &user)? } else { None };
         let processes = processes::of(user.uid)?;
@@ -106,7 +131,7 @@ impl System<'_> {
         begins();
         let mut killed = processes::kill(user.uid, request.force)?;
         system::Sudo::of(self.0, &user.name, Some(false))?.set()?;
-        files.save(self.0)?;
+        files.save(self.0, &before)?;
         drop(lock);
         // One that logged in until a moment ago.
         killed += processes::kill(user.uid, request.force)?;

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use drover_schemas::ErrorBody;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{conflict, guest_error};
+use super::{conflict, guest_error, pause};
 
 /// How long the kernel may take to end processes that were killed.
 const PATIENCE: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// Whether a process has to do with a user: by any of its four numbers. One that has ended is nobody's.
 fn is_of(status: &str, uid: u32) -> bool {
@@ -29,11 +28,6 @@ pub(super) fn of(uid: u32) -> Result<Vec<i32>, ErrorBody> {
 
 fn is_theirs(pid: i32, uid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| is_of(&status, uid))
-}
-
-#[expect(clippy::disallowed_methods, reason = "on a thread of its own, which holds up nobody")]
-fn wait() {
-    std::thread::sleep(PAUSE);
 }
 
 /// Kills them until there are none, if that is wanted; says how many there were.
@@ -59,7 +53,7 @@ pub(super) fn kill(uid: u32, force: bool) -> Result<u32, ErrorBody> {
                 killed.insert(pid);
             }
         }
-        wait();
+        pause();
     }
     Ok(u32::try_from(killed.len()).unwrap_or(u32::MAX))
 }

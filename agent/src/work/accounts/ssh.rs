@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::plan::User;
-use super::{conflict, guest_error};
+use super::{below, conflict, guest_error};
 
 const FILE: &str = "authorized_keys";
 const BESIDE: &str = ".authorized_keys.drover";
@@ -49,7 +49,7 @@ const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLO
 
 impl Folder {
     pub(super) fn look(root: &Path, user: &User) -> Result<Self, ErrorBody> {
-        let path = root.join(user.home.strip_prefix("/").unwrap_or(&user.home));
+        let path = below(root, &user.home);
         let home = match openat(CWD, &path, FOLDER, Mode::empty()) {
             Err(Errno::NOENT | Errno::NOTDIR) => {
                 let text = format!("the folder of {:?}, {}, is not there", user.name, user.home.display());

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use drover_schemas::{ErrorBody, ErrorCode};
 
 use super::table::Table;
-use super::{guest_error, invalid};
+use super::{below, guest_error, invalid, said_of};
 use crate::facts::unix_ms;
-use crate::work::whole::{replace, said};
+use crate::work::whole::replace;
 
 /// The most that is read of a file.
 const MAX_FILE: u64 = 4 << 20;
@@ -27,7 +27,7 @@ pub(super) struct Files {
 
 /// A regular file; `None` if there is none.
 fn read(root: &Path, path: &'static str) -> Result<Option<Vec<u8>>, ErrorBody> {
-    let at = root.join(&path[1..]);
+    let at = below(root, path);
     let refused = |what: &str| {
         guest_error(format!("{path} of the guest {what}; users cannot be changed over the link"))
     };
@@ -35,14 +35,14 @@ fn read(root: &Path, path: &'static str) -> Result<Option<Vec<u8>>, ErrorBody> {
     let file = match opened {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Err(refused("is a link")),
-        opened => opened.map_err(said("open", &at)).map_err(guest_error)?,
+        opened => opened.map_err(said_of("open", &at))?,
     };
     let is_file = file.metadata().is_ok_and(|facts| facts.is_file() && facts.len() <= MAX_FILE);
     if !is_file {
         return Err(refused("is no file of at most 4 MiB"));
     }
     let mut bytes = Vec::new();
-    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(said("read", &at)).map_err(guest_error)?;
+    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(said_of("read", &at))?;
     Ok(Some(bytes))
 }
 
@@ -62,10 +62,9 @@ impl Files {
         })
     }
 
-    /// Writes what is not as it is on disk. A user is there once its line of `passwd` is, so that comes last; one that
+    /// Writes what is not as it was before. A user is there once its line of `passwd` is, so that comes last; one that
     /// goes has no password and no groups before it is gone, and who asks again ends what was begun.
-    pub(super) fn save(&self, root: &Path) -> Result<(), ErrorBody> {
-        let before = Self::read(root)?;
+    pub(super) fn save(&self, root: &Path, before: &Self) -> Result<(), ErrorBody> {
         let tables = [
             (Some(&self.group), Some(&before.group), "etc/group", 0o644),
             (self.gshadow.as_ref(), before.gshadow.as_ref(), "etc/gshadow", 0o600),
@@ -75,7 +74,7 @@ impl Files {
         for (now, before, path, mode) in tables {
             if let Some(now) = now.filter(|_| now != before) {
                 let path = root.join(path);
-                replace(&path, &now.bytes(), mode).map_err(said("write", &path)).map_err(guest_error)?;
+                replace(&path, &now.bytes(), mode).map_err(said_of("write", &path))?;
             }
         }
         Ok(())
@@ -96,7 +95,7 @@ pub(super) fn default_shell(root: &Path) -> String {
 /// # Errors
 /// `invalid_argument`: who has no shell cannot log in.
 pub(super) fn is_program(root: &Path, path: &str) -> Result<(), ErrorBody> {
-    let facts = fs::metadata(root.join(path.trim_start_matches('/')));
+    let facts = fs::metadata(below(root, path));
     if facts.is_ok_and(|facts| facts.is_file() && facts.permissions().mode() & 0o111 != 0) {
         return Ok(());
     }
@@ -133,7 +132,7 @@ impl Sudo {
         let Self { path, text, is_asked } = self;
         match text {
             Some(text) if fs::read(path).ok().as_deref() != Some(text.as_bytes()) => {
-                replace(path, text.as_bytes(), 0o440).map_err(said("write", path)).map_err(guest_error)?;
+                replace(path, text.as_bytes(), 0o440).map_err(said_of("write", path))?;
                 Ok(true)
             }
             None if *is_asked => match fs::remove_file(path) {
@@ -141,7 +140,7 @@ impl Sudo {
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                     Ok(false)
                 }
-                Err(error) => Err(guest_error(said("remove", path)(error))),
+                Err(error) => Err(said_of("remove", path)(error)),
             },
             _ => Ok(false),
         }

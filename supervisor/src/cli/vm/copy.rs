@@ -3,7 +3,6 @@
 //! Holes do not travel. A copy that broke is gone on with by the same command, as long as the file has not changed:
 //! what came is kept beside the target under a hidden name, and checked with the rest of the file.
 
-use std::fs::File;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,7 +15,6 @@ use drover_schemas::{ErrorCode, Token};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::io::AsyncWrite;
-use tokio::task::JoinHandle;
 
 use super::super::Global;
 use super::super::exit::CliError;
@@ -164,11 +162,7 @@ async fn put(
     deadline: Duration,
 ) -> Result<(u64, String), CliError> {
     let failed = |action| move |source| CliError::File { action, path: from.to_owned(), source };
-    // Without waiting: a pipe is refused, and not waited for.
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
-    let file = rustix::fs::open(from, flags, rustix::fs::Mode::empty());
-    let file: File = file.map_err(|e| failed("open")(e.into()))?.into();
-    let metadata = file.metadata().map_err(failed("look at"))?;
+    let (file, metadata) = transfer::open(from)?;
     if !metadata.is_file() {
         return Err(CliError::Usage(not_a_file(from.display(), metadata.is_dir())));
     }
@@ -204,7 +198,7 @@ async fn put(
     let input = Input { channel: Channel::Data, reader: Box::new(reader) };
     let session = opening.session(&opened)?;
     let ended = session.run(Some(input), Vec::new(), cancel_on_signal()).await;
-    let (result, sha256) = both(ended, here(fed, failed("read")).await)?;
+    let (result, sha256) = both(ended, transfer::here(fed, failed("read")).await)?;
     same(&from.display().to_string(), (size_bytes, sha256), &result)
 }
 
@@ -234,14 +228,6 @@ async fn came(
 fn walk(size: u64, ranges: &[drover_schemas::guest::FileRange]) -> Result<Walk, CliError> {
     Walk::new(size, Some(ranges))
         .map_err(|e| CliError::Usage(format!("the file's ranges cannot be used: {e}")))
-}
-
-/// What the thread at this end of a stream came to.
-async fn here(
-    thread: JoinHandle<std::io::Result<String>>,
-    failed: impl FnOnce(std::io::Error) -> CliError,
-) -> Result<String, CliError> {
-    thread.await.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked))).map_err(failed)
 }
 
 async fn get(
@@ -299,7 +285,7 @@ async fn get(
     // From here on what comes is worth keeping, until both ends disagree about it.
     partial.stays = true;
     let ended = session.run(None, vec![output], cancel_on_signal()).await;
-    let (result, sha256) = both(ended, here(stored, failed("write")).await)?;
+    let (result, sha256) = both(ended, transfer::here(stored, failed("write")).await)?;
     partial.stays = false;
     let copied = same(from, (size, sha256), &result)?;
     partial.keep(&target, result.mode, result.mtime_ms)?;

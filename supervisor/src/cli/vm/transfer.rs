@@ -2,7 +2,7 @@
 //! where an earlier copy broke.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, IsTerminal as _, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
@@ -24,6 +24,16 @@ use crate::client::ClientError;
 
 /// The most that is read in one go, in bytes.
 const BATCH: u64 = 256 * 1024;
+
+/// Opens what is to be sent, and looks at what it is. Without waiting: a pipe is to be refused, and not waited for.
+pub(super) fn open(path: &Path) -> Result<(File, Metadata), CliError> {
+    let failed = |action| move |source| CliError::File { action, path: path.to_owned(), source };
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty());
+    let file: File = file.map_err(|e| failed("open")(e.into()))?.into();
+    let metadata = file.metadata().map_err(failed("look at"))?;
+    Ok((file, metadata))
+}
 
 /// The bytes of a file that are not holes.
 pub(super) fn data(file: &File, size: u64) -> io::Result<Vec<FileRange>> {
@@ -158,6 +168,14 @@ pub(super) fn place(to: String, name: Option<&OsStr>) -> String {
         Some(name) if to.ends_with('/') => format!("{to}{}", name.to_string_lossy()),
         _ => to,
     }
+}
+
+/// What the thread at this end of a stream came to.
+pub(super) async fn here(
+    thread: JoinHandle<io::Result<String>>,
+    failed: impl FnOnce(io::Error) -> CliError,
+) -> Result<String, CliError> {
+    thread.await.unwrap_or_else(|panicked| Err(io::Error::other(panicked))).map_err(failed)
 }
 
 /// The results of a stream and of its end here. A stream that broke because this end did is this end's failure.

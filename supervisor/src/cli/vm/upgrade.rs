@@ -1,7 +1,5 @@
 //! `drover vm guest upgrade`: another agent in the place of the guest's.
 
-use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,12 +22,11 @@ pub(super) async fn run(
     deadline: Duration,
 ) -> Result<UpgradeResult, CliError> {
     let failed = |action| move |source| CliError::File { action, path: program.to_owned(), source };
-    let file = File::open(program).map_err(failed("open"))?;
-    let metadata = file.metadata().map_err(failed("look at"))?;
+    let (file, metadata) = transfer::open(program)?;
     if !metadata.is_file() {
         return Err(CliError::Usage(format!("{} is no program: name a drover-agent", program.display())));
     }
-    let size_bytes = metadata.size();
+    let size_bytes = metadata.len();
     let sha256 = transfer::digest(&file, size_bytes).await.map_err(failed("read"))?;
     let request = UpgradeRequest { size_bytes, sha256, version: version.map(str::to_owned) };
     let bulk = client.for_bulk().await?;
@@ -41,9 +38,5 @@ pub(super) async fn run(
     let (reader, fed) = transfer::feed(file, walk, bar).map_err(failed("read"))?;
     let input = Input { channel: Channel::Data, reader: Box::new(reader) };
     let ended = opening.session(&opened)?.run(Some(input), Vec::new(), cancel_on_signal()).await;
-    let fed = match fed.await {
-        Ok(fed) => fed.map_err(failed("read")),
-        Err(error) => Err(failed("read")(std::io::Error::other(error))),
-    };
-    both(ended, fed).map(|(result, _)| result)
+    both(ended, transfer::here(fed, failed("read")).await).map(|(result, _)| result)
 }
