@@ -148,7 +148,16 @@ impl Creator {
             if claim.host == self.services.host {
                 let lock = match guard.take() {
                     Some(guard) => guard,
-                    None => self.name_lock(&wanted.key).lock_owned().await,
+                    None => {
+                        let lock = self.name_lock(&wanted.key).lock_owned().await;
+                        // While the claim was elsewhere another copy of the request may have brought it here, and
+                        // be done.
+                        if let Some(answer) = self.known(&wanted) {
+                            drop(lock);
+                            return answer.await.map(|reply| Created::Here(Box::new(reply)));
+                        }
+                        lock
+                    }
                 };
                 match self.carry_out(wanted.clone(), (*claim).clone(), lock).await {
                     Ok(reply) => return Ok(Created::Here(Box::new(reply))),
