@@ -28,7 +28,8 @@
 #   images       files and URLs into the store of images, to VMs, to other hosts of the fleet, and away; what is refused;
 #                daemons and servers that die meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
-#                guests, no guest speaks for another, forwarded ports that come and go, and who reaches whom
+#                guests, no guest speaks for another, forwarded ports that come and go, who reaches whom, and
+#                addresses that come over the link
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
 #   nested       the end-to-end suites with the real Cloud Hypervisor that CLOUD_HYPERVISOR names, on a throw-away
@@ -273,6 +274,7 @@ if wants network; then
     step network "guests and what others do" real traffic 2
     step network "forwards that come and go" real forwards 2
     step network "what guests may reach" real egress 2
+    step network "guests set up over the link" real network_link 1
 fi
 
 if wants soak; then

@@ -144,6 +144,7 @@ pub fn capabilities() -> Vec<String> {
         verb::RESEED,
         verb::IDENTITY,
         verb::UPGRADE,
+        verb::NETWORK,
         verb::USERS,
         verb::USER_ADD,
         verb::USER_RM,

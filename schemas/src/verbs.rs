@@ -495,6 +495,15 @@ pub const VERBS: &[VerbRow] = &[
     ),
     row(
         Plane::VmGuest,
+        "network",
+        Class::Guest,
+        Role::Guest,
+        "NetworkRequest",
+        "NetworkResult",
+        "Looks at an interface of the guest, or sets its addresses, routes and servers of names.",
+    ),
+    row(
+        Plane::VmGuest,
         "users",
         Class::Read,
         Role::Guest,

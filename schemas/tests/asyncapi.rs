@@ -12,10 +12,10 @@ use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent, ce};
 use drover_schemas::guest::{
     AttachRequest, AttachResult, FileStat, FreezeRequest, FreezeResult, FrozenResult, HealthResult,
     IdentityRequest, IdentityResult, InfoResult, KeysChangeRequest, KeysChangeResult, KeysRequest,
-    KeysResult, KillRequest, LsReply, LsRequest, MkdirRequest, OnlineRequest, OnlineResult, PackRequest,
-    ProcessesRequest, ProcessesResult, RmRequest, RunsRequest, RunsResult, StatRequest, ThawResult,
-    TreeResult, TrimRequest, TrimResult, UnpackRequest, UpgradeRequest, UpgradeResult, UserAddRequest,
-    UserAddResult, UserRmRequest, UserRmResult, UsersRequest, UsersResult,
+    KeysResult, KillRequest, LsReply, LsRequest, MkdirRequest, NetworkRequest, NetworkResult, OnlineRequest,
+    OnlineResult, PackRequest, ProcessesRequest, ProcessesResult, RmRequest, RunsRequest, RunsResult,
+    StatRequest, ThawResult, TreeResult, TrimRequest, TrimResult, UnpackRequest, UpgradeRequest,
+    UpgradeResult, UserAddRequest, UserAddResult, UserRmRequest, UserRmResult, UsersRequest, UsersResult,
 };
 use drover_schemas::stream::{StreamFrame, StreamOpened};
 use drover_schemas::verbs::{Class, Plane, VERBS, VerbRow, stream};
@@ -101,6 +101,8 @@ fn schemas() -> Map<String, Value> {
         TrimResult,
         IdentityRequest,
         IdentityResult,
+        NetworkRequest,
+        NetworkResult,
         UsersRequest,
         UsersResult,
         UserAddRequest,

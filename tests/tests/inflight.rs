@@ -79,6 +79,8 @@ fn body(verb: &str, run: RequestId) -> Value {
         "upgrade" => json!({"size_bytes": 1, "sha256": "0".repeat(64)}),
         "freeze" => json!({"timeout_ms": 1_000}),
         "identity" => json!({"hostname": "other"}),
+        // A process has the network of its namespace: it is only looked for.
+        "network" => json!({"mac": "02:00:00:00:00:01"}),
         "shutdown" => json!({"mode": "reboot"}),
         other => panic!("no row for {other:?}: say here what is asked of it"),
     }

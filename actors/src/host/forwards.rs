@@ -185,7 +185,12 @@ mod tests {
             guest_port: 53,
             sources: Vec::new(),
         };
-        vec![NicSpec { network: token("default"), forwards: vec![forward], egress: None }]
+        vec![NicSpec {
+            network: token("default"),
+            forwards: vec![forward],
+            egress: None,
+            setup: Default::default(),
+        }]
     }
 
     fn token(text: &str) -> Token {

@@ -75,7 +75,12 @@ fn room_for_disks_is_promised_once_and_given_back() {
 }
 
 fn nic(network: &str) -> NicSpec {
-    NicSpec { network: Token::new(network).unwrap(), forwards: Vec::new(), egress: None }
+    NicSpec {
+        network: Token::new(network).unwrap(),
+        forwards: Vec::new(),
+        egress: None,
+        setup: Default::default(),
+    }
 }
 
 #[test]

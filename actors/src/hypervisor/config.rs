@@ -7,7 +7,7 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use drover_schemas::body::spec::{Os, ResolvedSpec};
+use drover_schemas::body::spec::{NicSetup, Os, ResolvedSpec};
 use drover_schemas::token::Token;
 use serde::Serialize;
 
@@ -98,6 +98,12 @@ pub fn cmdline_additions(hostname: &Token, nic: Option<&GuestNic>) -> String {
         text.push_str(&format!(" ip={}::{}:{mask}:{hostname}:eth0:off", nic.ipv4, nic.gateway));
     }
     text
+}
+
+/// Whether the first interface's address is the kernel's to set.
+#[must_use]
+pub fn by_kernel(spec: &ResolvedSpec) -> bool {
+    spec.nics.first().is_some_and(|nic| nic.setup == NicSetup::Kernel)
 }
 
 /// The netmask of a prefix length; lengths above 32 count as 32.

@@ -26,7 +26,12 @@ fn spec(os: Os) -> ResolvedSpec {
             cmdline: "console=ttyS0 ".to_owned(),
         },
         disks: vec![ResolvedDisk { image: image("root", ImageKind::Disk), readonly: false }],
-        nics: vec![NicSpec { network: Token::new("default").unwrap(), forwards: Vec::new(), egress: None }],
+        nics: vec![NicSpec {
+            network: Token::new("default").unwrap(),
+            forwards: Vec::new(),
+            egress: None,
+            setup: Default::default(),
+        }],
         restart: RestartSpec::default(),
         agent: AgentSpec::default(),
         labels: Default::default(),

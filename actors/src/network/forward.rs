@@ -228,7 +228,12 @@ mod tests {
     }
 
     fn nic(forwards: Vec<ForwardSpec>) -> NicSpec {
-        NicSpec { network: drover_schemas::Token::new("default").unwrap(), forwards, egress: None }
+        NicSpec {
+            network: drover_schemas::Token::new("default").unwrap(),
+            forwards,
+            egress: None,
+            setup: Default::default(),
+        }
     }
 
     #[test]

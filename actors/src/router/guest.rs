@@ -65,7 +65,7 @@ impl Router {
             "ls" => self.ask::<LsRequest, LsReply>(ns, name, verb, request).await,
             "rm" => self.change::<RmRequest, Empty>(ns, name, verb, request).await,
             "mkdir" => self.change::<MkdirRequest, Empty>(ns, name, verb, request).await,
-            "freeze" | "thaw" | "frozen" | "clock" | "online" | "trim" | "identity" => {
+            "freeze" | "thaw" | "frozen" | "clock" | "online" | "trim" | "identity" | "network" => {
                 self.work(ns, name, verb, request).await
             }
             "users" | "user_add" | "user_rm" | "keys" | "keys_change" => {

@@ -4,9 +4,9 @@ use drover_schemas::blob::Blob;
 use drover_schemas::body::guest::{ClockRequest, Empty};
 use drover_schemas::guest::{
     FreezeRequest, FreezeResult, FrozenResult, IdentityRequest, IdentityResult, KeysChangeRequest,
-    KeysChangeResult, KeysRequest, KeysResult, OnlineRequest, OnlineResult, ReseedRequest, ThawResult,
-    TrimRequest, TrimResult, UserAddRequest, UserAddResult, UserRmRequest, UserRmResult, UsersRequest,
-    UsersResult, verb,
+    KeysChangeResult, KeysRequest, KeysResult, NetworkRequest, NetworkResult, OnlineRequest, OnlineResult,
+    ReseedRequest, ThawResult, TrimRequest, TrimResult, UserAddRequest, UserAddResult, UserRmRequest,
+    UserRmResult, UsersRequest, UsersResult, verb,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,6 +22,7 @@ impl Router {
             "frozen" => self.ask::<Empty, FrozenResult>(ns, name, asked, request).await,
             "online" => self.change::<OnlineRequest, OnlineResult>(ns, name, asked, request).await,
             "trim" => self.change::<TrimRequest, TrimResult>(ns, name, asked, request).await,
+            "network" => self.change::<NetworkRequest, NetworkResult>(ns, name, asked, request).await,
             "clock" => {
                 let body: ClockRequest = request.decode()?;
                 let link = self.link(ns, name).await?;

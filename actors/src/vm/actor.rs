@@ -28,6 +28,7 @@ use super::inside::Allowance;
 use super::machine::{Context, Effect, Input, Machine, Op, Report, Task};
 use super::marks::Marks;
 use super::message::{ChangeSender, View, VmMsg};
+use super::network;
 use super::prepare::{bound_row, prepare, push_request, reply};
 use super::row::{Live, machine_of, status};
 use super::tasks::{self, Run, TaskContext, TaskEnd};
@@ -371,6 +372,7 @@ impl VmActorState {
             name: name.clone(),
             vm_id: *vm_id,
             spec: self.row.spec.agent.clone(),
+            network: network::wanted(&self.row.spec.nics, &self.row.nics),
             said: AtomicBool::new(false),
             marks: self.live.marks.clone(),
         };

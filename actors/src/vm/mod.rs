@@ -13,6 +13,7 @@ mod laps;
 pub mod machine;
 pub mod marks;
 pub mod message;
+pub mod network;
 pub mod prepare;
 pub mod restart;
 pub mod row;

@@ -23,7 +23,9 @@ use crate::guest::Link;
 use crate::hypervisor::api::{ApiClient, VmmState};
 use crate::hypervisor::cause::{self, Evidence};
 use crate::hypervisor::cgroup::{CgroupLimits, VmCgroup};
-use crate::hypervisor::config::{BootPaths, DiskPath, ImageType, VmmInput, cmdline_additions, vm_config};
+use crate::hypervisor::config::{
+    BootPaths, DiskPath, ImageType, VmmInput, by_kernel, cmdline_additions, vm_config,
+};
 use crate::hypervisor::confine::{ConfinementOf, confinement};
 use crate::hypervisor::process::{LaunchRecord, LaunchSpec, VmmProcess, destroy, launch};
 use crate::hypervisor::run_dir::RunDir;
@@ -181,7 +183,7 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
     laps.note("launch");
     let run = Run::new(process);
     let firmware = row.spec.boot.firmware.is_some();
-    let first = row.nics.first().map(NicLease::guest_nic);
+    let first = row.nics.first().filter(|_| by_kernel(&row.spec)).map(NicLease::guest_nic);
     let config = vm_config(&VmmInput {
         spec: &row.spec,
         paths,

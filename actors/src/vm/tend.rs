@@ -7,7 +7,7 @@ use std::time::Duration;
 use drover_schemas::body::guest::Empty;
 use drover_schemas::body::samples::{GuestSample, VmSample};
 use drover_schemas::body::spec::AgentSpec;
-use drover_schemas::guest::{ConfigureRequest, SampleResult, verb};
+use drover_schemas::guest::{ConfigureRequest, NetworkRequest, SampleResult, verb};
 use drover_schemas::subject::Subject;
 use drover_schemas::{Token, VmId};
 use tokio::sync::oneshot;
@@ -18,6 +18,7 @@ use super::actor::VmRef;
 use super::guest_calls::{self, CALL};
 use super::marks::Marks;
 use super::message::VmMsg;
+use super::network;
 use crate::guest::Link;
 use crate::samples::guest::{figures, have_changed};
 use crate::samples::send;
@@ -41,6 +42,8 @@ pub struct Tend {
     pub vm_id: VmId,
     /// What its spec wants.
     pub spec: AgentSpec,
+    /// What its interfaces are to have.
+    pub network: Vec<NetworkRequest>,
     /// That the agent cannot do what the spec wants was said.
     pub said: AtomicBool,
     /// What is held against its agent.
@@ -64,7 +67,8 @@ impl Tend {
                 self.sample(link, Duration::from_millis(every)).await;
             }
         };
-        tokio::join!(self.configure(link), sampling);
+        let network = network::set_up(link, self.vm_id, &self.network, self.spec.allows(verb::NETWORK));
+        tokio::join!(self.configure(link), network, sampling);
         std::future::pending().await
     }
 

@@ -56,9 +56,9 @@ pub(super) async fn run(request: &Request, permit: &Permit, effect: &Effect) -> 
 }
 
 /// Is called when the first thing is about to change.
-type Begins = Box<dyn FnOnce() + Send>;
+pub(super) type Begins = Box<dyn FnOnce() + Send>;
 
-async fn changing<T: Serialize + Send + 'static>(
+pub(super) async fn changing<T: Serialize + Send + 'static>(
     effect: &Effect,
     work: impl FnOnce(Begins) -> Result<T, ErrorBody> + Send + 'static,
 ) -> Outcome {

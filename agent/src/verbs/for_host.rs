@@ -4,7 +4,7 @@ use drover_schemas::guest::{OnlineRequest, Request, ReseedRequest, verb};
 
 use super::{Effect, Empty, decode, file, reply};
 use crate::dedupe::Outcome;
-use crate::work::{clock, identity, online, trim};
+use crate::work::{clock, identity, network, online, trim};
 
 /// What a guest needs to have of its own for it.
 pub(super) fn what(asked: &str) -> &'static str {
@@ -13,6 +13,7 @@ pub(super) fn what(asked: &str) -> &'static str {
         verb::ONLINE => "CPUs or memory",
         verb::TRIM => "disks",
         verb::RESEED => "random numbers",
+        verb::NETWORK => "network",
         _ => "identity",
     }
 }
@@ -33,6 +34,10 @@ pub(super) async fn run(request: &Request, effect: &Effect) -> Outcome {
         verb::TRIM => {
             let request = decode(body)?;
             reply(&file::blocking(move || trim::run(&request)).await?)
+        }
+        verb::NETWORK => {
+            let request = decode(body)?;
+            super::accounts::changing(effect, move |begins| network::run(&request, begins)).await
         }
         verb::RESEED => {
             let request: ReseedRequest = decode(body)?;

@@ -78,6 +78,7 @@ pub async fn run(agent: &Arc<Agent>, stream: &Stream, request: &Request) -> Outc
             | verb::TRIM
             | verb::IDENTITY
             | verb::UPGRADE
+            | verb::NETWORK
             | verb::USER_ADD
             | verb::USER_RM
             | verb::KEYS_CHANGE
@@ -207,7 +208,7 @@ async fn work(
         }
         verb::SAMPLE => or_ending(stream, async { reply(&agent.look.sample().await?) }).await,
         verb::FREEZE | verb::THAW | verb::FROZEN => freeze::run(agent, stream, request, effect).await,
-        verb::CLOCK | verb::ONLINE | verb::TRIM | verb::RESEED | verb::IDENTITY => {
+        verb::CLOCK | verb::ONLINE | verb::TRIM | verb::RESEED | verb::IDENTITY | verb::NETWORK => {
             work::own_kernel(&agent.facts, for_host::what(&request.verb))?;
             for_host::run(request, effect).await
         }

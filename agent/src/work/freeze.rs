@@ -106,6 +106,7 @@ impl Freezer {
                 | verb::TRIM
                 | verb::IDENTITY
                 | verb::UPGRADE
+                | verb::NETWORK
                 | verb::USER_ADD
                 | verb::USER_RM
                 | verb::KEYS_CHANGE

@@ -9,6 +9,7 @@ mod hooks;
 pub(crate) mod identity;
 mod marks;
 pub(crate) mod mounts;
+pub(crate) mod network;
 pub(crate) mod online;
 pub(crate) mod trim;
 mod whole;

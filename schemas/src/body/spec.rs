@@ -60,6 +60,27 @@ pub struct NicSpec {
     /// What the guest may reach by it; everything that the host's network lets through if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<EgressSpec>,
+    /// Who gives the guest the interface's address.
+    #[serde(default, skip_serializing_if = "NicSetup::is_usual")]
+    pub setup: NicSetup,
+}
+
+/// Who gives a guest the address of an interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NicSetup {
+    /// The first interface's stands on the kernel's command line (`ip=`). Where the guest has none all the same, and for
+    /// further interfaces, its agent sets it over the link.
+    #[default]
+    Kernel,
+    /// Its agent alone, over the link, also in the place of another one.
+    Agent,
+}
+
+impl NicSetup {
+    fn is_usual(&self) -> bool {
+        *self == Self::Kernel
+    }
 }
 
 /// What a guest may reach by an interface. Answers to who reached it first pass, and its network must keep its guests

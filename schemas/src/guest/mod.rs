@@ -71,6 +71,7 @@ pub mod flow;
 mod frame;
 mod freeze;
 mod look;
+mod network;
 pub mod ranges;
 mod run;
 mod state;
@@ -109,6 +110,7 @@ pub use look::{
     MAX_SAMPLE_MS, MountInfo, PROCESSES, ProcessInfo, ProcessOrder, ProcessesRequest, ProcessesResult,
     SampleResult,
 };
+pub use network::{MAX_NETWORK, NetworkRequest, NetworkResult, NetworkRoute, NetworkState};
 pub use ranges::FileRange;
 pub use run::{
     AttachHead, AttachRequest, AttachResult, AttachedAt, Extent, KillRequest, RunInfo, RunResult, RunState,

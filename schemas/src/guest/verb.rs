@@ -35,6 +35,7 @@
 //! | `user_rm` | [`UserRmRequest`](super::UserRmRequest) | | | [`UserRmResult`](super::UserRmResult) | by id |
 //! | `keys` | [`KeysRequest`](super::KeysRequest) | | | [`KeysResult`](super::KeysResult) | yes |
 //! | `keys_change` | [`KeysChangeRequest`](super::KeysChangeRequest) | | | [`KeysChangeResult`](super::KeysChangeResult) | by id |
+//! | `network` | [`NetworkRequest`](super::NetworkRequest) | | | [`NetworkResult`](super::NetworkResult) | by id |
 //! | `shutdown` | [`ShutdownRequest`](super::ShutdownRequest) | | | [`ShutdownResult`](super::ShutdownResult) | by id |
 //!
 //! Verbs are text on the wire, so that an agent can name one it does not know (`unsupported`). What
@@ -108,5 +109,7 @@ pub const USER_RM: &str = "user_rm";
 pub const KEYS: &str = "keys";
 /// Changes the SSH keys of a user.
 pub const KEYS_CHANGE: &str = "keys_change";
+/// Looks at an interface, and sets it up.
+pub const NETWORK: &str = "network";
 /// Powers the guest off, or reboots it.
 pub const SHUTDOWN: &str = "shutdown";

@@ -7,7 +7,7 @@ use drover_schemas::blob::Blob;
 use drover_schemas::body::guest::{
     AttachReply, ExecControl, ExecReply, ExecRequest, ExecResult, PackReply, PutRequest,
 };
-use drover_schemas::body::spec::{AgentSpec, ForwardSpec, NicSpec, Protocol, RestartSpec, VmSpec};
+use drover_schemas::body::spec::{AgentSpec, ForwardSpec, NicSetup, NicSpec, Protocol, RestartSpec, VmSpec};
 use drover_schemas::body::status::{AgentState, AgentStatus, Cause, CauseKind, NicStatus, VmStatus};
 use drover_schemas::body::vm::{
     ChangeReply, ChangeRequest, CreateRequest, ForwardRef, ForwardRequest, LookupReply, StopRequest, Wait,
@@ -98,14 +98,24 @@ fn requests_are_pinned() {
         &CreateRequest { name: token("web"), spec: VmSpec::default(), wait: None },
         decode,
     );
-    let nic = NicSpec { network: token("default"), forwards: vec![forward()], egress: None };
+    let nic = NicSpec {
+        network: token("default"),
+        forwards: vec![forward()],
+        egress: None,
+        setup: NicSetup::Agent,
+    };
     let spec = VmSpec { nics: Some(vec![nic]), ..VmSpec::default() };
     check("bus", "create-forwards", &CreateRequest { name: token("web"), spec, wait: None }, decode);
     let spec = VmSpec {
         template: Some(token("linux-microvm")),
         cpus: Some(2),
         memory: Some(ByteSize::mib(512)),
-        nics: Some(vec![NicSpec { network: token("default"), forwards: Vec::new(), egress: None }]),
+        nics: Some(vec![NicSpec {
+            network: token("default"),
+            forwards: Vec::new(),
+            egress: None,
+            setup: NicSetup::Kernel,
+        }]),
         restart: Some(RestartSpec::default()),
         agent: Some(AgentSpec::default()),
         labels: BTreeMap::from([("team".into(), "a".into())]),

@@ -70,6 +70,34 @@ fn bodies_of_other_work() {
 }
 
 #[test]
+fn bodies_of_the_network() {
+    let routes = vec![NetworkRoute { to: "10.0.0.0/8".into(), via: "10.77.0.3".into() }];
+    let dns = vec!["10.77.0.1".to_owned()];
+    body(
+        "network",
+        &NetworkRequest {
+            mac: "52:54:00:12:34:56".into(),
+            addresses: Some(vec!["10.77.0.2/24".into()]),
+            gateway: Some("10.77.0.1".into()),
+            routes: routes.clone(),
+            mtu: Some(1400),
+            dns: Some(dns.clone()),
+            if_unset: true,
+        },
+    );
+    let before = NetworkState { mtu: 1500, ..NetworkState::default() };
+    let after = NetworkState {
+        up: true,
+        mtu: 1400,
+        addresses: vec!["10.77.0.2/24".into()],
+        gateway: Some("10.77.0.1".into()),
+        routes,
+        dns,
+    };
+    body("network-result", &NetworkResult { interface: "eth0".into(), changed: true, before, after });
+}
+
+#[test]
 fn bodies_of_users_and_keys() {
     body("users", &UsersRequest { all: true, after: Some("adm".into()) });
     let user = UserInfo {

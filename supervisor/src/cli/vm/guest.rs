@@ -72,6 +72,9 @@ pub enum GuestCommand {
         #[arg(long = "mount", value_name = "PATH")]
         mounts: Option<Vec<String>>,
     },
+    /// Show how an interface of the guest is set up, or set it up: until the guest boots again, but for its servers of
+    /// names.
+    Network(super::network::NetworkArgs),
     /// Make a guest that was cloned another one than its twin, part by part. If one fails the others are done all the
     /// same, and it is an error that says what became of each.
     Identity {
@@ -139,6 +142,7 @@ impl GuestCommand {
             | Self::Trim { name, .. }
             | Self::Identity { name, .. }
             | Self::Upgrade { name, .. } => name,
+            Self::Network(args) => &args.name,
         }
     }
 }
@@ -205,6 +209,7 @@ pub(super) async fn run(command: &GuestCommand, client: &Client, global: &Global
             let trimmed: TrimResult = guest.change("trim", &TrimRequest { mounts: mounts.clone() }).await?;
             global.output.print(&trimmed, show_trimmed)
         }
+        GuestCommand::Network(args) => super::network::run(args, client, global).await,
         GuestCommand::Identity { hostname, keep, .. } => {
             let keep = keep.iter().copied().map(IdentityPart::from).collect();
             let request = IdentityRequest { hostname: hostname.clone(), keep };

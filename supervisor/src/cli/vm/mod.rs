@@ -11,6 +11,7 @@ mod forward;
 mod guest;
 mod look;
 mod names;
+mod network;
 mod runs;
 mod set;
 mod show;

@@ -38,6 +38,7 @@ VERBS: dict[str, Verb] = {
     "guest.kill": Verb("cmd.{ns}.vm.{name}.guest.kill", True, None),
     "guest.ls": Verb("cmd.{ns}.vm.{name}.guest.ls", False, None),
     "guest.mkdir": Verb("cmd.{ns}.vm.{name}.guest.mkdir", True, None),
+    "guest.network": Verb("cmd.{ns}.vm.{name}.guest.network", True, None),
     "guest.online": Verb("cmd.{ns}.vm.{name}.guest.online", True, None),
     "guest.pack": Verb("cmd.{ns}.vm.{name}.guest.pack", True, Stream((), ("data",))),
     "guest.ping": Verb("cmd.{ns}.vm.{name}.guest.ping", False, None),
@@ -1610,6 +1611,60 @@ class NamespaceUse(TypedDict):
     vms: QuotaUse
 
 
+class NetworkRequest(TypedDict):
+    """Looks at an interface of the guest, or sets it up. What is left out stays as it is. IPv4 alone; nothing but the servers of names outlives the guest's boot."""
+    # All its addresses with their prefix lengths (`10.0.0.2/24`); others are taken away.
+    addresses: NotRequired[list[str] | None]
+    # All servers that names are asked of, by their addresses.
+    dns: NotRequired[list[str] | None]
+    # The default gateway, by this interface.
+    gateway: NotRequired[str | None]
+    # Only if the interface has no address: else nothing is changed.
+    if_unset: NotRequired[bool]
+    # Which interface, by its hardware address (`aa:bb:cc:dd:ee:ff`).
+    mac: str
+    # The longest packet, in bytes.
+    mtu: NotRequired[int | None]
+    # Further routes by this interface; those that are there stay.
+    routes: NotRequired[list[NetworkRoute]]
+
+
+class NetworkResult(TypedDict):
+    """What was, and what is."""
+    # As it is.
+    after: NetworkState
+    # As it was.
+    before: NetworkState
+    # Something was changed.
+    changed: NotRequired[bool]
+    # The interface's name in the guest.
+    interface: str
+
+
+class NetworkRoute(TypedDict):
+    """A route of the guest's."""
+    # Where to, as a prefix (`10.0.0.0/8`).
+    to: str
+    # By which router, an address.
+    via: str
+
+
+class NetworkState(TypedDict):
+    """How an interface is set up."""
+    # Its addresses with their prefix lengths, sorted.
+    addresses: NotRequired[list[str]]
+    # Servers that names are asked of, as far as `/etc/resolv.conf` tells.
+    dns: NotRequired[list[str]]
+    # The default gateway by this interface.
+    gateway: NotRequired[str | None]
+    # The longest packet, in bytes.
+    mtu: int
+    # Further routes by routers of this interface, sorted; at most 64.
+    routes: NotRequired[list[NetworkRoute]]
+    # Whether it is up.
+    up: NotRequired[bool]
+
+
 class NicSpec(TypedDict):
     """One network interface of a VM."""
     # What the guest may reach by it; everything that the host's network lets through if left out.
@@ -1618,6 +1673,8 @@ class NicSpec(TypedDict):
     forwards: NotRequired[list[ForwardSpec]]
     # The host's network to join.
     network: NotRequired[Token]
+    # Who gives the guest the interface's address.
+    setup: NotRequired[NicSetup]
 
 
 class NicStatus(TypedDict):
@@ -2642,6 +2699,9 @@ LookupReply = LookupReply1 | LookupReply2 | LookupReply3 | LookupReply4
 
 # What a threshold is of.
 Measure = str
+
+# Who gives a guest the address of an interface.
+NicSetup = Literal["kernel", "agent"]
 
 # Brings what was added to the guest online.
 OnlineRequest = dict[str, Any]

@@ -37,6 +37,7 @@ from ._contract import (
     KeysResult,
     LogsReply,
     LookupReply,
+    NetworkResult,
     OnlineResult,
     ProcessesResult,
     RunInfo,
@@ -389,6 +390,11 @@ class Client:
             await stream.write("data", program)
             stream.close("data")
             return cast(UpgradeResult, await stream.result())
+
+    async def network(self, name: str, mac: str, **body: Any) -> NetworkResult:
+        """How an interface of the guest is set up; what `body` gives (`addresses`, `gateway` and so on) is set."""
+        return cast(NetworkResult, await self.call("guest.network", {"mac": mac, **body}, name=name))
+
     async def users(self, name: str, *, all: bool = False) -> list[UserInfo]:
         """Root and the guest's users that are people; with `all` those of its system too."""
         users: list[UserInfo] = []
