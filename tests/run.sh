@@ -267,6 +267,7 @@ if wants images; then
     step images "shared by the hosts of a fleet" real sharing 2
     step images "fetched from URLs" real fetching 2
     step images "templates" real templates 2
+    step images "disks of VMs" real disks 2
 fi
 
 if wants network; then

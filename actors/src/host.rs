@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use drover_schemas::body::host::Capacity;
-use drover_schemas::body::spec::{NicSpec, ResolvedSpec};
+use drover_schemas::body::spec::{NicSpec, ResolvedDisk, ResolvedSpec};
 use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token, VmId};
 use ipnet::Ipv4Net;
 use tokio::sync::watch;
@@ -432,9 +432,9 @@ fn held(namespace: &Token, spec: &ResolvedSpec) -> Held {
     Held { namespace: namespace.clone(), disk_bytes: disk_bytes(spec) }
 }
 
-/// What a VM may write: its own copies, grown to their full length.
+/// What a VM may write: its own disks, at their full length.
 fn disk_bytes(spec: &ResolvedSpec) -> u64 {
-    spec.disks.iter().filter(|disk| !disk.readonly).map(|disk| disk.image.size_bytes).sum()
+    spec.disks.iter().filter(|disk| !disk.readonly).map(ResolvedDisk::length).fold(0, u64::saturating_add)
 }
 
 impl Inner {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use drover_schemas::body::spec::{
-    BootSpec, ImageKind, Os, PlacementSpec, ResolvedBoot, ResolvedDisk, ResolvedImage, ResolvedSpec, VmSpec,
+    BootSpec, ImageKind, Os, PlacementSpec, ResolvedBoot, ResolvedImage, ResolvedSpec, VmSpec,
 };
 use drover_schemas::size::ByteSize;
 use drover_schemas::{ErrorBody, ErrorCode, Token};
@@ -16,6 +16,7 @@ use crate::network::egress;
 use crate::network::forward::read_all;
 
 mod agent;
+mod disks;
 pub mod origins;
 pub mod templates;
 mod watch;
@@ -30,7 +31,6 @@ pub const MAX_MEMORY: ByteSize = ByteSize::mib(1 << 20);
 /// The most virtual CPUs of one VM (Cloud Hypervisor takes no more).
 pub const MAX_CPUS: u32 = 255;
 const MAX_CMDLINE: usize = 1_500;
-const MAX_DISKS: usize = 16;
 const MAX_NICS: usize = 8;
 const MAX_LABELS: usize = 64;
 const MAX_LABEL: usize = 256;
@@ -128,23 +128,13 @@ fn over(
         return Err(invalid("spec.user_data", format!("at most {MAX_USER_DATA} bytes are taken")));
     }
     let disks = spec.disks.as_ref().or(base.disks.as_ref()).cloned().unwrap_or_default();
-    if disks.len() > MAX_DISKS {
-        return Err(invalid("spec.disks", format!("at most {MAX_DISKS} disks")));
-    }
     let nics = spec.nics.as_ref().or(base.nics.as_ref()).cloned().unwrap_or_default();
     if nics.len() > MAX_NICS {
         return Err(invalid("spec.nics", format!("at most {MAX_NICS} interfaces")));
     }
     read_all(&nics)?;
     egress::read_all(&nics)?;
-    let disks = disks
-        .into_iter()
-        .enumerate()
-        .map(|(i, disk)| {
-            let image = image(images, &format!("spec.disks[{i}].image"), &disk.image, ImageKind::Disk)?;
-            Ok(ResolvedDisk { image, readonly: disk.readonly })
-        })
-        .collect::<Result<Vec<_>, ErrorBody>>()?;
+    let disks = disks::resolve(disks, images)?;
     let boot = resolve_boot(spec.boot.as_ref(), base.boot.as_ref(), images)?;
     let placement = spec.placement.clone().or_else(|| base.placement.clone()).unwrap_or_default();
     check_placement(&placement)?;

@@ -116,7 +116,8 @@ fi
 # boot: before the agent. late: after it. spare: there for modprobe, not loaded.
 boot='virtio_pci virtio_blk virtio_net vmw_vsock_virtio_transport'
 late='button evdev pvpanic-pci virtio-rng virtio_balloon virtio_mem'
-spare='overlay virtiofs'
+# The last ones are what a disk with a seed, or one from another system, is read by.
+spare='overlay virtiofs vfat nls_ascii nls_cp437 nls_utf8 isofs'
 modules=$kernel/lib/modules/$release
 [ -s "$modules/modules.dep" ] || depmod -b "$kernel" "$release"
 # needed NAME...: paths below lib/modules, each once, dependencies first.

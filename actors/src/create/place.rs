@@ -19,6 +19,7 @@ use crate::manager::ManagerMsg;
 use crate::services::now_ms;
 use crate::spec::Resolved;
 use crate::vm::actor::outcome_result;
+use crate::vm::disks::{supported, tool};
 use crate::vm::inside::InsideRow;
 use crate::vm::machine::Machine;
 use crate::vm::prepare::prepare;
@@ -126,6 +127,7 @@ impl Creator {
 
     fn allowed(&self, namespace: &Token, spec: &ResolvedSpec) -> Result<(), ErrorBody> {
         self.services.admits_events_of(namespace)?;
+        supported(spec, tool())?;
         let why = if self.services.state.draining() {
             return Err(draining(&self.services.host));
         } else if spec.placement.host.as_ref().is_some_and(|host| *host != self.services.host) {
@@ -172,6 +174,7 @@ impl Creator {
             cause: None,
             uid: leases.uid,
             nics: leases.nics.clone(),
+            disks: Vec::new(),
             restarts: Vec::new(),
             operation: None,
             create_request: wanted.request_id,

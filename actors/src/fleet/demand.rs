@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use drover_schemas::Token;
-use drover_schemas::body::spec::{Os, PlacementSpec, VmSpec};
+use drover_schemas::body::spec::{DiskFs, Os, PlacementSpec, VmSpec};
 
 use crate::spec::{Templates, boot_parts, template_of};
 
@@ -21,6 +21,10 @@ pub mod feature {
     pub const FORWARDS: &str = "network.forwards";
     /// What a guest may reach is said by its spec.
     pub const EGRESS: &str = "network.egress";
+    /// Disks with a name, a size, or no image.
+    pub const DISKS: &str = "disks.sized";
+    /// Blank disks that are formatted with ext4.
+    pub const EXT4: &str = "disks.ext4";
     /// Creates that were placed by another host.
     pub const PLACED: &str = "create.placed";
     /// The real hypervisor.
@@ -46,8 +50,10 @@ pub struct Demand {
     pub networks: BTreeMap<Token, u64>,
     /// Images by name or digest.
     pub images: Vec<String>,
-    /// Of these, each disk that the VM gets a copy of.
+    /// Of these, each disk that the VM gets a copy of and that is as long as its image.
     pub copies: Vec<String>,
+    /// Bytes of the disks whose length the spec says.
+    pub disk_bytes: u64,
     /// Features that the spec needs or asks for.
     pub features: Vec<String>,
     /// Where it may run.
@@ -68,7 +74,7 @@ impl Demand {
             *networks.entry(nic.network.clone()).or_default() += 1;
         }
         let boot = boot_parts(spec.boot.as_ref(), base.boot.as_ref());
-        let mut images: Vec<String> = disks.iter().map(|disk| disk.image.clone()).collect();
+        let mut images: Vec<String> = disks.iter().filter_map(|disk| disk.image.clone()).collect();
         images.extend([boot.kernel, boot.initramfs, boot.firmware].into_iter().flatten().cloned());
         let placement = spec.placement.clone().or(base.placement).unwrap_or_default();
         let mut features = vec![match spec.os.or(base.os).unwrap_or(Os::Linux) {
@@ -87,6 +93,13 @@ impl Demand {
         if nics.iter().any(|nic| nic.egress.is_some()) {
             features.push(feature::EGRESS.to_owned());
         }
+        if disks.iter().any(|disk| disk.image.is_none() || disk.size.is_some() || disk.name.is_some()) {
+            features.push(feature::DISKS.to_owned());
+        }
+        if disks.iter().any(|disk| disk.fs == Some(DiskFs::Ext4)) {
+            features.push(feature::EXT4.to_owned());
+        }
+        let own = disks.iter().filter(|disk| !disk.readonly);
         features.extend(placement.features.iter().cloned());
         Self {
             namespace: Some(namespace.clone()),
@@ -95,7 +108,12 @@ impl Demand {
             memory_bytes: spec.memory.or(base.memory).map(|memory| memory.0),
             networks,
             images,
-            copies: disks.into_iter().filter(|disk| !disk.readonly).map(|disk| disk.image).collect(),
+            copies: own
+                .clone()
+                .filter(|disk| disk.size.is_none())
+                .filter_map(|disk| disk.image.clone())
+                .collect(),
+            disk_bytes: own.filter_map(|disk| disk.size).fold(0, |sum, size| sum.saturating_add(size.0)),
             features,
             placement,
         }

@@ -212,7 +212,8 @@ fn exhausted(demand: &Demand, host: &Candidate<'_>) -> Option<Unfit> {
     let check =
         |what, left: u64, needed: u64| (needed > left).then_some(Unfit::Exhausted { what, left, needed });
     let (cpus, memory) = left(capacity, pending);
-    let disk = demand.copies.iter().filter_map(|image| size_of(record, image)).sum();
+    let disk = demand.copies.iter().filter_map(|image| size_of(record, image));
+    let disk = disk.fold(demand.disk_bytes, u64::saturating_add);
     let interfaces: u64 = demand.networks.values().sum();
     let found = [
         check("virtual CPUs", cpus, demand.cpus.unwrap_or(0)),

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_IMAGES: usize = 256;
 
 /// Features that every build of this version offers, for peers of other versions.
-const FEATURES: [&str; 10] = [
+const FEATURES: [&str; 11] = [
     "vm.v1",
     "guest.v1",
     "events.v1",
@@ -39,6 +39,7 @@ const FEATURES: [&str; 10] = [
     feature::FIRMWARE,
     feature::USER_DATA,
     feature::EGRESS,
+    feature::DISKS,
 ];
 
 /// What this host offers.
@@ -46,7 +47,8 @@ const FEATURES: [&str; 10] = [
 pub fn features(services: &Services) -> Vec<String> {
     let vmm = if services.programs.version.is_softvmm() { feature::EMULATED } else { feature::REAL };
     let forwards = services.state.forwards_ports().then_some(feature::FORWARDS);
-    FEATURES.into_iter().chain([vmm]).chain(forwards).map(str::to_owned).collect()
+    let ext4 = crate::vm::disks::tool().map(|_| feature::EXT4);
+    FEATURES.into_iter().chain([vmm]).chain(forwards).chain(ext4).map(str::to_owned).collect()
 }
 
 /// What the host does, in a word; a host that lacks the bus's assets cannot create.

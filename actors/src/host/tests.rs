@@ -59,7 +59,10 @@ fn with_nics(nics: Vec<NicSpec>) -> ResolvedSpec {
 
 fn with_disk(size_bytes: u64, readonly: bool) -> ResolvedSpec {
     let image = ResolvedImage { name: "d".into(), sha256: String::new(), kind: ImageKind::Disk, size_bytes };
-    ResolvedSpec { disks: vec![ResolvedDisk { image, readonly }], ..spec(1, 1) }
+    ResolvedSpec {
+        disks: vec![ResolvedDisk { image: Some(image), readonly, ..ResolvedDisk::default() }],
+        ..spec(1, 1)
+    }
 }
 
 #[test]

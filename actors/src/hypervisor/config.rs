@@ -34,6 +34,8 @@ pub struct DiskPath {
     pub readonly: bool,
     /// Its format.
     pub image_type: ImageType,
+    /// What the guest finds it by.
+    pub name: String,
 }
 
 /// The files of this host that stand for the images of the spec.
@@ -190,6 +192,8 @@ pub struct DiskConfig {
     pub readonly: bool,
     /// Format of the file.
     pub image_type: ImageType,
+    /// The serial number that the guest sees.
+    pub serial: String,
 }
 
 /// A network interface.
@@ -248,6 +252,7 @@ pub fn vm_config(input: &VmmInput<'_>) -> VmConfig {
         path: disk.path.clone(),
         readonly: disk.readonly,
         image_type: disk.image_type,
+        serial: disk.name.clone(),
     });
     let net = input.nics.iter().enumerate().map(|(index, nic)| NetConfig {
         id: format!("net{index}"),

@@ -25,7 +25,7 @@ fn spec(os: Os) -> ResolvedSpec {
             firmware: None,
             cmdline: "console=ttyS0 ".to_owned(),
         },
-        disks: vec![ResolvedDisk { image: image("root", ImageKind::Disk), readonly: false }],
+        disks: vec![ResolvedDisk { image: Some(image("root", ImageKind::Disk)), ..ResolvedDisk::default() }],
         nics: vec![NicSpec {
             network: Token::new("default").unwrap(),
             forwards: Vec::new(),
@@ -72,11 +72,13 @@ fn a_linux_guest_boots_a_kernel_with_its_address_and_name() {
                     path: "/var/lib/drover/vms/1/disk0".into(),
                     readonly: false,
                     image_type: ImageType::Raw,
+                    name: "disk0".into(),
                 },
                 DiskPath {
                     path: "/var/lib/drover/images/d".into(),
                     readonly: true,
                     image_type: ImageType::Qcow2,
+                    name: "tools".into(),
                 },
             ],
         },

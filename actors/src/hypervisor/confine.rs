@@ -103,8 +103,12 @@ mod tests {
         let root = RunRoot::new(Path::new("/run/drover")).unwrap();
         let vm_id = drover_schemas::VmId::from_u128(7);
         let own = PathBuf::from("/var/lib/drover/disks/7");
-        let disk =
-            |path: &str, readonly| DiskPath { path: path.into(), readonly, image_type: ImageType::Raw };
+        let disk = |path: &str, readonly| DiskPath {
+            path: path.into(),
+            readonly,
+            image_type: ImageType::Raw,
+            name: String::new(),
+        };
         let boot = BootPaths {
             kernel: Some("/srv/images/vmlinux".into()),
             disks: vec![disk("/srv/images/root.raw", true), disk("/var/lib/drover/disks/7/disk1.raw", false)],

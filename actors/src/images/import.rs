@@ -290,7 +290,7 @@ async fn uses(services: &Shared) -> Result<BTreeMap<String, u64>, ErrorBody> {
 /// Every image of a spec.
 pub(super) fn images_of(spec: &ResolvedSpec) -> impl Iterator<Item = &ResolvedImage> {
     let boot = [&spec.boot.kernel, &spec.boot.initramfs, &spec.boot.firmware];
-    boot.into_iter().flatten().chain(spec.disks.iter().map(|disk| &disk.image))
+    boot.into_iter().flatten().chain(spec.disks.iter().filter_map(|disk| disk.image.as_ref()))
 }
 
 /// The contents of a spec, each once.

@@ -9,7 +9,7 @@ use crate::spec::origins::Origins;
 use crate::vm::inside::InsideRow;
 use drover_schemas::blob::Blob;
 use drover_schemas::body::spec::ResolvedSpec;
-use drover_schemas::body::status::Cause;
+use drover_schemas::body::status::{Cause, DiskMade};
 use drover_schemas::body::vm::Outcome;
 use drover_schemas::codec::{self, EncodeError};
 use drover_schemas::secret::Secret;
@@ -62,6 +62,9 @@ pub struct VmRow {
     /// Its interfaces.
     #[serde(default)]
     pub nics: Vec<NicLease>,
+    /// How each of its disks was made; nothing before the first boot has made them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskMade>,
     /// When its restarts by policy happened, oldest first.
     #[serde(default)]
     pub restarts: Vec<u64>,

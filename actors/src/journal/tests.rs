@@ -55,6 +55,7 @@ pub(crate) fn vm(id: u128, name: &str, seq: u64) -> VmRow {
         cause: None,
         uid: 100_000,
         nics: Vec::new(),
+        disks: Vec::new(),
         restarts: Vec::new(),
         operation: None,
         create_request: RequestId::from_u128(7),

@@ -141,6 +141,7 @@ fn row_of(record: &LaunchRecord, claim: &Claim, last: Option<&VmEvent>) -> Resul
         cause: None,
         uid: record.uid,
         nics: nics(record),
+        disks: Vec::new(),
         restarts: Vec::new(),
         operation: None,
         create_request: claim.request_id,

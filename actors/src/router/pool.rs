@@ -107,6 +107,7 @@ impl Router {
             cause: None,
             uid: 0,
             nics: Vec::new(),
+            disks: Vec::new(),
             restarts: Vec::new(),
             operation: None,
             create_request: RequestId::from_u128(0),

@@ -66,7 +66,7 @@ fn the_request_overrides_the_template() {
     let spec = VmSpec {
         cpus: Some(3),
         nics: Some(Vec::<NicSpec>::new()),
-        disks: Some(vec![DiskSpec { image: "drover-rootfs".into(), readonly: false }]),
+        disks: Some(vec![DiskSpec { image: Some("drover-rootfs".into()), ..DiskSpec::default() }]),
         labels: [("a".to_owned(), "b".to_owned())].into(),
         ..VmSpec::default()
     };
@@ -99,7 +99,7 @@ fn an_unknown_image_names_those_that_are_there() {
     let error = refused(&VmSpec { boot: Some(boot), ..VmSpec::default() });
     assert_eq!(error.code, ErrorCode::NotFound);
     assert!(error.message.contains("did you mean \"drover-kernel\"?"), "{error}");
-    let disk = DiskSpec { image: "drover-kernel".into(), readonly: false };
+    let disk = DiskSpec { image: Some("drover-kernel".into()), ..DiskSpec::default() };
     let error = refused(&VmSpec { disks: Some(vec![disk]), ..VmSpec::default() });
     assert!(error.message.contains("is of kind Kernel, not Disk"), "{error}");
 }

@@ -308,6 +308,10 @@ impl VmActorState {
         if let Some(run) = end.run {
             self.take_run(myself, run);
         }
+        // It is durable with the outcome. One that failed early says nothing of the others.
+        if end.disks.len() >= self.row.disks.len() {
+            self.row.disks = end.disks;
+        }
         let rebooted = end.report == Report::Rebooted;
         if end.report == Report::Resumed {
             self.clock_is_due = true;

@@ -1,10 +1,14 @@
 //! Causes as errors and as sentences.
 
-use drover_schemas::body::status::{AgentFault, AgentState, Cause, CauseKind};
+use std::path::PathBuf;
+
+use drover_schemas::body::status::{AgentFault, AgentState, Cause, CauseKind, DiskMade, DiskStatus};
 use drover_schemas::body::vm::ExplainReply;
+use drover_schemas::size::ByteSize;
 use drover_schemas::state::VmState;
 use drover_schemas::{ErrorBody, ErrorCode};
 
+use super::disks;
 use super::message::View;
 use super::row::status;
 use crate::hypervisor::cause::{self, Evidence};
@@ -86,11 +90,24 @@ pub fn explain(services: &Services, view: &View, history: Vec<String>) -> Explai
     if vm.restarts > 0 {
         findings.push(format!("The restart policy acted {} times lately.", vm.restarts));
     }
+    findings.extend(vm.disks.iter().map(disk));
     let dir = services.run_root.vm(view.row.vm_id);
     let vmm_command = dir.launch_record().ok().flatten().map(|r| r.argv).unwrap_or_default();
     let values =
         if view.row.origins.is_empty() { Vec::new() } else { values(&view.row.spec, &view.row.origins) };
     ExplainReply { vmm_config: config_text(services, &view.row), vm, findings, vmm_command, history, values }
+}
+
+/// How a disk was made, in a sentence.
+fn disk(of: &DiskStatus) -> String {
+    let how = match of.made {
+        DiskMade::Reflink => "shares blocks with its image until they are written to (reflink)",
+        DiskMade::Copy => "is a whole copy of its image: the file system shares no blocks (copy)",
+        DiskMade::Blank => "began blank (blank)",
+        DiskMade::Shared => "is the image itself, read-only (shared)",
+        DiskMade::Kept | DiskMade::Unknown => "was there when it was needed (kept)",
+    };
+    format!("Disk {:?} of {} {how}.", of.name, ByteSize(of.size_bytes))
 }
 
 /// What an agent did wrong last, in a sentence.
@@ -119,14 +136,15 @@ pub fn config_text(services: &Services, row: &VmRow) -> String {
         image.as_ref().map(|i| services.images.path(i).unwrap_or_else(|| format!("image:{}", i.name).into()))
     };
     let boot = &row.spec.boot;
-    let disks = (0..).zip(&row.spec.disks).map(|(index, disk): (usize, _)| DiskPath {
-        path: if disk.readonly {
-            format!("image:{}", disk.image.name).into()
-        } else {
-            services.disks.join(row.vm_id.to_string().to_ascii_lowercase()).join(format!("disk{index}.raw"))
-        },
+    let shared = |disk: &drover_schemas::body::spec::ResolvedDisk| {
+        let image = disk.image.as_ref().filter(|_| disk.readonly)?;
+        Some(PathBuf::from(format!("image:{}", image.name)))
+    };
+    let disks = row.spec.disks.iter().enumerate().map(|(index, disk)| DiskPath {
+        path: shared(disk).unwrap_or_else(|| disks::path(services, row, index)),
         readonly: disk.readonly,
         image_type: ImageType::Raw,
+        name: disks::name(index, disk),
     });
     let paths = BootPaths {
         kernel: path(&boot.kernel),

@@ -6,6 +6,7 @@
 
 pub mod actor;
 pub mod clock;
+pub mod disks;
 pub mod explain;
 pub mod guest_calls;
 pub mod inside;

@@ -111,6 +111,7 @@ pub fn status(host: &Token, row: &VmRow, machine: &Machine, live: &Live, with_sp
             unwatched: live.marks.unwatched().filter(|_| live.agent.is_some()),
         },
         nics: nics(row),
+        disks: if with_spec { super::disks::status(row) } else { Vec::new() },
         vmm_pid: live.pid,
         restarts: u32::try_from(machine.restarts.len()).unwrap_or(u32::MAX),
         spec: with_spec.then(|| Box::new(row.spec.clone())),

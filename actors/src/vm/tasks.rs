@@ -5,17 +5,17 @@
 //! reverse and does not stop at a failure: it is tried again until nothing is left, and says so in the
 //! log each time.
 
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, fchown, lchown};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use drover_schemas::body::spec::ResolvedImage;
-use drover_schemas::body::status::{Cause, CauseKind};
+use drover_schemas::body::status::{Cause, CauseKind, DiskMade};
 use drover_schemas::guest::verb;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::disks;
 use super::laps::Laps;
 use super::machine::{Report, Task};
 use crate::chain;
@@ -23,9 +23,7 @@ use crate::guest::Link;
 use crate::hypervisor::api::{ApiClient, VmmState};
 use crate::hypervisor::cause::{self, Evidence};
 use crate::hypervisor::cgroup::{CgroupLimits, VmCgroup};
-use crate::hypervisor::config::{
-    BootPaths, DiskPath, ImageType, VmmInput, by_kernel, cmdline_additions, vm_config,
-};
+use crate::hypervisor::config::{BootPaths, VmmInput, by_kernel, cmdline_additions, vm_config};
 use crate::hypervisor::confine::{ConfinementOf, confinement};
 use crate::hypervisor::process::{LaunchRecord, LaunchSpec, VmmProcess, destroy, launch};
 use crate::hypervisor::run_dir::RunDir;
@@ -81,11 +79,13 @@ pub struct TaskEnd {
     pub report: Report,
     /// The VMM that a boot started.
     pub run: Option<Run>,
+    /// How the disks were made that a boot made or found.
+    pub disks: Vec<DiskMade>,
 }
 
 impl From<Report> for TaskEnd {
     fn from(report: Report) -> Self {
-        Self { report, run: None }
+        Self { report, run: None, disks: Vec::new() }
     }
 }
 
@@ -118,24 +118,27 @@ fn run_dir(context: &TaskContext) -> RunDir {
 }
 
 async fn boot(context: &TaskContext) -> TaskEnd {
+    let work = disks::Work::default();
     let result = tokio::select! {
         biased;
         () = context.cancel.cancelled() => {
             Err(Cause::new(CauseKind::Superseded, "a later request ended the boot"))
         }
-        result = boot_steps(context) => result,
+        result = boot_steps(context, &work) => result,
     };
-    match result {
-        Ok(run) => TaskEnd { report: Report::Booted, run: Some(run) },
+    let (report, run) = match result {
+        Ok(run) => (Report::Booted, Some(run)),
         Err(cause) => {
             info!(vm_id = %context.row.vm_id, cause = cause.message, "boot failed, releasing");
+            work.ended().await;
             release(context).await;
-            Report::BootFailed(cause).into()
+            (Report::BootFailed(cause), None)
         }
-    }
+    };
+    TaskEnd { report, run, disks: work.made() }
 }
 
-async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
+async fn boot_steps(context: &TaskContext, work: &disks::Work) -> Result<Run, Cause> {
     let services = &context.services;
     let row = &context.row;
     let dir = run_dir(context);
@@ -150,7 +153,8 @@ async fn boot_steps(context: &TaskContext) -> Result<Run, Cause> {
             .with("step", "network")
     })?;
     laps.note("network");
-    let paths = boot_paths(context).await?;
+    let mut paths = boot_paths(context)?;
+    paths.disks = disks::make(context, work).await?;
     laps.note("disks");
     let host_resource = |step: &str, error: &dyn std::error::Error| {
         Cause::new(CauseKind::HostResource, chain(error).to_string()).with("step", step)
@@ -234,7 +238,7 @@ pub fn vm_net(row: &VmRow) -> VmNet {
 }
 
 /// Who owns what is the VMM's own; nobody but us where VMMs are not confined.
-fn owner(context: &TaskContext) -> Option<u32> {
+pub(super) fn owner(context: &TaskContext) -> Option<u32> {
     context.services.programs.confine.then_some(context.row.uid)
 }
 
@@ -276,7 +280,7 @@ fn launch_record(context: &TaskContext, cgroup: VmCgroup, paths: &BootPaths) -> 
     }
 }
 
-fn image_path(context: &TaskContext, image: &ResolvedImage) -> Result<PathBuf, Cause> {
+pub(super) fn image_path(context: &TaskContext, image: &ResolvedImage) -> Result<PathBuf, Cause> {
     context.services.images.path(image).ok_or_else(|| {
         Cause::new(
             CauseKind::DiskRefused,
@@ -289,70 +293,20 @@ fn image_path(context: &TaskContext, image: &ResolvedImage) -> Result<PathBuf, C
     })
 }
 
-async fn boot_paths(context: &TaskContext) -> Result<BootPaths, Cause> {
+/// The files that a guest boots from, without disks.
+fn boot_paths(context: &TaskContext) -> Result<BootPaths, Cause> {
     let boot = &context.row.spec.boot;
     let find = |image: &Option<ResolvedImage>| image.as_ref().map(|i| image_path(context, i)).transpose();
-    let mut paths = BootPaths {
+    Ok(BootPaths {
         kernel: find(&boot.kernel)?,
         initramfs: find(&boot.initramfs)?,
         firmware: find(&boot.firmware)?,
         disks: Vec::new(),
-    };
-    for (index, disk) in context.row.spec.disks.iter().enumerate() {
-        let base = image_path(context, &disk.image)?;
-        let path = if disk.readonly {
-            base
-        } else {
-            let own = disk_dir(context).join(format!("disk{index}.raw"));
-            copy_on_write(base, own.clone(), owner(context)).await.map_err(|error| {
-                Cause::new(CauseKind::DiskRefused, format!("disk {index} could not be made: {error}"))
-                    .with("step", "disks")
-                    .with("path", own.display())
-            })?;
-            own
-        };
-        paths.disks.push(DiskPath { path, readonly: disk.readonly, image_type: ImageType::Raw });
-    }
-    Ok(paths)
+    })
 }
 
 fn disk_dir(context: &TaskContext) -> PathBuf {
     context.services.disk_dir(context.row.vm_id)
-}
-
-/// Makes the VM's own copy of an image, once: a later boot finds it. It appears under its name only when
-/// it is whole and on disk, in a directory that only we and `owner` enter.
-///
-/// # Errors
-/// The image cannot be read or the copy cannot be written.
-pub async fn copy_on_write(base: PathBuf, own: PathBuf, owner: Option<u32>) -> std::io::Result<()> {
-    tokio::task::spawn_blocking(move || {
-        if let Some(dir) = own.parent() {
-            std::fs::create_dir_all(dir)?;
-            // Once it is the VM's, its user may have put a link there: nothing below it is followed.
-            lchown(dir, owner, owner)?;
-            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
-        }
-        if std::fs::symlink_metadata(&own).is_ok() {
-            return lchown(&own, owner, owner);
-        }
-        let partial = own.with_extension("partial");
-        let from = std::fs::File::open(base)?;
-        match std::fs::remove_file(&partial) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let to = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
-        // A reflink shares blocks with the image; where the file system cannot, it is a copy.
-        if rustix::fs::ioctl_ficlone(&to, &from).is_err() {
-            std::io::copy(&mut &from, &mut &to)?;
-        }
-        to.sync_all()?;
-        fchown(&to, owner, owner)?;
-        std::fs::rename(partial, own)
-    })
-    .await
-    .map_err(std::io::Error::other)?
 }
 
 /// Where the spec or the guest's owner refuses it, the power button comes next.

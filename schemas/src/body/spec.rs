@@ -38,14 +38,44 @@ pub struct BootSpec {
     pub cmdline: Option<String>,
 }
 
-/// One disk of a VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// One disk of a VM: a copy of an image, or a blank one of a size. Each VM has its own; it is made when the VM is
+/// created and goes with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(transform = size_alias)]
 pub struct DiskSpec {
-    /// The image that the disk starts as; each VM writes to a copy of its own.
-    pub image: String,
+    /// How the guest finds it, whatever the order of its disks: the serial number of the device, so that Linux has it
+    /// as `/dev/disk/by-id/virtio-NAME`. At most 20 characters, another for each disk; `disk0`, `disk1` and so on if
+    /// left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Token>,
+    /// The image that the disk starts as. Without it the disk is blank, and has a `size`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Its length, a multiple of 1 MiB. That of a copy is its image's if left out, and never less. Only what is
+    /// written to takes room of the host.
+    #[serde(rename = "size_bytes", alias = "size", skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    /// What a blank disk is formatted with; `none` if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fs: Option<DiskFs>,
+    /// The label of that file system: 1 to 16 characters of `A-Za-z0-9._-`. Linux has it as
+    /// `/dev/disk/by-label/LABEL`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
     /// The guest cannot write to it.
-    #[serde(default)]
     pub readonly: bool,
+}
+
+/// What a blank disk is formatted with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskFs {
+    /// Nothing: all of it reads as zeros.
+    #[default]
+    None,
+    /// ext4, over the whole disk; the host needs `mkfs.ext4` for it.
+    Ext4,
 }
 
 /// One network interface of a VM.
@@ -369,10 +399,18 @@ impl VmSpec {
 
 /// The schema takes what the reader takes.
 fn with_aliases(schema: &mut schemars::Schema) {
+    alias(schema, "memory_bytes", "memory");
+}
+
+fn size_alias(schema: &mut schemars::Schema) {
+    alias(schema, "size_bytes", "size");
+}
+
+fn alias(schema: &mut schemars::Schema, field: &str, other: &str) {
     if let Some(fields) = schema.get_mut("properties").and_then(serde_json::Value::as_object_mut)
-        && let Some(memory) = fields.get("memory_bytes").cloned()
+        && let Some(known) = fields.get(field).cloned()
     {
-        fields.insert("memory".to_owned(), memory);
+        fields.insert(other.to_owned(), known);
     }
 }
 
@@ -423,12 +461,33 @@ pub struct ResolvedBoot {
 }
 
 /// A resolved disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ResolvedDisk {
-    /// What it starts as.
-    pub image: ResolvedImage,
+    /// What the guest finds it by; of VMs that an earlier version made there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Token>,
+    /// What it starts as; a blank disk has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ResolvedImage>,
+    /// Its length, if that is not its image's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// What a blank disk is formatted with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fs: Option<DiskFs>,
+    /// The label of that file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
     /// The guest cannot write to it; it is then shared, not copied.
     pub readonly: bool,
+}
+
+impl ResolvedDisk {
+    /// Its length.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.size_bytes.or(self.image.as_ref().map(|image| image.size_bytes)).unwrap_or(0)
+    }
 }
 
 /// A spec with nothing left open: what is stored, booted and shown.

@@ -232,6 +232,51 @@ pub struct NicStatus {
     pub forwards: Vec<ForwardSpec>,
 }
 
+/// How a disk of a VM was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskMade {
+    /// It shares blocks with its image until they are written to.
+    Reflink,
+    /// All of its image was copied, where the file system shares no blocks.
+    Copy,
+    /// It began blank, with a file system or without.
+    Blank,
+    /// It is the image itself, which the guest cannot write to.
+    Shared,
+    /// It was there, and how it was made is not known any more.
+    Kept,
+    /// A way that this reader does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl DiskMade {
+    /// Its name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reflink => "reflink",
+            Self::Copy => "copy",
+            Self::Blank => "blank",
+            Self::Shared => "shared",
+            Self::Kept => "kept",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// One disk of a VM as the host made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DiskStatus {
+    /// How the guest finds it: the serial number of the device.
+    pub name: String,
+    /// Its length.
+    pub size_bytes: u64,
+    /// How it was made.
+    pub made: DiskMade,
+}
+
 /// The status of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VmStatus {
@@ -273,6 +318,9 @@ pub struct VmStatus {
     pub agent: AgentStatus,
     /// Interfaces.
     pub nics: Vec<NicStatus>,
+    /// Disks, once they are made; left out of lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskStatus>,
     /// Process id of the VMM on its host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_pid: Option<u32>,

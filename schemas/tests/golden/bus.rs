@@ -8,7 +8,9 @@ use drover_schemas::body::guest::{
     AttachReply, ExecControl, ExecReply, ExecRequest, ExecResult, PackReply, PutRequest,
 };
 use drover_schemas::body::spec::{AgentSpec, ForwardSpec, NicSetup, NicSpec, Protocol, RestartSpec, VmSpec};
-use drover_schemas::body::status::{AgentState, AgentStatus, Cause, CauseKind, NicStatus, VmStatus};
+use drover_schemas::body::status::{
+    AgentState, AgentStatus, Cause, CauseKind, DiskMade, DiskStatus, NicStatus, VmStatus,
+};
 use drover_schemas::body::vm::{
     ChangeReply, ChangeRequest, CreateRequest, ForwardRef, ForwardRequest, LookupReply, StopRequest, Wait,
 };
@@ -80,6 +82,7 @@ fn status() -> VmStatus {
             gateway: "10.77.0.1".into(),
             forwards: Vec::new(),
         }],
+        disks: vec![DiskStatus { name: "disk0".into(), size_bytes: 64 << 20, made: DiskMade::Reflink }],
         vmm_pid: Some(42),
         restarts: 0,
         spec: None,

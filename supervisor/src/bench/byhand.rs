@@ -22,7 +22,7 @@ use drover_actors::hypervisor::run_dir::{RunDir, RunDirError, RunRoot, RunRootEr
 use drover_actors::network::ops::NetOps;
 use drover_actors::network::ops::members;
 use drover_actors::network::{NetworkConfig, NetworkDef, NetworkError, NicLease, VmNet};
-use drover_actors::vm::tasks::copy_on_write;
+use drover_actors::vm::disks::copy_on_write;
 use drover_schemas::token::TokenError;
 use drover_schemas::{Token, VmId};
 use ipnet::Ipv4Net;

@@ -15,6 +15,7 @@ use drover_actors::hypervisor::process::LaunchRecord;
 use drover_actors::hypervisor::run_dir::{RunDir, RunDirError, RunRoot, RunRootError};
 use drover_actors::images::{ImageError, Images};
 use drover_actors::network::NicLease;
+use drover_actors::vm::disks;
 use drover_schemas::body::spec::ResolvedSpec;
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::{InstallationId, VmId};
@@ -228,16 +229,23 @@ async fn boot_paths(spec: &ResolvedSpec, files: Files) -> Result<BootPaths, Mach
                 .map_err(|e| MachineError::Read { path: "images".into(), source: io::Error::other(e) })??,
         );
     }
-    let mut disks = Vec::new();
-    for (disk, given) in spec.disks.iter().zip(files.disks.unwrap_or_default()) {
-        let path = match &images {
-            Some(images) if !disk.readonly => images
-                .path(&disk.image)
-                .ok_or_else(|| MachineError::Image { name: disk.image.name.to_string() })?
+    let mut found = Vec::new();
+    let listed = files.disks.unwrap_or_default();
+    for ((index, disk), given) in spec.disks.iter().enumerate().zip(listed) {
+        let path = match (&images, &disk.image) {
+            (Some(images), Some(image)) if !disk.readonly => images
+                .path(image)
+                .ok_or_else(|| MachineError::Image { name: image.name.clone() })?
                 .to_path_buf(),
             _ => given.path,
         };
-        disks.push(DiskPath { path, readonly: disk.readonly, image_type: ImageType::Raw });
+        let (readonly, name) = (disk.readonly, disks::name(index, disk));
+        found.push(DiskPath { path, readonly, image_type: ImageType::Raw, name });
     }
-    Ok(BootPaths { kernel: payload.kernel, initramfs: payload.initramfs, firmware: payload.firmware, disks })
+    Ok(BootPaths {
+        kernel: payload.kernel,
+        initramfs: payload.initramfs,
+        firmware: payload.firmware,
+        disks: found,
+    })
 }

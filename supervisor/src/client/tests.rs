@@ -101,6 +101,7 @@ fn status(name: &str) -> VmStatus {
             unwatched: None,
         },
         nics: Vec::new(),
+        disks: Vec::new(),
         vmm_pid: None,
         restarts: 0,
         spec: None,

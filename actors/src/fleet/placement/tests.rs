@@ -49,6 +49,7 @@ fn demand() -> Demand {
         networks: [(token("default"), 1)].into(),
         images: vec!["root".into()],
         copies: vec!["root".into()],
+        disk_bytes: 0,
         features: vec!["os.linux".into()],
         placement: PlacementSpec::default(),
     }

@@ -4,6 +4,7 @@ use drover_schemas::body::spec::ForwardSpec;
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::template::SpecValue;
 use drover_schemas::body::vm::{ChangeReply, ExplainReply};
+use drover_schemas::size::ByteSize;
 use drover_schemas::state::VmState;
 
 use super::super::events::agent_word;
@@ -71,6 +72,9 @@ pub fn status(vm: &VmStatus) -> String {
             format!("{}/{} on {} ({}, {})", nic.ipv4, nic.prefix_len, nic.network, nic.tap, nic.mac),
         );
         nic.forwards.iter().for_each(|port| row("forward", forward(port)));
+    }
+    for disk in &vm.disks {
+        row("disk", format!("{}: {} ({})", disk.name, ByteSize(disk.size_bytes), disk.made.as_str()));
     }
     row("size", format!("{} CPU, {}", vm.cpus, mib(vm.memory_bytes)));
     if let Some(spec) = &vm.spec {

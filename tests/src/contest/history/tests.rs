@@ -60,6 +60,7 @@ fn reply(vm_id: VmId, request_id: RequestId, state: VmState) -> ChangeReply {
             unwatched: None,
         },
         nics: Vec::new(),
+        disks: Vec::new(),
         vmm_pid: None,
         restarts: 0,
         spec: None,

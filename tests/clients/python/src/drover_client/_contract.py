@@ -517,11 +517,31 @@ class DiskInfo(TypedDict):
 
 
 class DiskSpec(TypedDict):
-    """One disk of a VM."""
-    # The image that the disk starts as; each VM writes to a copy of its own.
-    image: str
+    """One disk of a VM: a copy of an image, or a blank one of a size. Each VM has its own; it is made when the VM is created and goes with it."""
+    # What a blank disk is formatted with; `none` if left out.
+    fs: NotRequired[DiskFs | None]
+    # The image that the disk starts as. Without it the disk is blank, and has a `size`.
+    image: NotRequired[str | None]
+    # The label of that file system: 1 to 16 characters of `A-Za-z0-9._-`. Linux has it as `/dev/disk/by-label/LABEL`.
+    label: NotRequired[str | None]
+    # How the guest finds it, whatever the order of its disks: the serial number of the device, so that Linux has it as `/dev/disk/by-id/virtio-NAME`. At most 20 characters, another for each disk; `disk0`, `disk1` and so on if left out.
+    name: NotRequired[Token | None]
     # The guest cannot write to it.
     readonly: NotRequired[bool]
+    # Its length, a multiple of 1 MiB. That of a copy is its image's if left out, and never less. Only what is written to takes room of the host.
+    size: NotRequired[ByteSize | None]
+    # Its length, a multiple of 1 MiB. That of a copy is its image's if left out, and never less. Only what is written to takes room of the host.
+    size_bytes: NotRequired[ByteSize | None]
+
+
+class DiskStatus(TypedDict):
+    """One disk of a VM as the host made it."""
+    # How it was made.
+    made: DiskMade
+    # How the guest finds it: the serial number of the device.
+    name: str
+    # Its length.
+    size_bytes: int
 
 
 class DiskUse(TypedDict):
@@ -1931,10 +1951,18 @@ class ResolvedBoot(TypedDict):
 
 class ResolvedDisk(TypedDict):
     """A resolved disk."""
-    # What it starts as.
-    image: ResolvedImage
+    # What a blank disk is formatted with.
+    fs: NotRequired[DiskFs | None]
+    # What it starts as; a blank disk has none.
+    image: NotRequired[ResolvedImage | None]
+    # The label of that file system.
+    label: NotRequired[str | None]
+    # What the guest finds it by; of VMs that an earlier version made there is none.
+    name: NotRequired[Token | None]
     # The guest cannot write to it; it is then shared, not copied.
     readonly: bool
+    # Its length, if that is not its image's.
+    size_bytes: NotRequired[int | None]
 
 
 class ResolvedImage(TypedDict):
@@ -2577,6 +2605,8 @@ class VmStatus(TypedDict):
     created_unix_ms: int
     # What it shall be.
     desired: Desired
+    # Disks, once they are made; left out of lists.
+    disks: NotRequired[list[DiskStatus]]
     # The host that owns it.
     host: Token
     # Counts VMM processes, from 1; 0 before the first.
@@ -2655,6 +2685,12 @@ ClockChange = str
 
 # What a VM shall be.
 Desired = str
+
+# What a blank disk is formatted with.
+DiskFs = Literal["none", "ext4"]
+
+# How a disk of a VM was made.
+DiskMade = str
 
 # What becomes of that which no rule names.
 EgressDefault = Literal["allow", "deny"]

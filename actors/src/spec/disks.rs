@@ -1,0 +1,210 @@
+//! Disks: each is a copy of an image or a blank one of a size, and has a name of its own.
+
+use std::collections::BTreeSet;
+
+use drover_schemas::body::spec::{DiskFs, DiskSpec, ImageKind, ResolvedDisk};
+use drover_schemas::size::ByteSize;
+use drover_schemas::{ErrorBody, Token};
+
+use super::{ImageCatalogue, image, invalid};
+
+const MAX_DISKS: usize = 16;
+/// A serial number of virtio has no more.
+const MAX_NAME: usize = 20;
+/// A label of ext4 has no more.
+const MAX_LABEL: usize = 16;
+/// The longest file of the file systems that hosts have.
+const MAX_SIZE: ByteSize = ByteSize::mib(8 << 20);
+/// ext4 has no room for itself on less.
+const MIN_EXT4: ByteSize = ByteSize::mib(8);
+
+/// Resolves the disks of a spec.
+///
+/// # Errors
+/// `invalid_argument` that names the field; `not_found` for an image.
+pub(super) fn resolve(
+    disks: Vec<DiskSpec>,
+    images: &dyn ImageCatalogue,
+) -> Result<Vec<ResolvedDisk>, ErrorBody> {
+    if disks.len() > MAX_DISKS {
+        return Err(invalid("spec.disks", format!("at most {MAX_DISKS} disks")));
+    }
+    let mut names = BTreeSet::new();
+    let resolved = disks.into_iter().enumerate().map(|(index, disk)| {
+        let field = |part: &str| format!("spec.disks[{index}].{part}");
+        let name = match disk.name {
+            Some(name) => name,
+            // A literal that the token grammar allows.
+            None => {
+                Token::new(&format!("disk{index}")).map_err(|e| invalid(&field("name"), e.to_string()))?
+            }
+        };
+        if name.as_str().len() > MAX_NAME {
+            return Err(invalid(
+                &field("name"),
+                format!("{name:?} is too long; at most {MAX_NAME} characters"),
+            ));
+        }
+        if !names.insert(name.clone()) {
+            return Err(invalid(
+                &field("name"),
+                format!("another disk is {:?} too; name one of them otherwise", name.as_str()),
+            ));
+        }
+        let source = disk.image.as_ref();
+        let source = source.map(|name| image(images, &field("image"), name, ImageKind::Disk)).transpose()?;
+        if let Some(size) = disk.size {
+            check_size(&field("size_bytes"), size)?;
+        }
+        let Some(source) = source else {
+            let size = disk.size.ok_or_else(|| {
+                invalid(
+                    &field("image"),
+                    "a disk is a copy of an image or a blank one of a size; name one of them",
+                )
+            })?;
+            let fs = disk.fs.unwrap_or_default();
+            if disk.readonly {
+                return Err(invalid(
+                    &field("readonly"),
+                    "a blank disk that cannot be written to stays blank",
+                ));
+            }
+            if fs == DiskFs::Ext4 && size < MIN_EXT4 {
+                return Err(invalid(&field("size_bytes"), format!("ext4 needs {MIN_EXT4}")));
+            }
+            check_label(&field("label"), disk.label.as_deref(), fs)?;
+            let (name, size_bytes) = (Some(name), Some(size.0));
+            return Ok(ResolvedDisk {
+                name,
+                image: None,
+                size_bytes,
+                fs: Some(fs),
+                label: disk.label,
+                readonly: false,
+            });
+        };
+        if disk.fs.is_some() || disk.label.is_some() {
+            let part = if disk.fs.is_some() { "fs" } else { "label" };
+            return Err(invalid(
+                &field(part),
+                "a copy of an image has the image's file systems; leave it out",
+            ));
+        }
+        // As long as its image is the same as not to say so.
+        let size_bytes = disk.size.map(|size| size.0).filter(|size| *size != source.size_bytes);
+        match size_bytes {
+            Some(size) if size < source.size_bytes => Err(invalid(
+                &field("size_bytes"),
+                format!("image {:?} has {} bytes; a copy cannot be shorter", source.name, source.size_bytes),
+            )),
+            Some(_) if disk.readonly => Err(invalid(
+                &field("size_bytes"),
+                "a disk that cannot be written to is its image itself; leave out size_bytes or readonly",
+            )),
+            size_bytes => Ok(ResolvedDisk {
+                name: Some(name),
+                image: Some(source),
+                size_bytes,
+                readonly: disk.readonly,
+                ..ResolvedDisk::default()
+            }),
+        }
+    });
+    resolved.collect()
+}
+
+fn check_size(field: &str, size: ByteSize) -> Result<(), ErrorBody> {
+    if size < ByteSize::mib(1) || size > MAX_SIZE {
+        return Err(invalid(
+            field,
+            format!("{size} is not possible; use {} to {MAX_SIZE}", ByteSize::mib(1)),
+        ));
+    }
+    if !size.0.is_multiple_of(ByteSize::mib(1).0) {
+        return Err(invalid(field, format!("{size} is not a multiple of 1 MiB")));
+    }
+    Ok(())
+}
+
+fn check_label(field: &str, label: Option<&str>, fs: DiskFs) -> Result<(), ErrorBody> {
+    let Some(label) = label else { return Ok(()) };
+    if fs == DiskFs::None {
+        return Err(invalid(field, "a disk without a file system has no label; add fs: ext4"));
+    }
+    let safe = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    // One that begins with a hyphen would be an option of the program that formats.
+    if label.is_empty() || label.len() > MAX_LABEL || label.starts_with('-') || !label.chars().all(safe) {
+        let text = format!("1 to {MAX_LABEL} characters of A-Za-z0-9._-, and no hyphen first");
+        return Err(invalid(field, text));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use drover_schemas::ErrorCode;
+    use drover_schemas::body::spec::ResolvedImage;
+
+    use super::*;
+
+    struct Images;
+
+    impl ImageCatalogue for Images {
+        fn find(&self, reference: &str) -> Option<ResolvedImage> {
+            let (name, sha256) = (reference.to_owned(), "0".repeat(64));
+            let found = ResolvedImage { name, sha256, kind: ImageKind::Disk, size_bytes: 3 << 20 };
+            (reference == "root").then_some(found)
+        }
+        fn names(&self, _: ImageKind) -> Vec<String> {
+            vec!["root".to_owned()]
+        }
+    }
+
+    fn resolved(json: &str) -> Result<Vec<ResolvedDisk>, ErrorBody> {
+        resolve(serde_json::from_str(json).unwrap(), &Images)
+    }
+
+    #[test]
+    fn disks_are_copies_or_blank_and_have_names() {
+        let disks = resolved(
+            r#"[{"image": "root"}, {"image": "root", "size": "1GiB", "name": "big"}, {"image": "root", "readonly": true},
+                {"size_bytes": 16777216, "fs": "ext4", "label": "data"}, {"size": "1MiB"}]"#,
+        )
+        .unwrap();
+        let names: Vec<_> = disks.iter().map(|disk| disk.name.as_ref().unwrap().as_str()).collect();
+        assert_eq!(names, ["disk0", "big", "disk2", "disk3", "disk4"]);
+        let lengths: Vec<_> = disks.iter().map(ResolvedDisk::length).collect();
+        assert_eq!(lengths, [3 << 20, 1 << 30, 3 << 20, 16 << 20, 1 << 20]);
+        assert_eq!((disks[0].size_bytes, disks[1].size_bytes), (None, Some(1 << 30)));
+        assert_eq!((disks[3].fs, disks[3].label.as_deref()), (Some(DiskFs::Ext4), Some("data")));
+        assert_eq!((disks[4].fs, &disks[4].image), (Some(DiskFs::None), &None));
+    }
+
+    #[test]
+    fn a_wrong_disk_is_refused_by_its_field() {
+        for (disk, field) in [
+            (r#"{}"#, "image"),
+            (r#"{"readonly": true, "size": "1MiB"}"#, "readonly"),
+            (r#"{"image": "root", "size": "2MiB"}"#, "size_bytes"),
+            (r#"{"image": "root", "size": "4MiB", "readonly": true}"#, "size_bytes"),
+            (r#"{"image": "root", "fs": "ext4"}"#, "fs"),
+            (r#"{"image": "root", "label": "a"}"#, "label"),
+            (r#"{"size": 0}"#, "size_bytes"),
+            (r#"{"size": 1048577}"#, "size_bytes"),
+            (r#"{"size": "9TiB"}"#, "size_bytes"),
+            (r#"{"size": "1MiB", "fs": "ext4"}"#, "size_bytes"),
+            (r#"{"size": "8MiB", "label": "a"}"#, "label"),
+            (r#"{"size": "8MiB", "fs": "ext4", "label": "-O"}"#, "label"),
+            (r#"{"size": "8MiB", "fs": "ext4", "label": "a/b"}"#, "label"),
+            (r#"{"size": "8MiB", "fs": "ext4", "label": "seventeen-letters"}"#, "label"),
+            (r#"{"size": "1MiB", "name": "a-name-of-21-letters-"}"#, "name"),
+            (r#"{"size": "1MiB", "name": "disk0"}"#, "name"),
+        ] {
+            let error = resolved(&format!(r#"[{{"image": "root"}}, {disk}]"#)).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument, "{disk}: {error:?}");
+            assert_eq!(error.details["field"], format!("spec.disks[1].{field}"), "{disk}: {error:?}");
+        }
+        assert_eq!(resolved(r#"[{"image": "rot"}]"#).unwrap_err().code, ErrorCode::NotFound);
+    }
+}

@@ -1,0 +1,172 @@
+//! The disks of a VM: copies of images and blank ones, in a folder that only we and its VMM's user enter.
+//!
+//! They are made by the first boot, which is part of the create; a later one finds them. The row tells how each was
+//! made, so one that was there and is gone is a failure and not a reason to begin with an empty one.
+
+mod format;
+mod own;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use drover_schemas::body::spec::{DiskFs, ResolvedDisk, ResolvedSpec};
+use drover_schemas::body::status::{Cause, CauseKind, DiskMade, DiskStatus};
+use drover_schemas::{ErrorBody, ErrorCode};
+
+use super::tasks::{TaskContext, image_path, owner};
+use crate::chain;
+use crate::hypervisor::config::{DiskPath, ImageType};
+use crate::journal::VmRow;
+use crate::services::Services;
+
+pub use self::format::tool;
+use self::own::{DiskError, Source, Wanted};
+
+/// The work on the disks of one boot. It is asked to stop when it is dropped, and [`Self::ended`] waits until it has:
+/// what blocks goes on after the one who waited for it.
+#[derive(Debug, Default)]
+pub struct Work {
+    stop: Arc<AtomicBool>,
+    busy: Arc<tokio::sync::Mutex<()>>,
+    made: Mutex<Vec<DiskMade>>,
+}
+
+impl Work {
+    /// Stops what is under way and waits until it has ended.
+    pub async fn ended(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.busy.lock().await);
+    }
+
+    /// How the disks were made, as many as there are by now.
+    #[must_use]
+    pub fn made(&self) -> Vec<DiskMade> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn make(&self, wanted: Wanted) -> Result<DiskMade, DiskError> {
+        let (stop, busy) = (Arc::clone(&self.stop), Arc::clone(&self.busy).lock_owned().await);
+        let made = tokio::task::spawn_blocking(move || {
+            let made = own::make(&wanted, &stop);
+            drop(busy);
+            made
+        });
+        made.await.unwrap_or_else(|panic| Err(DiskError::Write(std::io::Error::other(panic))))
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The name by which the guest finds a disk.
+#[must_use]
+pub fn name(index: usize, disk: &ResolvedDisk) -> String {
+    disk.name.as_ref().map_or_else(|| format!("disk{index}"), ToString::to_string)
+}
+
+/// Makes the disks that a VM does not have yet; the work tells how each of them was made.
+///
+/// # Errors
+/// `disk_refused`, with the disk and what is in the way.
+pub async fn make(context: &TaskContext, work: &Work) -> Result<Vec<DiskPath>, Cause> {
+    let mut paths = Vec::new();
+    for (index, disk) in context.row.spec.disks.iter().enumerate() {
+        let image = disk.image.as_ref().map(|image| image_path(context, image)).transpose()?;
+        let known = context.row.disks.get(index).copied();
+        let (path, how) = match image {
+            Some(image) if disk.readonly => (image, DiskMade::Shared),
+            image => {
+                let own = path(&context.services, &context.row, index);
+                let wanted = Wanted {
+                    own: own.clone(),
+                    source: match image {
+                        Some(path) => Source::Image { path, size: disk.size_bytes },
+                        None => Source::Blank {
+                            size: disk.length(),
+                            ext4: disk.fs == Some(DiskFs::Ext4),
+                            label: disk.label.clone(),
+                        },
+                    },
+                    owner: owner(context),
+                    was_made: known.is_some(),
+                };
+                let how = work.make(wanted).await.map_err(|error| refused(index, disk, &own, &error))?;
+                (own, known.unwrap_or(how))
+            }
+        };
+        paths.push(DiskPath {
+            path,
+            readonly: disk.readonly,
+            image_type: ImageType::Raw,
+            name: name(index, disk),
+        });
+        work.made.lock().unwrap_or_else(PoisonError::into_inner).push(how);
+    }
+    Ok(paths)
+}
+
+/// Makes a copy of an image that the VM writes to, once.
+///
+/// # Errors
+/// The image cannot be read or the copy cannot be written.
+pub async fn copy_on_write(base: PathBuf, own: PathBuf, owner: Option<u32>) -> std::io::Result<()> {
+    let source = Source::Image { path: base, size: None };
+    let made = Work::default().make(Wanted { own, source, owner, was_made: false }).await;
+    made.map(drop).map_err(std::io::Error::other)
+}
+
+fn refused(index: usize, disk: &ResolvedDisk, own: &std::path::Path, error: &DiskError) -> Cause {
+    let name = name(index, disk);
+    let cause =
+        Cause::new(CauseKind::DiskRefused, format!("disk {name:?} could not be made: {}", chain(error)))
+            .with("step", "disks")
+            .with("disk", &name)
+            .with("path", own.display());
+    match error {
+        DiskError::Room { needed, left } => {
+            cause.with("resource", "disk").with("needed", needed).with("left", left)
+        }
+        _ => cause,
+    }
+}
+
+/// Where the VM's own disk is.
+#[must_use]
+pub fn path(services: &Services, row: &VmRow, index: usize) -> PathBuf {
+    services.disk_dir(row.vm_id).join(format!("disk{index}.raw"))
+}
+
+/// The disks as the host made them; nothing before the first boot.
+#[must_use]
+pub fn status(row: &VmRow) -> Vec<DiskStatus> {
+    let made = row.disks.iter().enumerate().zip(&row.spec.disks);
+    made.map(|((index, made), disk)| DiskStatus {
+        name: name(index, disk),
+        size_bytes: disk.length(),
+        made: *made,
+    })
+    .collect()
+}
+
+/// Whether a host has what the disks of a spec need.
+///
+/// # Errors
+/// `unsupported`, with what is missing.
+pub fn supported(spec: &ResolvedSpec, tool: Option<PathBuf>) -> Result<(), ErrorBody> {
+    let Some(index) = spec.disks.iter().position(|disk| disk.fs == Some(DiskFs::Ext4)) else { return Ok(()) };
+    if tool.is_some() {
+        return Ok(());
+    }
+    let field = format!("spec.disks[{index}].fs");
+    let text =
+        format!("{field}: the host has no mkfs.ext4; install e2fsprogs on it, or leave the disk blank");
+    Err(ErrorBody::new(ErrorCode::Unsupported, text).with("field", field).with("missing", "mkfs.ext4"))
+}
+
+#[cfg(test)]
+#[path = "disks/tests.rs"]
+mod tests;

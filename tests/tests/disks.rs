@@ -1,0 +1,252 @@
+//! Disks of VMs: copies of images and blank ones, what the guest finds, and a daemon that dies while they are made.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use drover_schemas::body::guest::{ExecReply, ExecResult};
+use drover_schemas::body::status::{AgentState, DiskMade, VmStatus};
+use drover_schemas::body::vm::{ChangeReply, ExplainReply};
+use drover_schemas::state::VmState;
+use drover_schemas::{ErrorCode, RequestId};
+use drover_tests::client::{Bus, refused};
+use drover_tests::wait::{until, until_within};
+use drover_tests::world::{Options, World, run};
+use drover_tests::{events, leak};
+use serde_json::{Value, json};
+
+/// For a boot in software emulation, with others beside it on a small machine.
+const BOOT: Duration = Duration::from_secs(300);
+
+fn folder(world: &World, vm: &VmStatus) -> PathBuf {
+    world.state_dir().join("disks").join(vm.vm_id.to_string().to_ascii_lowercase())
+}
+
+/// Whether a file begins with an ext4 file system of this label.
+fn is_ext4(path: &Path, label: &str) -> bool {
+    let mut superblock = [0; 1024];
+    File::open(path).unwrap().read_exact_at(&mut superblock, 1024).unwrap();
+    let end = superblock[0x78..0x88].iter().position(|byte| *byte == 0).unwrap_or(16);
+    superblock[0x38..0x3a] == [0x53, 0xef] && &superblock[0x78..0x78 + end] == label.as_bytes()
+}
+
+/// Three disks: a longer copy, one with a file system, one without.
+fn three() -> Value {
+    json!([
+        {"image": "drover-rootfs", "size": "1GiB"},
+        {"name": "data", "size": "256MiB", "fs": "ext4", "label": "data"},
+        {"name": "raw", "size_bytes": 2_u64 << 30},
+    ])
+}
+
+#[test]
+fn disks_are_made_once_and_go_with_their_vm() {
+    run("disks_are_made_once_and_go_with_their_vm", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let spec = json!({"disks": three()});
+        let vm = bus.create("web", json!({"spec": spec, "wait": "agent"})).await.unwrap().vm;
+        let dir = folder(world, &vm);
+        let whole = |n: u8| dir.join(format!("disk{n}.raw"));
+        let lengths: Vec<u64> = (0..3).map(|n| fs::metadata(whole(n)).unwrap().len()).collect();
+        assert_eq!(lengths, [1 << 30, 256 << 20, 2 << 30]);
+        let of = |n| fs::metadata(whole(n)).unwrap();
+        assert!(of(2).blocks() == 0 && of(1).blocks() * 512 < 32 << 20, "only what is written takes room");
+        let owner = fs::metadata(&dir).unwrap().uid();
+        assert!((0..3).all(|n| of(n).uid() == owner && of(n).mode() & 0o777 == 0o600));
+        assert!(is_ext4(&whole(1), "data"));
+
+        // It is said how.
+        let shown = bus.status("web").await.unwrap().disks;
+        let names: Vec<&str> = shown.iter().map(|disk| disk.name.as_str()).collect();
+        assert_eq!(names, ["disk0", "data", "raw"]);
+        assert!(matches!(shown[0].made, DiskMade::Reflink | DiskMade::Copy), "{shown:?}");
+        assert_eq!(
+            (shown[1].made, shown[2].made, shown[2].size_bytes),
+            (DiskMade::Blank, DiskMade::Blank, 2 << 30)
+        );
+        let page = world.printed(&["vm", "get", "web"]).await;
+        assert!(page.contains("data: 256 MiB (blank)"), "{page}");
+        let explained: ExplainReply = bus.ask("vm.web.explain", &json!({})).get().await.unwrap();
+        assert!(
+            explained.findings.iter().any(|text| text.starts_with("Disk \"raw\" of 2 GiB")),
+            "{explained:?}"
+        );
+        assert!(explained.vmm_config.contains("\"serial\": \"data\""), "{}", explained.vmm_config);
+
+        // What the guest wrote stays over its end and the daemon's.
+        File::options().write(true).open(whole(2)).unwrap().write_all_at(b"the guest's", 1 << 30).unwrap();
+        bus.change_with("web", "stop", json!({"force": true})).await.unwrap();
+        world.kill().await;
+        world.start();
+        world.ready().await;
+        bus.change_with("web", "start", json!({"wait": "agent"})).await.unwrap();
+        let mut kept = [0; 11];
+        File::open(whole(2)).unwrap().read_exact_at(&mut kept, 1 << 30).unwrap();
+        assert_eq!((&kept, bus.status("web").await.unwrap().disks), (b"the guest's", shown));
+
+        // One that is gone is told, not made anew.
+        bus.change_with("web", "stop", json!({"force": true})).await.unwrap();
+        let aside = world.path("aside");
+        fs::rename(whole(2), &aside).unwrap();
+        let error = refused(
+            "a disk that is gone",
+            ErrorCode::ResourceExhausted,
+            bus.change_with("web", "start", json!({"wait": "running"})).await,
+        );
+        assert_eq!(
+            (error.details["cause"].as_str(), error.details["disk"].as_str()),
+            ("disk_refused", "raw")
+        );
+        assert!(error.message.contains("is gone") && !whole(2).exists(), "{error:?}");
+        bus.until("web", "failed", |vm| vm.state == VmState::Failed).await;
+        fs::rename(aside, whole(2)).unwrap();
+        bus.change_with("web", "start", json!({"wait": "agent"})).await.unwrap();
+
+        bus.change("web", "delete").await.unwrap();
+        assert_eq!(leak::anything(world, &vm), Vec::<String>::new());
+        assert!(!dir.exists());
+        events::log(&bus).await;
+    });
+}
+
+#[test]
+fn a_disk_that_cannot_be_is_refused_by_its_field() {
+    run("a_disk_that_cannot_be_is_refused_by_its_field", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        for (disk, field) in [
+            (json!({"fs": "ext4"}), "spec.disks[0].image"),
+            (json!({"size": "1MiB", "fs": "ext4"}), "spec.disks[0].size_bytes"),
+            (json!({"image": "drover-rootfs", "size": "1MiB"}), "spec.disks[0].size_bytes"),
+            (json!({"image": "drover-rootfs", "label": "x"}), "spec.disks[0].label"),
+        ] {
+            let error = bus.create("web", json!({"spec": {"disks": [disk]}})).await;
+            let error = refused(field, ErrorCode::InvalidArgument, error);
+            assert_eq!(error.details["field"], field, "{error:?}");
+        }
+        let unknown = bus.create("web", json!({"spec": {"disks": [{"sise": "1GiB"}]}})).await;
+        let unknown = refused("an unknown field", ErrorCode::InvalidArgument, unknown);
+        assert!(unknown.message.contains("sise"), "{unknown:?}");
+        // More than the host promises, before anything is made.
+        let large = json!({"spec": {"disks": [{"size": "8TiB"}, {"size": "8TiB"}]}});
+        let error = refused("too large", ErrorCode::ResourceExhausted, bus.create("web", large).await);
+        assert!(error.details["resource"].contains("disk"), "{error:?}");
+        assert!(fs::read_dir(world.state_dir().join("disks")).map_or(true, |mut dir| dir.next().is_none()));
+    });
+}
+
+#[test]
+fn a_daemon_that_dies_while_disks_are_made_leaves_whole_ones() {
+    run("a_daemon_that_dies_while_disks_are_made_leaves_whole_ones", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let disks = world.state_dir().join("disks");
+        let mut vms = Vec::new();
+        for n in 0..8_usize {
+            let name = format!("k{n}");
+            let body = json!({"name": name, "wait": "agent", "spec": {"disks": three()}});
+            let id = RequestId::generate();
+            let asks = bus.insist::<ChangeReply>("vm.create", &body, id);
+            // Killed at another instant each time: with the folder, with a part of a disk, with one or two of them.
+            let kills = async {
+                until("so much of the disks", async || {
+                    let mut made: Vec<String> = Vec::new();
+                    for dir in fs::read_dir(&disks).ok()?.filter_map(Result::ok) {
+                        let files = fs::read_dir(dir.path()).ok()?.filter_map(Result::ok);
+                        made.extend(files.filter_map(|file| file.file_name().into_string().ok()));
+                        made.push("folder".to_owned());
+                    }
+                    let wanted = 4 * n + [1, 2, 3, 4][n % 4];
+                    (made.len() >= wanted).then_some(())
+                })
+                .await;
+                world.kill().await;
+                world.start();
+                world.ready().await;
+            };
+            let (reply, ()) = tokio::join!(asks, kills);
+            let vm = bus.status(&name).await.unwrap();
+            assert_eq!((vm.vm_id, vm.state), (reply.unwrap().vm.vm_id, VmState::Running));
+            vms.push(vm);
+        }
+        for vm in &vms {
+            let dir = folder(world, vm);
+            let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+            names.sort();
+            assert_eq!(names, ["disk0.raw", "disk1.raw", "disk2.raw"], "nothing is left of a part");
+            assert!(is_ext4(&dir.join("disk1.raw"), "data"));
+            assert_eq!(fs::metadata(dir.join("disk2.raw")).unwrap().len(), 2 << 30);
+            bus.change(vm.name.as_str(), "delete").await.unwrap();
+            assert_eq!(leak::anything(world, vm), Vec::<String>::new());
+        }
+        // Deleted while they are made.
+        for n in 0..4 {
+            let name = format!("d{n}");
+            let vm = bus.create(&name, json!({"spec": {"disks": three()}})).await.unwrap().vm;
+            bus.change(&name, "delete").await.unwrap();
+            assert_eq!(leak::anything(world, &vm), Vec::<String>::new());
+        }
+        assert_eq!(fs::read_dir(&disks).unwrap().count(), 0);
+        events::log(&bus).await;
+    });
+}
+
+async fn boot(bus: &Bus, name: &str, mut spec: Value) -> VmStatus {
+    spec["template"] = json!("linux-microvm");
+    spec["agent"] = json!({"enabled": true, "ready_timeout_ms": 300_000});
+    bus.create(name, json!({"spec": spec})).await.unwrap();
+    agent(bus, name).await
+}
+
+async fn agent(bus: &Bus, name: &str) -> VmStatus {
+    // Longer than a request may wait.
+    until_within(BOOT, &format!("the agent of {name}"), async || {
+        bus.status(name).await.ok().filter(|vm| vm.agent.state == AgentState::Ready)
+    })
+    .await
+}
+
+async fn sh(bus: &Bus, name: &str, script: &str) -> String {
+    let body = json!({"argv": ["sh", "-c", script]});
+    let result: ExecResult = match bus.ask(&format!("vm.{name}.guest.exec"), &body).get().await.unwrap() {
+        ExecReply::Result(result) => result,
+        _ => panic!("nobody asked for a stream"),
+    };
+    let text = |bytes: Option<drover_schemas::blob::Blob>| {
+        String::from_utf8_lossy(bytes.unwrap_or_default().as_slice()).trim().to_owned()
+    };
+    assert_eq!(result.exit_code, Some(0), "{script}: {} {}", text(result.stdout), text(result.stderr));
+    text(result.stdout)
+}
+
+#[test]
+fn a_real_guest_finds_its_disks_by_their_names() {
+    let options = Options { guest: "qemu", budget: Duration::from_secs(600), ..Options::default() };
+    run("a_real_guest_finds_its_disks_by_their_names", options, async |world| {
+        let bus = world.bus.clone();
+        // The data comes first, so that no other name would lead to it.
+        let disks = json!([
+            {"name": "scratch", "size": "1GiB"},
+            {"name": "data", "size": "256MiB", "fs": "ext4", "label": "data"},
+            {"name": "tools", "image": "drover-rootfs", "readonly": true},
+        ]);
+        let vm = boot(&bus, "web", json!({"disks": disks})).await;
+        let find =
+            "for d in /sys/block/vd*; do echo $(cat $d/serial) $(cat $d/size) $(cat $d/ro); done | sort";
+        let found = sh(&bus, "web", find).await;
+        let lines: Vec<&str> = found.lines().collect();
+        assert_eq!(lines[..2], ["data 524288 0", "scratch 2097152 0"]);
+        assert!(lines[2].starts_with("tools ") && lines[2].ends_with(" 1"), "{found}");
+        let mount = "mkdir -p /mnt/d; cd /sys/block; for d in vd*; do \
+                     [ $(cat $d/serial) = data ] && mount -t ext4 /dev/$d /mnt/d; done; grep -c ' /mnt/d ' /proc/mounts";
+        assert_eq!(sh(&bus, "web", mount).await, "1");
+        sh(&bus, "web", "echo kept > /mnt/d/file; umount /mnt/d; sync").await;
+        bus.change_with("web", "stop", json!({"force": true})).await.unwrap();
+        bus.change("web", "start").await.unwrap();
+        agent(&bus, "web").await;
+        sh(&bus, "web", mount).await;
+        assert_eq!(sh(&bus, "web", "cat /mnt/d/file").await, "kept");
+        bus.change("web", "delete").await.unwrap();
+        assert_eq!(leak::anything(world, &vm), Vec::<String>::new());
+    });
+}
