@@ -255,16 +255,21 @@ impl HostState {
         self.forwards.restore(namespace, vm_id, &spec.nics);
     }
 
-    /// Gives a VM the ports of the host that `nics` ask for in the place of those that it has.
+    /// Gives a VM what of the host `nics` ask for in the place of what it has.
     ///
     /// # Errors
-    /// `invalid_argument` or `conflict` for a port; nothing is changed then.
-    pub fn change_forwards(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) -> Result<(), ErrorBody> {
+    /// `invalid_argument` or `conflict` with what cannot be had; nothing is changed then.
+    pub fn change_nics(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) -> Result<(), ErrorBody> {
+        self.check_isolated(nics)?;
         self.forwards.claim(namespace, vm_id, nics)
     }
 
-    /// Takes the ports of an earlier spec over again, whose change was never durable.
-    pub fn keep_forwards(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) {
+    fn check_isolated(&self, nics: &[NicSpec]) -> Result<(), ErrorBody> {
+        egress::check_isolated(nics, |nic| !self.shared.contains(&nic.network))
+    }
+
+    /// Takes what an earlier spec asks for over again, whose change was never durable.
+    pub fn keep_nics(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) {
         self.forwards.restore(namespace, vm_id, nics);
     }
 
@@ -300,7 +305,7 @@ impl HostState {
         if wanted > left {
             return Err(exhausted("bytes of disk", left, wanted, "delete a VM"));
         }
-        egress::check_isolated(&spec.nics, |nic| !self.shared.contains(&nic.network))?;
+        self.check_isolated(&spec.nics)?;
         self.forwards.claim(namespace, vm_id, &spec.nics)?;
         let mut leased = Vec::new();
         for (index, nic) in spec.nics.iter().enumerate() {

@@ -16,8 +16,8 @@ use drover_schemas::body::image::{
     ImagesRequest,
 };
 use drover_schemas::body::vm::{
-    ChangeReply, ChangeRequest, ForwardRequest, ListRequest, LookupReply, LookupRequest, ShutdownRequest,
-    StopRequest, ValidateReply, ValidateRequest, Wait,
+    ChangeReply, ChangeRequest, EgressRequest, ForwardRequest, ListRequest, LookupReply, LookupRequest,
+    ShutdownRequest, StopRequest, ValidateReply, ValidateRequest, Wait,
 };
 use drover_schemas::state::Verb;
 use drover_schemas::stream::Channel;

@@ -134,6 +134,8 @@ pub enum Verb {
     Resume,
     /// `forward`
     Forward,
+    /// `egress`
+    Egress,
     /// `delete`
     Delete,
 }
@@ -190,7 +192,7 @@ pub enum Input {
 
 impl Input {
     /// Every column, verbs first.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Verb(Verb::Start),
         Self::Verb(Verb::Shutdown),
         Self::Verb(Verb::Stop),
@@ -199,6 +201,7 @@ impl Input {
         Self::Verb(Verb::Pause),
         Self::Verb(Verb::Resume),
         Self::Verb(Verb::Forward),
+        Self::Verb(Verb::Egress),
         Self::Verb(Verb::Delete),
         Self::Happened(Happening::Booted),
         Self::Happened(Happening::BootFailed),
@@ -233,6 +236,7 @@ impl Input {
                 Verb::Pause => "pause",
                 Verb::Resume => "resume",
                 Verb::Forward => "forward",
+                Verb::Egress => "egress",
                 Verb::Delete => "delete",
             },
             Self::Happened(h) => match h {

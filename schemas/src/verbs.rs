@@ -234,6 +234,15 @@ pub const VERBS: &[VerbRow] = &[
     ),
     row(
         Plane::Vm,
+        "egress",
+        Class::Journalled,
+        Role::Operator,
+        "EgressRequest",
+        "ChangeReply",
+        "Changes what the guest may reach, at once and from now on.",
+    ),
+    row(
+        Plane::Vm,
         "delete",
         Class::Journalled,
         Role::Operator,

@@ -44,6 +44,7 @@ fn schemas() -> Map<String, Value> {
         vm::CreateRequest,
         vm::ChangeRequest,
         vm::ForwardRequest,
+        vm::EgressRequest,
         vm::ChangeReply,
         vm::ShutdownRequest,
         vm::StopRequest,

@@ -267,6 +267,22 @@ impl Line {
     }
 }
 
+impl Line {
+    /// Says something that does not come back within a moment.
+    ///
+    /// # Panics
+    /// It does.
+    pub async fn is_cut(mut self) {
+        let exchange = async {
+            self.0.write_all(b"!").await?;
+            self.0.read_exact(&mut [0]).await
+        };
+        if let Ok(Ok(_)) = timeout(MOMENT, exchange).await {
+            panic!("the connection lives");
+        }
+    }
+}
+
 /// What reaches the host's bridge of a guest that [`speak`]s.
 #[derive(Debug)]
 pub struct Ear(OwnedFd);

@@ -5,10 +5,11 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::process::Command;
 
-use drover_schemas::ErrorCode;
-use drover_tests::client::Bus;
+use drover_schemas::body::vm::ChangeReply;
+use drover_schemas::{ErrorCode, RequestId};
+use drover_tests::client::{Bus, Failure, refused};
 use drover_tests::leak;
-use drover_tests::traffic::{HOST, OUTSIDE, Outside, exec, serve, who_tcp};
+use drover_tests::traffic::{HOST, Line, OUTSIDE, Outside, exec, serve, who_tcp};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
 use serde_json::{Value, json};
@@ -88,6 +89,14 @@ fn listed(world: &World, what: &[&str]) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
+fn flush() {
+    assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success());
+}
+
+async fn change(bus: &Bus, name: &str, body: Value) -> Result<ChangeReply, Failure> {
+    bus.insist(&format!("vm.{name}.egress"), &body, RequestId::generate()).await
+}
+
 #[test]
 fn a_guest_reaches_what_its_spec_lets_it_and_no_more() {
     run("a_guest_reaches_what_its_spec_lets_it_and_no_more", Options::down(), async |world| {
@@ -147,7 +156,6 @@ fn a_guest_reaches_what_its_spec_lets_it_and_no_more() {
         assert_eq!(outside.within(|| who_tcp((HOST, 20_000))), Some('c'));
 
         // The rules flushed under a daemon, and under none.
-        let flush = || assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success());
         let closed_again = async || {
             until("the rules are back", async || {
                 let found = reached(&bus, "closed").await;
@@ -193,5 +201,164 @@ fn a_guest_reaches_what_its_spec_lets_it_and_no_more() {
                 assert!(!left.contains(&vm.nics[0].ipv4), "{name}: {left}");
             }
         }
+    });
+}
+
+#[test]
+fn what_a_guest_may_reach_changes_while_it_lives() {
+    run("what_a_guest_may_reach_changes_while_it_lives", Options::down(), async |world| {
+        let settings = |config: &mut Value| {
+            let open = json!({"name": "open", "subnet": "10.99.0.0/24", "isolate": false});
+            config["networks"].as_array_mut().unwrap().push(open);
+        };
+        world.up_with(settings).await;
+        let bus = world.bus.clone();
+        let outside = Outside::beside_host();
+        answer(&outside);
+        for name in ["a", "b"] {
+            create(&bus, name, json!(null), json!([])).await;
+        }
+        let all = ["tcp 80", "tcp 81", "udp 80", "other tcp 80", "other udp 80"];
+        assert_eq!(reached(&bus, "a").await, all);
+        let line = Line::open(&bus, "a", outside.listen()).await;
+
+        let web = json!({"to": "192.0.2.2", "protocol": "tcp", "ports": ["80"]});
+        let only = json!({"default": "deny", "add": {"allow": [web]}});
+        let reply = change(&bus, "a", only.clone()).await.unwrap();
+        let allowed = reply.vm.nics[0].egress.clone().unwrap().allow;
+        assert_eq!((reply.already, reply.vm.revision, allowed.len()), (false, 2, 1));
+        assert_eq!(reached(&bus, "a").await, ["tcp 80"]);
+        line.is_cut().await;
+        assert_eq!(reached(&bus, "b").await, all, "of another guest nothing was said");
+        let again = change(&bus, "a", only).await.unwrap();
+        assert_eq!((again.already, again.vm.revision), (true, 2));
+
+        // Each has elements that meet those of the one before.
+        let net = json!({"to": "192.0.2.0/24"});
+        let part = json!({"to": "192.0.2.0/30", "protocol": "tcp", "ports": ["80-81"]});
+        let udp = json!({"to": "all", "protocol": "udp"});
+        let steps: [(Value, &[&str]); 5] = [
+            (json!({"remove": {"allow": [web]}, "add": {"allow": [net]}}), &all),
+            (json!({"add": {"deny": [udp], "allow": [web]}}), &["tcp 80", "tcp 81", "other tcp 80"]),
+            (
+                json!({"remove": {"allow": [net, web]}, "add": {"allow": [part]}}),
+                &["tcp 80", "tcp 81", "other tcp 80"],
+            ),
+            (json!({"replace": true, "add": {"deny": [web]}}), &all[1..]),
+            (json!({"replace": true, "default": "deny"}), &[]),
+        ];
+        for (body, reach) in steps {
+            change(&bus, "a", body.clone()).await.unwrap();
+            assert_eq!(reached(&bus, "a").await, reach, "{body}");
+        }
+
+        let spec = json!({"nics": [{"network": "open"}]});
+        bus.create("near", json!({"spec": spec})).await.unwrap();
+        for (name, body, code, field) in [
+            (
+                "a",
+                json!({"add": {"allow": [{"to": "example.org"}]}}),
+                ErrorCode::InvalidArgument,
+                "add.allow[0].to",
+            ),
+            ("a", json!({"remove": {"deny": [web]}}), ErrorCode::NotFound, "remove.deny[0]"),
+            ("a", json!({"nic": 1}), ErrorCode::InvalidArgument, "nic"),
+            ("near", json!({"default": "deny"}), ErrorCode::InvalidArgument, "spec.nics[0].egress"),
+        ] {
+            let error = refused("what cannot be done", code, change(&bus, name, body).await);
+            assert_eq!(error.details["field"], field, "{error}");
+        }
+        let old = json!({"default": "allow", "if_revision": 2});
+        refused("an old revision", ErrorCode::Conflict, change(&bus, "a", old).await);
+        assert_eq!(bus.status("a").await.unwrap().revision, 7);
+        assert_eq!(reached(&bus, "a").await, [""; 0]);
+
+        // It is in the rules that come back, and in those of a VM that was down meanwhile.
+        flush();
+        until("the rules are back", async || reached(&bus, "a").await.is_empty().then_some(())).await;
+        bus.change_with("a", "stop", json!({"force": true})).await.unwrap();
+        let reply = change(&bus, "a", json!({"add": {"allow": [web]}})).await.unwrap();
+        assert_eq!(reply.vm.state.as_str(), "stopped");
+        bus.change_with("a", "start", json!({"wait": "agent"})).await.unwrap();
+        assert_eq!(reached(&bus, "a").await, ["tcp 80"]);
+
+        // By the command line.
+        world
+            .printed(&[
+                "vm",
+                "egress",
+                "allow",
+                "b",
+                "192.0.2.2",
+                "--udp",
+                "--port",
+                "80",
+                "--default",
+                "deny",
+            ])
+            .await;
+        assert_eq!(reached(&bus, "b").await, ["udp 80"]);
+        world.printed(&["vm", "egress", "deny", "b", "192.0.2.3"]).await;
+        world.printed(&["vm", "egress", "allow", "b", "192.0.2.0/24"]).await;
+        world
+            .printed(&["vm", "egress", "allow", "b", "192.0.2.2", "--udp", "--port", "80", "--remove"])
+            .await;
+        assert_eq!(reached(&bus, "b").await, all[..3]);
+        let listed_words = world.printed(&["vm", "egress", "ls", "b"]).await;
+        assert!(listed_words.contains("deny 192.0.2.3; allow 192.0.2.0/24; deny all else"), "{listed_words}");
+        world.printed(&["vm", "egress", "clear", "b"]).await;
+        assert_eq!(reached(&bus, "b").await, all);
+
+        for name in ["a", "b", "near"] {
+            let vm = bus.status(name).await.unwrap();
+            bus.change(name, "delete").await.unwrap();
+            assert_eq!(leak::anything(world, &vm), Vec::<String>::new());
+            for set in ["closed", "deny", "deny_port", "allow", "allow_port"] {
+                let left = listed(world, &["set", &format!("egress_{set}")]);
+                assert!(!left.contains(&vm.nics[0].ipv4), "{name}: {left}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_daemon_that_dies_while_egress_changes_leaves_what_the_spec_says() {
+    let test = "a_daemon_that_dies_while_egress_changes_leaves_what_the_spec_says";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let outside = Outside::beside_host();
+        answer(&outside);
+        create(&bus, "a", json!({"default": "deny"}), json!([])).await;
+        let rule = |port: u16| json!({"to": "192.0.2.2", "protocol": "tcp", "ports": [port.to_string()]});
+        for round in 0..6_u16 {
+            let (old, new) = (80 + round % 2, 80 + (round + 1) % 2);
+            let remove = if round == 0 { json!([]) } else { json!([rule(old)]) };
+            let body = json!({"remove": {"allow": remove}, "add": {"allow": [rule(new)]}});
+            let id = RequestId::generate();
+            let asked = tokio::spawn({
+                let (bus, body) = (bus.clone(), body.clone());
+                async move {
+                    // Whatever comes of it.
+                    drop(bus.ask("vm.a.egress", &body).id(id).get::<ChangeReply>().await);
+                }
+            });
+            if round % 2 == 1 {
+                // It is durable, and perhaps not in force.
+                until("it is accepted", async || {
+                    let vm = bus.status("a").await.ok()?;
+                    (vm.revision == u64::from(round) + 2).then_some(())
+                })
+                .await;
+            }
+            world.kill().await;
+            world.start();
+            world.ready().await;
+            asked.abort();
+            let reply: ChangeReply = bus.insist("vm.a.egress", &body, id).await.unwrap();
+            assert_eq!((reply.vm.revision, reply.already), (u64::from(round) + 2, false));
+            assert_eq!(reached(&bus, "a").await, [format!("tcp {new}")]);
+        }
+        assert_eq!(bus.status("a").await.unwrap().nics[0].egress.as_ref().unwrap().allow.len(), 1);
+        assert_eq!(bus.host().await.unwrap().alarms, []);
     });
 }

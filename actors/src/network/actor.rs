@@ -28,8 +28,8 @@ type Reply<T> = RpcReplyPort<Result<T, NetworkError>>;
 pub enum NetworkMsg {
     /// Make the interfaces of a VM; repeated on adoption.
     Attach(VmNet, Reply<Vec<NicStatus>>),
-    /// Let other ports of the host lead to a VM that has interfaces.
-    Forward(VmNet, Reply<()>),
+    /// Lead and refuse otherwise what is a VM's that has interfaces.
+    Change(VmNet, Reply<()>),
     /// Remove the interfaces of a VM.
     Detach(VmId, Vec<NicLease>, Reply<()>),
     /// Make bridges and rules, with the VMs that have interfaces already.
@@ -132,7 +132,7 @@ async fn work(ops: &NetOps, batch: Vec<NetworkMsg>) {
         match request {
             NetworkMsg::Attach(vm, reply) => attach.push((vm, reply)),
             NetworkMsg::Detach(vm_id, nics, reply) => detach.push((vm_id, nics, reply)),
-            NetworkMsg::Forward(vm, reply) => answer(reply, forward(ops, vm).await),
+            NetworkMsg::Change(vm, reply) => answer(reply, rules(ops, vm).await),
             NetworkMsg::Restore(vms, reply) => answer(reply, ops.restore(vms).await),
             NetworkMsg::Mend(why, reply) => answer(reply, ops.mend(why).await),
             NetworkMsg::Sweep(known, reply) => answer(reply, ops.sweep(&known).await),
@@ -145,7 +145,7 @@ async fn work(ops: &NetOps, batch: Vec<NetworkMsg>) {
     }
 }
 
-async fn forward(ops: &NetOps, vm: VmNet) -> Result<(), NetworkError> {
+async fn rules(ops: &NetOps, vm: VmNet) -> Result<(), NetworkError> {
     let old: HashSet<Member> = ops.known.vm(vm.vm_id).iter().flat_map(VmNet::routed_members).collect();
     let new: HashSet<Member> = vm.routed_members().collect();
     let (add, remove): (Vec<_>, Vec<_>) =
@@ -153,7 +153,7 @@ async fn forward(ops: &NetOps, vm: VmNet) -> Result<(), NetworkError> {
     // From now on this is what should be, and what the watch mends.
     ops.known.insert(vm);
     let Err(error) = ops.change(&add, &remove).await else { return Ok(()) };
-    tracing::warn!(error = %chain(&error), "the firewall refused forwards; all rules are compared");
+    tracing::warn!(error = %chain(&error), "the firewall refused a change; all rules are compared");
     ops.mend(Why::Look).await.map(drop)
 }
 
@@ -275,12 +275,12 @@ impl NetworkHandle {
         self.call(|reply| NetworkMsg::Attach(vm, reply)).await
     }
 
-    /// Lets ports of the host lead to a VM that is attached as `vm` says, and no others.
+    /// Lets ports of the host lead to a VM that is attached as `vm` says, and no others, and it reach what that says.
     ///
     /// # Errors
     /// The firewall refuses; the watch tries again.
-    pub async fn forward(&self, vm: VmNet) -> Result<(), NetworkError> {
-        self.call(|reply| NetworkMsg::Forward(vm, reply)).await
+    pub async fn change(&self, vm: VmNet) -> Result<(), NetworkError> {
+        self.call(|reply| NetworkMsg::Change(vm, reply)).await
     }
 
     /// Removes the interfaces of a VM; they may be gone already.

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use drover_schemas::ErrorBody;
 use drover_schemas::body::spec::{EgressDefault, EgressRule, EgressSpec, NicSpec, Protocol};
+use drover_schemas::body::vm::EgressRequest;
+use drover_schemas::{ErrorBody, ErrorCode};
 use ipnet::Ipv4Net;
 
-use super::forward::{ALL, invalid, prefix};
+use super::forward::{ALL, invalid, of_index, prefix};
 use super::nft::{EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, Member};
 
 /// The most rules of one interface.
@@ -154,6 +155,50 @@ pub fn of_stored(nics: &[NicSpec]) -> Vec<Option<Egress>> {
     nics.iter().map(read).collect()
 }
 
+/// The interfaces of a VM with other rules of egress: those that go, then those that come. What is so already stays.
+///
+/// # Errors
+/// `invalid_argument` for an interface that is not there or rules that are none, `not_found` for one that is to go and is
+/// not there.
+pub fn changed(nics: &[NicSpec], request: &EgressRequest) -> Result<Vec<NicSpec>, ErrorBody> {
+    let mut nics = nics.to_vec();
+    let nic = of_index(&mut nics, request.nic)?;
+    let mut egress = nic.egress.take().filter(|_| !request.replace).unwrap_or_default();
+    let EgressRequest { remove, add, default, .. } = request;
+    without("allow", &mut egress.allow, &remove.allow)?;
+    without("deny", &mut egress.deny, &remove.deny)?;
+    for (list, has, rules) in
+        [("allow", &mut egress.allow, &add.allow), ("deny", &mut egress.deny, &add.deny)]
+    {
+        for (i, rule) in rules.iter().enumerate() {
+            reach(&format!("add.{list}[{i}]"), rule)?;
+            if !has.contains(rule) {
+                has.push(rule.clone());
+            }
+        }
+    }
+    egress.default = default.unwrap_or(egress.default);
+    Egress::read("egress", &egress)?;
+    // To say nothing is to let everything pass.
+    nic.egress = Some(egress).filter(|egress| *egress != EgressSpec::default());
+    Ok(nics)
+}
+
+fn without(list: &str, has: &mut Vec<EgressRule>, gone: &[EgressRule]) -> Result<(), ErrorBody> {
+    for (i, rule) in gone.iter().enumerate() {
+        let before = has.len();
+        has.retain(|one| one != rule);
+        if has.len() == before {
+            let shown: String = rule.to.chars().take(60).collect();
+            let text =
+                format!("no rule of `{list}` says this of {shown:?}; name it as it stands in the spec");
+            let error = ErrorBody::new(ErrorCode::NotFound, text);
+            return Err(error.with("field", format!("remove.{list}[{i}]")));
+        }
+    }
+    Ok(())
+}
+
 fn reach(field: &str, rule: &EgressRule) -> Result<Reach, ErrorBody> {
     let nets = match rule.to.as_str() {
         "all" => vec![ALL],
@@ -297,6 +342,50 @@ mod tests {
         check_isolated(std::slice::from_ref(&nic), |_| false).unwrap_err();
         nic.egress = None;
         check_isolated(&[nic], |_| false).unwrap();
+    }
+
+    #[test]
+    fn what_is_asked_for_is_changed_whole_or_not_at_all() {
+        let nic = |egress: serde_json::Value| -> NicSpec {
+            serde_json::from_value(serde_json::json!({"egress": egress})).unwrap()
+        };
+        let free = || -> NicSpec { serde_json::from_str("{}").unwrap() };
+        let (web, dns) = (serde_json::json!({"to": "192.0.2.2"}), serde_json::json!({"to": "192.0.2.3"}));
+        let closed = serde_json::json!({"default": "deny", "allow": [web]});
+        let has = [nic(closed.clone()), free()];
+        let ask = |request: serde_json::Value| changed(&has, &serde_json::from_value(request).unwrap());
+        for (request, becomes) in [
+            (serde_json::json!({"add": {"allow": [web]}}), nic(closed.clone())),
+            (serde_json::json!({"default": "deny"}), nic(closed)),
+            (serde_json::json!({"replace": true}), free()),
+            (serde_json::json!({"remove": {"allow": [web]}, "default": "allow"}), free()),
+            (
+                serde_json::json!({"replace": true, "default": "deny"}),
+                nic(serde_json::json!({"default": "deny"})),
+            ),
+            (
+                serde_json::json!({"remove": {"allow": [web]}, "add": {"allow": [dns], "deny": [web]}}),
+                nic(serde_json::json!({"default": "deny", "allow": [dns], "deny": [web]})),
+            ),
+        ] {
+            assert_eq!(ask(request.clone()).unwrap(), [becomes, free()], "{request}");
+        }
+        let other = ask(serde_json::json!({"nic": 1, "default": "deny"})).unwrap();
+        assert_eq!(other, [has[0].clone(), nic(serde_json::json!({"default": "deny"}))]);
+        for (request, code, field) in [
+            (serde_json::json!({"nic": 2}), ErrorCode::InvalidArgument, "nic"),
+            (serde_json::json!({"remove": {"deny": [web]}}), ErrorCode::NotFound, "remove.deny[0]"),
+            (serde_json::json!({"remove": {"allow": [web, web]}}), ErrorCode::NotFound, "remove.allow[1]"),
+            (
+                serde_json::json!({"add": {"deny": [{"to": "nowhere"}]}}),
+                ErrorCode::InvalidArgument,
+                "add.deny[0].to",
+            ),
+            (serde_json::json!({"default": "allow"}), ErrorCode::InvalidArgument, "egress.allow"),
+        ] {
+            let error = ask(request).unwrap_err();
+            assert_eq!((error.code, error.details["field"].as_str()), (code, field), "{error}");
+        }
     }
 
     fn rule() -> impl Strategy<Value = Reach> {

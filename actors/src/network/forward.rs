@@ -180,10 +180,7 @@ pub fn open(guest: Ipv4Addr, forwards: &[Forward]) -> impl Iterator<Item = Membe
 /// is not there.
 pub fn changed(nics: &[NicSpec], request: &ForwardRequest) -> Result<Vec<NicSpec>, ErrorBody> {
     let mut nics = nics.to_vec();
-    let count = nics.len();
-    let Some(nic) = usize::try_from(request.nic).ok().and_then(|index| nics.get_mut(index)) else {
-        return Err(invalid("nic", format!("the VM has {count} interfaces, counted from 0")));
-    };
+    let nic = of_index(&mut nics, request.nic)?;
     for (i, gone) in request.remove.iter().enumerate() {
         let at = |has: &ForwardSpec| {
             (has.protocol, has.host_port, &has.host_address)
@@ -205,6 +202,13 @@ pub fn changed(nics: &[NicSpec], request: &ForwardRequest) -> Result<Vec<NicSpec
     }
     read_all(&nics)?;
     Ok(nics)
+}
+
+/// The interface that a request names by its place.
+pub(super) fn of_index(nics: &mut [NicSpec], index: u32) -> Result<&mut NicSpec, ErrorBody> {
+    let count = nics.len();
+    let found = usize::try_from(index).ok().and_then(|index| nics.get_mut(index));
+    found.ok_or_else(|| invalid("nic", format!("the VM has {count} interfaces, counted from 0")))
 }
 
 /// As `nft` writes it: a single address without its length.

@@ -81,6 +81,7 @@ impl NicLease {
             prefix_len: self.prefix_len,
             gateway: self.gateway.to_string(),
             forwards: Vec::new(),
+            egress: None,
         }
     }
 }

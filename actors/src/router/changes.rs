@@ -1,12 +1,12 @@
 //! Verbs that change a VM: decoded here, decided and remembered by its actor.
 
 use super::{
-    ChangeReply, ChangeRequest, ErrorBody, ForwardRequest, Request, RequestId, Router, ShutdownRequest,
-    StopRequest, Token, Verb, VmMsg, Wait, adopting, interrupted, oneshot, unknown_verb,
+    ChangeReply, ChangeRequest, EgressRequest, ErrorBody, ForwardRequest, Request, RequestId, Router,
+    ShutdownRequest, StopRequest, Token, Verb, VmMsg, Wait, adopting, interrupted, oneshot, unknown_verb,
 };
 use crate::ingress::permits::Permit;
 use crate::vm::actor::{Remembered, remembered};
-use crate::vm::message::Change;
+use crate::vm::message::{Change, NetworkChange};
 use drover_schemas::VmId;
 
 const SHUTDOWN_MS: u64 = 60_000;
@@ -21,14 +21,24 @@ struct Decoded {
     if_revision: Option<u64>,
     wait: Option<Wait>,
     time_ms: u64,
-    forward: Option<ForwardRequest>,
+    network: Option<NetworkChange>,
+}
+
+const fn of_network(
+    verb: Verb,
+    name: &'static str,
+    if_vm_id: Option<VmId>,
+    if_revision: Option<u64>,
+    change: NetworkChange,
+) -> Decoded {
+    Decoded { verb, name, if_vm_id, if_revision, wait: None, time_ms: 0, network: Some(change) }
 }
 
 fn decode(verb: &str, request: &Request) -> Result<Decoded, ErrorBody> {
     let plain = |verb, name| -> Result<Decoded, ErrorBody> {
         let body: ChangeRequest = request.decode()?;
         let ChangeRequest { if_vm_id, if_revision, wait } = body;
-        Ok(Decoded { verb, name, if_vm_id, if_revision, wait, time_ms: 0, forward: None })
+        Ok(Decoded { verb, name, if_vm_id, if_revision, wait, time_ms: 0, network: None })
     };
     match verb {
         "start" => plain(Verb::Start, "start"),
@@ -40,20 +50,23 @@ fn decode(verb: &str, request: &Request) -> Result<Decoded, ErrorBody> {
             let ShutdownRequest { if_vm_id, if_revision, timeout_ms } = request.decode()?;
             let time_ms = timeout_ms.unwrap_or(SHUTDOWN_MS).min(SHUTDOWN_MAX_MS);
             let (verb, name) = (Verb::Shutdown, "shutdown");
-            Ok(Decoded { verb, name, if_vm_id, if_revision, wait: None, time_ms, forward: None })
+            Ok(Decoded { verb, name, if_vm_id, if_revision, wait: None, time_ms, network: None })
         }
         "stop" => {
             let StopRequest { if_vm_id, if_revision, grace_ms, force } = request.decode()?;
             let verb = if force { Verb::StopForce } else { Verb::Stop };
             let time_ms = grace_ms.unwrap_or(STOP_GRACE_MS).min(STOP_GRACE_MAX_MS);
-            Ok(Decoded { verb, name: "stop", if_vm_id, if_revision, wait: None, time_ms, forward: None })
+            Ok(Decoded { verb, name: "stop", if_vm_id, if_revision, wait: None, time_ms, network: None })
         }
         "forward" => {
             let body: ForwardRequest = request.decode()?;
-            let (verb, name) = (Verb::Forward, "forward");
             let ForwardRequest { if_vm_id, if_revision, .. } = body;
-            let forward = Some(body);
-            Ok(Decoded { verb, name, if_vm_id, if_revision, wait: None, time_ms: 0, forward })
+            Ok(of_network(Verb::Forward, "forward", if_vm_id, if_revision, NetworkChange::Forward(body)))
+        }
+        "egress" => {
+            let body: EgressRequest = request.decode()?;
+            let EgressRequest { if_vm_id, if_revision, .. } = body;
+            Ok(of_network(Verb::Egress, "egress", if_vm_id, if_revision, NetworkChange::Egress(body)))
         }
         _ => Err(unknown_verb(&request.subject)),
     }
@@ -92,7 +105,7 @@ pub(super) async fn change(
         if_revision: decoded.if_revision,
         wait: decoded.wait,
         time_ms: decoded.time_ms,
-        forward: decoded.forward,
+        network: decoded.network,
         request_id: request.request_id.unwrap_or_else(RequestId::generate),
         digest: request.digest(),
         trace: crate::trace::current(),

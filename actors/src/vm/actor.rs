@@ -28,7 +28,6 @@ use super::inside::Allowance;
 use super::machine::{Context, Effect, Input, Machine, Op, Report, Task};
 use super::marks::Marks;
 use super::message::{ChangeSender, View, VmMsg};
-use super::network;
 use super::prepare::{bound_row, prepare, push_request, reply};
 use super::row::{Live, machine_of, status};
 use super::tasks::{self, Run, TaskContext, TaskEnd};
@@ -43,8 +42,8 @@ use crate::manager::ManagerMsg;
 use crate::services::{Shared, now_ms};
 use crate::trace;
 
-mod forwards;
 mod inside;
+mod network;
 mod requests;
 
 pub(super) use inside::carry;
@@ -376,7 +375,7 @@ impl VmActorState {
             name: name.clone(),
             vm_id: *vm_id,
             spec: self.row.spec.agent.clone(),
-            network: network::wanted(&self.row.spec.nics, &self.row.nics),
+            network: super::network::wanted(&self.row.spec.nics, &self.row.nics),
             said: AtomicBool::new(false),
             marks: self.live.marks.clone(),
         };

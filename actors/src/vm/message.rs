@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use drover_schemas::body::status::{Cause, VmStatus};
-use drover_schemas::body::vm::{ChangeReply, ForwardRequest, Wait};
+use drover_schemas::body::vm::{ChangeReply, EgressRequest, ForwardRequest, Wait};
 use drover_schemas::state::Verb;
 use drover_schemas::{ErrorBody, RequestId, VmId};
 use tokio::sync::oneshot;
@@ -20,6 +20,15 @@ use crate::journal::VmRow;
 /// Where the outcome of a change goes. Dropping it tells the waiter that the actor is gone.
 pub type ChangeSender = oneshot::Sender<Result<ChangeReply, ErrorBody>>;
 
+/// How the host's network shall treat the guest.
+#[derive(Debug)]
+pub enum NetworkChange {
+    /// Other ports of the host lead to it.
+    Forward(ForwardRequest),
+    /// It may reach something else.
+    Egress(EgressRequest),
+}
+
 /// A verb that changes the VM, decoded.
 #[derive(Debug)]
 pub struct Change {
@@ -35,8 +44,8 @@ pub struct Change {
     pub wait: Option<Wait>,
     /// `timeout_ms` or `grace_ms`.
     pub time_ms: u64,
-    /// What `forward` asks for.
-    pub forward: Option<ForwardRequest>,
+    /// What of the network it asks to change.
+    pub network: Option<NetworkChange>,
     /// Id of the request.
     pub request_id: RequestId,
     /// Digest of the body.

@@ -1,5 +1,6 @@
 //! Between the machine, the journal's row and the status that clients see: pure.
 
+use drover_schemas::body::spec::NicSpec;
 use drover_schemas::body::status::{AgentState, AgentStatus, Cause, NicStatus, VmStatus};
 use drover_schemas::event::{AgentEvent, DroppedEvents, VmEvent, VmEventKind};
 use drover_schemas::state::VmState;
@@ -121,9 +122,13 @@ pub fn status(host: &Token, row: &VmRow, machine: &Machine, live: &Live, with_sp
 /// The interfaces of a VM.
 #[must_use]
 pub fn nics(row: &VmRow) -> Vec<NicStatus> {
-    let specs = row.spec.nics.iter().map(|nic| nic.forwards.clone());
     let leases = row.nics.iter().map(crate::network::NicLease::status);
-    leases.zip(specs).map(|(status, forwards)| NicStatus { forwards, ..status }).collect()
+    let with = |(status, nic): (NicStatus, &NicSpec)| NicStatus {
+        forwards: nic.forwards.clone(),
+        egress: nic.egress.clone(),
+        ..status
+    };
+    leases.zip(&row.spec.nics).map(with).collect()
 }
 
 /// What an event says beside what the row says.

@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::disks;
 use super::laps::Laps;
-use super::machine::{Report, Task};
+use super::machine::{NetworkVerb, Report, Task};
 use crate::chain;
 use crate::guest::Link;
 use crate::hypervisor::api::{ApiClient, VmmState};
@@ -101,7 +101,7 @@ pub async fn run(task: Task, context: TaskContext) -> TaskEnd {
         Task::Pause => pause(&context).await.into(),
         Task::Resume => resume(&context).await.into(),
         Task::Reboot => reboot(&context).await.into(),
-        Task::Forward => forward(&context).await.into(),
+        Task::Network(verb) => network(&context, verb).await.into(),
         Task::Release => {
             release(&context).await;
             Report::Released.into()
@@ -397,14 +397,15 @@ async fn reboot(context: &TaskContext) -> Report {
 }
 
 /// What is refused now is tried again by whoever watches the network: the spec says what shall be.
-async fn forward(context: &TaskContext) -> Report {
-    match context.services.network.forward(vm_net(&context.row)).await {
-        Ok(()) => Report::Forwarded,
+async fn network(context: &TaskContext, verb: NetworkVerb) -> Report {
+    match context.services.network.change(vm_net(&context.row)).await {
+        Ok(()) => Report::NetworkChanged,
         Err(error) => Report::Failed(
             Cause::new(
                 CauseKind::HostResource,
                 format!(
-                    "the forwards are in the spec but not in force, which is tried again: {}",
+                    "{} changed in the spec, but this is not in force yet, which is tried again: {}",
+                    verb.changes(),
                     chain(&error)
                 ),
             )

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::spec::{ForwardSpec, ResolvedSpec};
+use super::spec::{EgressSpec, ForwardSpec, ResolvedSpec};
 use crate::event::DroppedEvents;
 use crate::id::VmId;
 use crate::state::{Desired, VmState};
@@ -230,6 +230,9 @@ pub struct NicStatus {
     /// Ports of the host that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forwards: Vec<ForwardSpec>,
+    /// What the guest may reach by it, if its spec says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressSpec>,
 }
 
 /// How a disk of a VM was made.

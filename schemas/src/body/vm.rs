@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::spec::{ForwardSpec, Protocol, ResolvedSpec, VmSpec};
+use super::spec::{EgressDefault, EgressRule, ForwardSpec, Protocol, ResolvedSpec, VmSpec};
 use super::status::VmStatus;
 use super::template::SpecValue;
 use crate::error::ErrorBody;
@@ -116,6 +116,53 @@ pub struct ForwardRef {
     /// The host's IPv4 address as the forward has it; left out for one of all addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_address: Option<String>,
+}
+
+/// Request of `egress`: what the guest may reach by an interface from now on. Either all of it is done or nothing; what
+/// is so already stays. What is refused from now on ends at once, also in the midst of a connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EgressRequest {
+    /// Refuse with `conflict` unless the VM has this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_vm_id: Option<VmId>,
+    /// Refuse with `conflict` unless the spec has this revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
+    /// Which of the VM's interfaces, by its place in `spec.nics`; the first if left out.
+    #[serde(default)]
+    pub nic: u32,
+    /// Everything that was said of the interface goes first; with nothing else beside it, its guest reaches what the
+    /// host's network lets through.
+    #[serde(default)]
+    pub replace: bool,
+    /// What becomes of all that is not named; as it is if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<EgressDefault>,
+    /// Rules that go, before others come; each as it stands in the spec.
+    #[serde(default, skip_serializing_if = "EgressRules::is_empty")]
+    pub remove: EgressRules,
+    /// Rules that come.
+    #[serde(default, skip_serializing_if = "EgressRules::is_empty")]
+    pub add: EgressRules,
+}
+
+/// Rules of egress.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EgressRules {
+    /// Of what passes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<EgressRule>,
+    /// Of what is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<EgressRule>,
+}
+
+impl EgressRules {
+    /// There are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.allow.is_empty() && self.deny.is_empty()
+    }
 }
 
 /// Request of `list`.

@@ -7,12 +7,15 @@ use drover_schemas::blob::Blob;
 use drover_schemas::body::guest::{
     AttachReply, ExecControl, ExecReply, ExecRequest, ExecResult, PackReply, PutRequest,
 };
-use drover_schemas::body::spec::{AgentSpec, ForwardSpec, NicSetup, NicSpec, Protocol, RestartSpec, VmSpec};
+use drover_schemas::body::spec::{
+    AgentSpec, EgressDefault, EgressRule, ForwardSpec, NicSetup, NicSpec, Protocol, RestartSpec, VmSpec,
+};
 use drover_schemas::body::status::{
     AgentState, AgentStatus, Cause, CauseKind, DiskMade, DiskStatus, NicStatus, VmStatus,
 };
 use drover_schemas::body::vm::{
-    ChangeReply, ChangeRequest, CreateRequest, ForwardRef, ForwardRequest, LookupReply, StopRequest, Wait,
+    ChangeReply, ChangeRequest, CreateRequest, EgressRequest, EgressRules, ForwardRef, ForwardRequest,
+    LookupReply, StopRequest, Wait,
 };
 use drover_schemas::codec::decode;
 use drover_schemas::event::{
@@ -81,6 +84,7 @@ fn status() -> VmStatus {
             prefix_len: 20,
             gateway: "10.77.0.1".into(),
             forwards: Vec::new(),
+            egress: None,
         }],
         disks: vec![DiskStatus { name: "disk0".into(), size_bytes: 64 << 20, made: DiskMade::Reflink }],
         vmm_pid: Some(42),
@@ -139,6 +143,16 @@ fn requests_are_pinned() {
     };
     let forward = ForwardRequest { nic: 1, remove, add: vec![spec], ..ForwardRequest::default() };
     check("bus", "forward", &forward, decode);
+    let rule =
+        |to: &str| EgressRule { to: to.into(), protocol: Some(Protocol::Tcp), ports: vec!["443".into()] };
+    let egress = EgressRequest {
+        replace: true,
+        default: Some(EgressDefault::Deny),
+        remove: EgressRules { allow: vec![rule("all")], deny: Vec::new() },
+        add: EgressRules { allow: vec![rule("192.0.2.0/24")], deny: vec![rule("metadata")] },
+        ..EgressRequest::default()
+    };
+    check("bus", "egress", &egress, decode);
     check(
         "bus",
         "stop",

@@ -47,7 +47,7 @@ impl VmActorState {
             self.answer_already(change.request_id, row, change.reply).await;
             return;
         }
-        let before = match change.forward.as_ref().map(|request| self.forward(request)).transpose() {
+        let before = match change.network.as_ref().map(|asked| self.change_network(asked)).transpose() {
             Ok(None) => None,
             Ok(Some(Some(before))) => Some(before),
             Ok(Some(None)) => {
@@ -72,7 +72,7 @@ impl VmActorState {
         let result = self.commit(myself, next, effects, Some((change.request_id, row))).await;
         if let Err(error) = result {
             if let Some(before) = before {
-                self.forward_as_before(before);
+                self.network_as_before(before);
             }
             self.give_back_capacity();
             self.permits.remove(&change.request_id);

@@ -7,6 +7,48 @@ use drover_schemas::event::VmEventKind;
 use drover_schemas::state::{Verb, VmState};
 use serde::{Deserialize, Serialize};
 
+/// A verb that changes the spec alone, and how the host's network treats the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkVerb {
+    /// Ports of the host that lead to the guest.
+    Forward,
+    /// What the guest may reach.
+    Egress,
+}
+
+impl NetworkVerb {
+    /// Every one.
+    pub const ALL: [Self; 2] = [Self::Forward, Self::Egress];
+
+    /// The verb, if it is one of these.
+    #[must_use]
+    pub const fn of(verb: Verb) -> Option<Self> {
+        match verb {
+            Verb::Forward => Some(Self::Forward),
+            Verb::Egress => Some(Self::Egress),
+            _ => None,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Egress => "egress",
+        }
+    }
+
+    /// What it changes, in words.
+    #[must_use]
+    pub const fn changes(self) -> &'static str {
+        match self {
+            Self::Forward => "the forwards",
+            Self::Egress => "what the guest may reach",
+        }
+    }
+}
+
 /// Work of the shell: at most one at a time for each VM, each ends in one [`Report`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Task {
@@ -28,8 +70,8 @@ pub enum Task {
     Resume,
     /// Reboots the guest.
     Reboot,
-    /// Makes the host's ports lead to the guest as the spec says.
-    Forward,
+    /// Makes the host's network treat the guest as its spec says since this verb changed it.
+    Network(NetworkVerb),
     /// Releases the runtime of a VM that ended by itself.
     Release,
     /// Kills and releases everything, disks and leases included.
@@ -47,7 +89,7 @@ impl Task {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Reboot => "reboot",
-            Self::Forward => "forward",
+            Self::Network(verb) => verb.as_str(),
             Self::Release => "release",
             Self::Delete => "delete",
         }
@@ -71,8 +113,8 @@ pub enum Report {
     Resumed,
     /// The guest was rebooted.
     Rebooted,
-    /// The host's ports lead where the spec says.
-    Forwarded,
+    /// The host's network treats the guest as its spec says.
+    NetworkChanged,
     /// Nothing of the runtime is left.
     Released,
     /// Nothing at all is left.

@@ -1,7 +1,7 @@
 //! What the end of a task, and the start of the daemon, mean for the machine.
 
-use super::{AgentState, Desired, FORWARD, VmEventKind, VmState};
-use super::{Cause, CauseKind, Cell, Context, Due, Effect, Ending, Happening, Machine, Report, Task};
+use super::{AgentState, Desired, NetworkVerb, VmEventKind, VmState};
+use super::{Cause, CauseKind, Cell, Context, Due, Effect, Ending, Happening, Machine, Op, Report, Task};
 use crate::vm::restart::End;
 
 impl Machine {
@@ -32,7 +32,7 @@ impl Machine {
                 out.push(Effect::Event { kind, previous, state, cause: Some(cause), request_id });
                 self.finish_if_due(Due::Done, out);
             }
-            Report::Forwarded => self.finish_if_due(Due::Done, out),
+            Report::NetworkChanged => self.finish_if_due(Due::Done, out),
             Report::Deleted => self.on_deleted(out),
             Report::Failed(cause) => self.on_failed(&task, cause, out),
         }
@@ -140,8 +140,8 @@ impl Machine {
                 self.cause = Some(cause);
                 self.on_shutdown_timed_out(out);
             }
-            Task::Pause | Task::Resume | Task::Reboot | Task::Forward => {
-                if *task != Task::Forward {
+            Task::Pause | Task::Resume | Task::Reboot | Task::Network(_) => {
+                if !matches!(task, Task::Network(_)) {
                     let is_paused = self.state == VmState::Paused;
                     self.desired = if is_paused { Desired::Paused } else { Desired::Running };
                 }
@@ -155,7 +155,7 @@ impl Machine {
     }
 
     pub(super) fn on_found_alive(&mut self, paused: bool, out: &mut Vec<Effect>) {
-        self.finish_forward(out);
+        self.finish_network(out);
         let adopted = || Some(Cause::new(CauseKind::Adopted, "the daemon started and found the VM alive"));
         match self.on(Happening::DaemonStartAlive) {
             Cell::Enter(VmState::Deleting) => self.run(Task::Delete, out),
@@ -195,8 +195,9 @@ impl Machine {
     }
 
     /// It is in the spec, by which the network was restored or will be made.
-    pub(super) fn finish_forward(&mut self, out: &mut Vec<Effect>) {
-        if self.op.as_ref().is_some_and(|op| op.name == FORWARD) {
+    pub(super) fn finish_network(&mut self, out: &mut Vec<Effect>) {
+        let of_network = |op: &Op| NetworkVerb::ALL.iter().any(|verb| verb.as_str() == op.name);
+        if self.op.as_ref().is_some_and(of_network) {
             self.finish(Ending::Ok, out);
         }
     }
@@ -214,7 +215,7 @@ impl Machine {
         context: &Context<'_>,
         out: &mut Vec<Effect>,
     ) {
-        self.finish_forward(out);
+        self.finish_network(out);
         let happening = if host_rebooted { Happening::HostRebooted } else { Happening::DaemonStartGone };
         match self.on(happening) {
             Cell::Enter(VmState::Deleting) => self.run(Task::Delete, out),

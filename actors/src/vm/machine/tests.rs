@@ -41,7 +41,7 @@ fn at(state: VmState) -> Machine {
     machine
 }
 
-const VERBS: [Verb; 9] = [
+const VERBS: [Verb; 10] = [
     Verb::Start,
     Verb::Shutdown,
     Verb::Stop,
@@ -50,6 +50,7 @@ const VERBS: [Verb; 9] = [
     Verb::Pause,
     Verb::Resume,
     Verb::Forward,
+    Verb::Egress,
     Verb::Delete,
 ];
 
@@ -329,6 +330,7 @@ fn what_a_dead_daemon_had_accepted_is_answered_only_when_it_is_so() {
         (Paused, Verb::Resume, false, Running),
         (Running, Verb::Forward, false, Running),
         (Paused, Verb::Forward, true, Paused),
+        (Running, Verb::Egress, false, Running),
     ] {
         let (machine, effects) = found_alive_after(state, verb, paused);
         assert_eq!(finishes(&effects).len(), 1, "{verb:?}");
@@ -341,25 +343,34 @@ fn cause() -> Cause {
 }
 
 #[test]
-fn a_change_of_forwards_is_done_once_it_is_durable_whatever_comes() {
+fn a_change_of_the_network_is_done_once_it_is_durable_whatever_comes() {
+    [Verb::Forward, Verb::Egress].into_iter().for_each(is_done_once_durable);
+}
+
+fn is_done_once_durable(verb: Verb) {
+    let network = NetworkVerb::of(verb).unwrap();
+    let name = network.as_str();
     for (state, runs) in [
         (VmState::Running, true),
         (VmState::Paused, true),
         (VmState::Stopped, false),
         (VmState::Backoff, false),
     ] {
-        let (machine, effects) = at(state).apply(command(Verb::Forward), &context(&RESTART));
-        assert_eq!((machine.state, effects.contains(&Effect::Run(Task::Forward))), (state, runs));
+        let (machine, effects) = at(state).apply(command(verb), &context(&RESTART));
+        assert_eq!((machine.state, effects.contains(&Effect::Run(Task::Network(network)))), (state, runs));
         assert!(matches!(effects[0], Effect::Event { kind: VmEventKind::Changed, .. }));
         assert_eq!(finishes(&effects).len(), usize::from(!runs));
     }
-    let (machine, _) = at(VmState::Running).apply(command(Verb::Forward), &context(&RESTART));
-    assert_eq!(machine.admit(Verb::Pause), Admission::Busy { operation: "forward".into() });
+    let (machine, _) = at(VmState::Running).apply(command(verb), &context(&RESTART));
+    assert_eq!(machine.admit(Verb::Pause), Admission::Busy { operation: name.into() });
     let (_, effects) = machine.apply(command(Verb::Delete), &context(&RESTART));
-    assert_eq!(finishes(&effects), [(FORWARD, &Ending::Ok)]);
+    assert_eq!(finishes(&effects), [(name, &Ending::Ok)]);
     let (machine, _) = machine.apply(Input::VmmExited(cause()), &context(&RESTART));
     let (machine, effects) = machine.apply(Input::Report(Report::Failed(cause())), &context(&RESTART));
-    assert!(matches!(finishes(&effects)[..], [(FORWARD, Ending::Failed(_))]), "the rules could not be laid");
+    assert!(
+        matches!(finishes(&effects)[..], [(found, Ending::Failed(_))] if found == name),
+        "the rules could not be laid"
+    );
     assert_eq!((machine.desired, machine.task), (Desired::Running, Some(Task::Release)));
 }
 
@@ -402,7 +413,7 @@ fn reports(task: &Task, pick: u8) -> Report {
         Task::Pause => vec![Report::Paused, Report::Failed(cause())],
         Task::Resume => vec![Report::Resumed, Report::Failed(cause())],
         Task::Reboot => vec![Report::Rebooted, Report::Failed(cause())],
-        Task::Forward => vec![Report::Forwarded, Report::Failed(cause())],
+        Task::Network(_) => vec![Report::NetworkChanged, Report::Failed(cause())],
         Task::Release => vec![Report::Released],
         Task::Delete => vec![Report::Deleted],
     };
@@ -449,7 +460,7 @@ proptest! {
                                 "stop" | "shutdown" => VmState::Stopped,
                                 _ => VmState::Running,
                             };
-                            let anywhere = ["reboot", FORWARD].contains(&op.name.as_str());
+                            let anywhere = ["reboot", "forward", "egress"].contains(&op.name.as_str());
                             prop_assert!(state == wanted || anywhere, "{op:?} was answered in {state}");
                         }
                     }

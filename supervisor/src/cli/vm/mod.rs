@@ -5,6 +5,7 @@ mod change;
 mod console;
 mod copy;
 mod create;
+mod egress;
 mod exec;
 mod folder;
 mod forward;
@@ -61,6 +62,9 @@ pub enum VmCommand {
     /// Ports of the host that lead to the guest: add, remove and list them.
     #[command(subcommand)]
     Forward(forward::ForwardCommand),
+    /// What the guest may reach: allow, deny and list it.
+    #[command(subcommand)]
+    Egress(egress::EgressCommand),
     /// Stop a VM at once and remove everything of it.
     Rm(change::PlainArgs),
     /// Run a program in the guest.
@@ -146,6 +150,7 @@ impl VmCommand {
             Self::Shutdown(args) => args.name(),
             Self::Stop(args) => args.name(),
             Self::Forward(command) => command.name(),
+            Self::Egress(command) => command.name(),
             Self::Exec(args) => args.name(),
             Self::Runs(command) => command.name(),
             Self::Console(args) => args.name(),
@@ -180,6 +185,7 @@ pub(super) async fn run(command: &VmCommand, global: &Global) -> Result<u8, CliE
         VmCommand::Resume(args) => change::plain("resume", args, &client, global).await?,
         VmCommand::Rm(args) => change::plain("delete", args, &client, global).await?,
         VmCommand::Forward(command) => forward::run(command, &client, global).await?,
+        VmCommand::Egress(command) => egress::run(command, &client, global).await?,
         VmCommand::Exec(args) => return exec::run(args, &client, global).await,
         VmCommand::Runs(command) => return runs::run(command, &client, global).await,
         VmCommand::Info { name } => look::info(name, &client, global).await?,

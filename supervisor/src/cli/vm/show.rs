@@ -1,7 +1,7 @@
 //! VMs in words and columns.
 
-use drover_schemas::body::spec::ForwardSpec;
-use drover_schemas::body::status::VmStatus;
+use drover_schemas::body::spec::{EgressDefault, EgressRule, EgressSpec, ForwardSpec};
+use drover_schemas::body::status::{NicStatus, VmStatus};
 use drover_schemas::body::template::SpecValue;
 use drover_schemas::body::vm::{ChangeReply, ExplainReply};
 use drover_schemas::size::ByteSize;
@@ -72,6 +72,7 @@ pub fn status(vm: &VmStatus) -> String {
             format!("{}/{} on {} ({}, {})", nic.ipv4, nic.prefix_len, nic.network, nic.tap, nic.mac),
         );
         nic.forwards.iter().for_each(|port| row("forward", forward(port)));
+        nic.egress.iter().flat_map(egress).for_each(|line| row("egress", line));
     }
     for disk in &vm.disks {
         row("disk", format!("{}: {} ({})", disk.name, ByteSize(disk.size_bytes), disk.made.as_str()));
@@ -107,11 +108,48 @@ pub fn forwards(vm: &VmStatus) -> String {
     }
 }
 
+/// What a VM may reach.
+pub fn egresses(vm: &VmStatus) -> String {
+    let of_nic = |nic: &NicStatus| match &nic.egress {
+        Some(said) => format!("{} on {}: {}", nic.ipv4, nic.network, egress(said).join("; ")),
+        None => format!("{} on {}: what its network lets through", nic.ipv4, nic.network),
+    };
+    let lines: Vec<String> = vm.nics.iter().map(of_nic).collect();
+    match lines.as_slice() {
+        [] => format!("{} has no network interface", vm.name),
+        lines => lines.join("\n"),
+    }
+}
+
+/// As in `deny all udp`, `allow 192.0.2.2 tcp 443, 8000-8099`, `deny all else`.
+fn egress(egress: &EgressSpec) -> Vec<String> {
+    let rule = |verdict: &str, rule: &EgressRule| {
+        let mut text = format!("{verdict} {}", rule.to);
+        if let Some(protocol) = rule.protocol {
+            text.push_str(&format!(" {}", protocol.as_str()));
+        }
+        if !rule.ports.is_empty() {
+            text.push_str(&format!(" {}", rule.ports.join(", ")));
+        }
+        text
+    };
+    let denied = egress.deny.iter().map(|one| rule("deny", one));
+    let allowed = egress.allow.iter().map(|one| rule("allow", one));
+    let default = match egress.default {
+        EgressDefault::Allow => "allow all else",
+        EgressDefault::Deny => "deny all else",
+    };
+    denied.chain(allowed).chain([default.to_owned()]).collect()
+}
+
 /// One line about a change.
 pub fn change(verb: &str, reply: &ChangeReply) -> String {
     let vm = &reply.vm;
     if verb == "forward" {
         return forwards(vm);
+    }
+    if verb == "egress" {
+        return egresses(vm);
     }
     if reply.already {
         return format!("{} is {} already", vm.name, vm.state);

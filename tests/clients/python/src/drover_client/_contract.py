@@ -81,6 +81,7 @@ VERBS: dict[str, Verb] = {
     "template.list": Verb("cmd.{ns}.template.list", False, None),
     "vm.console": Verb("cmd.{ns}.vm.{name}.console", True, Stream(("stdin",), ("stdout",))),
     "vm.delete": Verb("cmd.{ns}.vm.{name}.delete", True, None),
+    "vm.egress": Verb("cmd.{ns}.vm.{name}.egress", True, None),
     "vm.explain": Verb("cmd.{ns}.vm.{name}.explain", False, None),
     "vm.forward": Verb("cmd.{ns}.vm.{name}.forward", True, None),
     "vm.get": Verb("cmd.{ns}.vm.{name}.get", False, None),
@@ -582,6 +583,24 @@ class DroppedEvents(TypedDict):
     window: NotRequired[int]
 
 
+class EgressRequest(TypedDict):
+    """Request of `egress`: what the guest may reach by an interface from now on. Either all of it is done or nothing; what is so already stays. What is refused from now on ends at once, also in the midst of a connection."""
+    # Rules that come.
+    add: NotRequired[EgressRules]
+    # What becomes of all that is not named; as it is if left out.
+    default: NotRequired[EgressDefault | None]
+    # Refuse with `conflict` unless the spec has this revision.
+    if_revision: NotRequired[int | None]
+    # Refuse with `conflict` unless the VM has this id.
+    if_vm_id: NotRequired[VmId | None]
+    # Which of the VM's interfaces, by its place in `spec.nics`; the first if left out.
+    nic: NotRequired[int]
+    # Rules that go, before others come; each as it stands in the spec.
+    remove: NotRequired[EgressRules]
+    # Everything that was said of the interface goes first; with nothing else beside it, its guest reaches what the host's network lets through.
+    replace: NotRequired[bool]
+
+
 class EgressRule(TypedDict):
     """Where to, by what protocol and to which ports."""
     # Ports such as `443` and ranges such as `8000-8099`, at most 16; all if there are none.
@@ -590,6 +609,14 @@ class EgressRule(TypedDict):
     protocol: NotRequired[Protocol | None]
     # An IPv4 address or prefix such as `192.0.2.0/24`; `all`; `private` for addresses that are not of the public internet; `metadata` for the link-local ones where clouds answer what is for the machine itself.
     to: str
+
+
+class EgressRules(TypedDict):
+    """Rules of egress."""
+    # Of what passes.
+    allow: NotRequired[list[EgressRule]]
+    # Of what is refused.
+    deny: NotRequired[list[EgressRule]]
 
 
 class EgressSpec(TypedDict):
@@ -1699,6 +1726,8 @@ class NicSpec(TypedDict):
 
 class NicStatus(TypedDict):
     """One interface of a VM as the host made it."""
+    # What the guest may reach by it, if its spec says so.
+    egress: NotRequired[EgressSpec | None]
     # Ports of the host that lead to it.
     forwards: NotRequired[list[ForwardSpec]]
     # The network's gateway: the host's bridge.
