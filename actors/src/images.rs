@@ -9,11 +9,14 @@ pub mod fleet;
 mod follow;
 mod head;
 pub mod import;
+pub mod look;
 mod once;
 mod pins;
+mod qcow2;
 pub mod store;
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -25,6 +28,7 @@ use tokio::sync::watch;
 
 pub use self::error::{FleetError, ImportError};
 pub use self::follow::follow;
+use self::head::Head;
 use self::import::{Imports, contents_of, images_of};
 use self::once::Once;
 pub use self::pins::Pinned;
@@ -164,6 +168,14 @@ pub enum ImageError {
         /// By the content.
         found: String,
     },
+    /// A file is not of its kind.
+    #[error("image {name:?} is no disk: {reason}")]
+    Kind {
+        /// The image.
+        name: String,
+        /// What it is, and what to do.
+        reason: &'static str,
+    },
     /// The store of imported images cannot be used.
     #[error("open the store of images {path}")]
     Store {
@@ -201,11 +213,17 @@ impl Images {
             if found != entry.sha256 {
                 return Err(ImageError::Digest { name: entry.name, path, expected: entry.sha256, found });
             }
+            let head = match entry.kind {
+                ImageKind::Disk => head_of(&path, &entry)?,
+                _ => Head::default(),
+            };
             let resolved = ResolvedImage {
                 name: entry.name.clone(),
                 sha256: entry.sha256,
                 kind: entry.kind,
                 size_bytes: entry.size_bytes,
+                format: head.format,
+                virtual_bytes: head.virtual_bytes,
             };
             by_name.insert(entry.name, Image { resolved, path, imported_unix_ms: None, from_fleet: false });
         }
@@ -282,10 +300,20 @@ impl Images {
 }
 
 fn image_of(store: &Store, named: &Named) -> Image {
-    let Named { name, kind, sha256, size_bytes, imported_unix_ms, from_fleet } = named.clone();
+    let named = named.clone();
+    let Named { name, kind, sha256, size_bytes, format, virtual_bytes, imported_unix_ms, from_fleet } = named;
     let path = store.content(&sha256);
-    let resolved = ResolvedImage { name, sha256, kind, size_bytes };
+    let resolved = ResolvedImage { name, sha256, kind, size_bytes, format, virtual_bytes };
     Image { resolved, path, imported_unix_ms: Some(imported_unix_ms), from_fleet }
+}
+
+/// What a disk that came with the host is by its head.
+fn head_of(path: &Path, entry: &ManifestImage) -> Result<Head, ImageError> {
+    let mut head = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(head::HEAD as u64).read_to_end(&mut head));
+    read.map_err(|source| ImageError::Read { path: path.to_owned(), source })?;
+    head::disk(&head, entry.size_bytes)
+        .map_err(|reason| ImageError::Kind { name: entry.name.clone(), reason })
 }
 
 fn digest(path: &Path) -> std::io::Result<String> {

@@ -12,8 +12,8 @@ use drover_schemas::body::host::{
     DrainRequest, ForgetRequest, HostsRequest, OrphanRemoveRequest, PlacedRequest,
 };
 use drover_schemas::body::image::{
-    ImageImportRequest, ImageNameRequest, ImagePullRequest, ImageShareRequest, ImageUnshareRequest,
-    ImagesRequest,
+    ImageGetRequest, ImageImportRequest, ImageNameRequest, ImagePullRequest, ImageShareRequest,
+    ImageUnshareRequest, ImagesRequest,
 };
 use drover_schemas::body::vm::{
     ChangeReply, ChangeRequest, EgressRequest, ForwardRequest, ListRequest, LookupReply, LookupRequest,
@@ -33,7 +33,7 @@ use crate::audit::{Asked, plane_of, row_of};
 use crate::bus::claims::{NameKey, Phase};
 use crate::create::{Creator, interrupted};
 use crate::directory::{Directory, Slot};
-use crate::images::{fleet as shared, import as images};
+use crate::images::{fleet as shared, import as images, look};
 use crate::ingress::permits::{Permit, Permits};
 use crate::ingress::request::{Arrived, Refused, ReplyPolicy, Request, header, namespace_of};
 use crate::manager::ManagerMsg;
@@ -400,7 +400,11 @@ impl Router {
             }
             "image.list" => {
                 let body: ImagesRequest = request.decode()?;
-                body_of(request, &images::list(&self.services, &body).await?)
+                body_of(request, &look::list(&self.services, &body).await?)
+            }
+            "image.get" => {
+                let body: ImageGetRequest = request.decode()?;
+                body_of(request, &look::get(&self.services, &body).await?)
             }
             "image.import" => {
                 let body: ImageImportRequest = request.decode()?;

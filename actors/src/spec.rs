@@ -221,10 +221,10 @@ fn image(
     images: &dyn ImageCatalogue,
     field: &str,
     reference: &str,
-    kind: ImageKind,
+    kinds: &[ImageKind],
 ) -> Result<ResolvedImage, ErrorBody> {
-    let known = images.names(kind);
     let Some(found) = images.find(reference) else {
+        let known: Vec<String> = kinds.iter().flat_map(|kind| images.names(*kind)).collect();
         let names: Vec<&str> = known.iter().map(String::as_str).collect();
         let hint = hint(reference, &names);
         let shown: String = reference.chars().take(100).collect();
@@ -234,8 +234,9 @@ fn image(
         )
         .with("field", field));
     };
-    if found.kind != kind {
-        return Err(invalid(field, format!("image {reference:?} is of kind {:?}, not {kind:?}", found.kind)));
+    if !kinds.contains(&found.kind) {
+        let wanted = kinds.iter().map(|kind| format!("{kind:?}")).collect::<Vec<_>>().join(" or ");
+        return Err(invalid(field, format!("image {reference:?} is of kind {:?}, not {wanted}", found.kind)));
     }
     Ok(found)
 }
@@ -277,7 +278,7 @@ fn resolve_boot(
         return Err(invalid("spec.boot.cmdline", format!("at most {MAX_CMDLINE} printable characters")));
     }
     let find = |field: &str, reference: Option<&String>, kind| {
-        reference.map(|r| image(images, field, r, kind)).transpose()
+        reference.map(|r| image(images, field, r, &[kind])).transpose()
     };
     Ok(ResolvedBoot {
         kernel: find("spec.boot.kernel", kernel, ImageKind::Kernel)?,

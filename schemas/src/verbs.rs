@@ -675,6 +675,15 @@ pub const VERBS: &[VerbRow] = &[
     ),
     row(
         Plane::Host,
+        "image.get",
+        Class::Read,
+        Role::Admin,
+        "ImageGetRequest",
+        "ImageGetReply",
+        "Shows an image, other names of it, and the VMs that were created with it.",
+    ),
+    row(
+        Plane::Host,
         "image.import",
         Class::Setting,
         Role::Admin,

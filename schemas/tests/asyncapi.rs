@@ -135,6 +135,8 @@ fn schemas() -> Map<String, Value> {
         host::ForgetReply,
         host::PlacedRequest,
         host::PlacedReply,
+        image::ImageGetRequest,
+        image::ImageGetReply,
         image::ImageImportRequest,
         image::ImageImportReply,
         image::ImageShareRequest,

@@ -58,7 +58,7 @@ fn with_nics(nics: Vec<NicSpec>) -> ResolvedSpec {
 }
 
 fn with_disk(size_bytes: u64, readonly: bool) -> ResolvedSpec {
-    let image = ResolvedImage { name: "d".into(), sha256: String::new(), kind: ImageKind::Disk, size_bytes };
+    let image = ResolvedImage::raw("d".into(), String::new(), ImageKind::Disk, size_bytes);
     ResolvedSpec {
         disks: vec![ResolvedDisk { image: Some(image), readonly, ..ResolvedDisk::default() }],
         ..spec(1, 1)

@@ -10,7 +10,7 @@ use super::*;
 use crate::hypervisor::run_dir::RunRoot;
 
 fn image(name: &str, kind: ImageKind) -> ResolvedImage {
-    ResolvedImage { name: name.to_owned(), sha256: "0".repeat(64), kind, size_bytes: 1 }
+    ResolvedImage::raw(name.to_owned(), "0".repeat(64), kind, 1)
 }
 
 fn spec(os: Os) -> ResolvedSpec {

@@ -255,7 +255,9 @@ pub(super) const fn kind_name(kind: ImageKind) -> &'static str {
     match kind {
         ImageKind::Kernel => "kernel",
         ImageKind::Initramfs => "initramfs",
-        ImageKind::Disk => "raw disk",
+        ImageKind::Disk => "disk",
+        ImageKind::Rootfs => "root file system",
+        ImageKind::Iso => "ISO",
         ImageKind::Firmware => "firmware",
         ImageKind::Unknown => "known kind of image",
     }

@@ -24,7 +24,8 @@ use tracing::{debug, info, warn};
 
 use super::error::{FleetError, ImportError};
 use super::hex;
-use super::import::{Arrival, PAGE, PAGE_MAX, arrive};
+use super::import::{Arrival, arrive};
+use super::look::{PAGE, PAGE_MAX, unknown};
 use super::store::{Store, Taken};
 use crate::bus::claims::kv::{Kv, Written};
 use crate::bus::connect::Bus;
@@ -169,8 +170,7 @@ async fn offer(services: &Shared, request: &ImageShareRequest) -> Result<ImageSh
     services.assets().await?;
     let found = services.images.read().get(name.as_str()).cloned();
     let (Some(image), Some(store)) = (found, services.images.store.clone()) else {
-        let text = format!("there is no image {name}; see image.list");
-        return Err(ErrorBody::new(ErrorCode::NotFound, text));
+        return Err(unknown(name.as_str()));
     };
     let sha256 = image.resolved.sha256.clone();
     // Nobody removes it meanwhile.

@@ -96,7 +96,7 @@ mod tests {
 
     fn own(sha256: &str, from_fleet: bool) -> Image {
         let (name, kind) = ("a".to_owned(), ImageKind::Disk);
-        let resolved = ResolvedImage { name, sha256: sha256.into(), kind, size_bytes: 1 };
+        let resolved = ResolvedImage::raw(name, sha256.into(), kind, 1);
         Image { resolved, path: "/a".into(), imported_unix_ms: Some(1), from_fleet }
     }
 

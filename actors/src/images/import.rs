@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drover_schemas::body::image::{
-    DamagedImage, ImageGcReply, ImageImportReply, ImageImportRequest, ImageInfo, ImageNameRequest,
-    ImagePullRequest, ImageVerifyReply, ImagesReply, ImagesRequest,
+    DamagedImage, ImageGcReply, ImageImportReply, ImageImportRequest, ImageNameRequest, ImagePullRequest,
+    ImageVerifyReply,
 };
 use drover_schemas::body::spec::{ImageKind, ResolvedImage, ResolvedSpec};
 use drover_schemas::event::HostEventKind;
@@ -17,21 +17,18 @@ use tracing::{info, warn};
 
 use super::error::ImportError;
 use super::fetch::{Fetch, Job, UrlPolicy};
+use super::look::{info_of, unknown, uses};
 use super::once::{Once, broke_off};
 use super::store::{Named, Store, Taken, open_below};
 use super::{Image, digest, fleet, image_of};
 use crate::chain;
 use crate::host_log::HostNote;
-use crate::page::cut;
 use crate::services::{Shared, now_ms};
 
 /// Imports that read and write at once; others wait.
 const AT_ONCE: usize = 2;
 /// How often the bus hears how far an import is.
 const PROGRESS: Duration = Duration::from_secs(5);
-/// Images of one page if the caller does not say, and at the most.
-pub(super) const PAGE: u32 = 100;
-pub(super) const PAGE_MAX: u32 = 500;
 
 /// What brings a content into the store; the same again at the same time is done once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,6 +183,8 @@ async fn copy(services: &Shared, arrival: &Arrival) -> Result<Image, ImportError
         kind,
         sha256: taken.sha256.clone(),
         size_bytes: taken.size_bytes,
+        format: taken.head.format,
+        virtual_bytes: taken.head.virtual_bytes,
         imported_unix_ms: now_ms(),
         from_fleet: matches!(arrival, Arrival::Fleet(_)),
     };
@@ -259,34 +258,6 @@ async fn tell(services: &Shared, name: &Token, heard: watch::Receiver<(u64, u64)
     }
 }
 
-fn info_of(image: &Image, vms: u64) -> ImageInfo {
-    let Image { resolved, imported_unix_ms, from_fleet, .. } = image.clone();
-    ImageInfo {
-        name: resolved.name,
-        kind: resolved.kind,
-        sha256: resolved.sha256,
-        size_bytes: resolved.size_bytes,
-        built_in: imported_unix_ms.is_none(),
-        imported_unix_ms,
-        from_fleet,
-        vms,
-    }
-}
-
-/// How many VMs were created with each content.
-async fn uses(services: &Shared) -> Result<BTreeMap<String, u64>, ErrorBody> {
-    let journal = services.journal.clone();
-    let loaded = tokio::task::spawn_blocking(move || journal.load()).await;
-    let snapshot = loaded.map_err(|_| broke_off())?.map_err(|error| error.to_body())?;
-    let mut uses = BTreeMap::new();
-    for row in &snapshot.vms {
-        for sha256 in contents_of(&row.spec) {
-            *uses.entry(sha256).or_default() += 1;
-        }
-    }
-    Ok(uses)
-}
-
 /// Every image of a spec.
 pub(super) fn images_of(spec: &ResolvedSpec) -> impl Iterator<Item = &ResolvedImage> {
     let boot = [&spec.boot.kernel, &spec.boot.initramfs, &spec.boot.firmware];
@@ -298,30 +269,8 @@ pub(super) fn contents_of(spec: &ResolvedSpec) -> BTreeSet<String> {
     images_of(spec).map(|image| image.sha256.clone()).collect()
 }
 
-/// A page of the images.
-///
-/// # Errors
-/// The journal or the store cannot be read.
-pub async fn list(services: &Shared, request: &ImagesRequest) -> Result<ImagesReply, ErrorBody> {
-    let limit = request.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX) as usize;
-    let uses = uses(services).await?;
-    let after = request.cursor.clone().unwrap_or_default();
-    let mut images: Vec<ImageInfo> = {
-        let names = services.images.read();
-        let rest = names.iter().filter(|(name, _)| **name > after).take(limit + 1);
-        rest.map(|(_, image)| info_of(image, uses.get(&image.resolved.sha256).copied().unwrap_or(0)))
-            .collect()
-    };
-    let next_cursor = cut(&mut images, limit, |last| last.name.clone());
-    let (store_bytes, free_bytes) = match services.images.store.clone() {
-        Some(store) => on_store(move || Ok((store.held()?, store.free()?))).await?,
-        None => (0, 0),
-    };
-    Ok(ImagesReply { images, store_bytes, free_bytes, next_cursor })
-}
-
 /// Does something with the store's files.
-async fn on_store<T: Send + 'static>(
+pub(super) async fn on_store<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, ErrorBody> {
     let done = tokio::task::spawn_blocking(work).await.map_err(|_| broke_off())?;
@@ -345,8 +294,7 @@ pub async fn remove(services: &Shared, request: ImageNameRequest) -> Result<Imag
     let naming = services.images.imports.names.lock().await;
     let found = services.images.read().get(name.as_str()).cloned();
     let Some(image) = found else {
-        let text = format!("there is no image {name}; see image.list");
-        return Err(ErrorBody::new(ErrorCode::NotFound, text));
+        return Err(unknown(name.as_str()));
     };
     if image.imported_unix_ms.is_none() {
         let text = format!("image {name} came with the host: take it out of its folder of images");
@@ -423,8 +371,7 @@ pub async fn verify(services: &Shared, request: &ImageNameRequest) -> Result<Ima
         }
     }
     if let Some(name) = request.name.as_ref().filter(|_| asked.is_empty()) {
-        let text = format!("there is no image {name}; see image.list");
-        return Err(ErrorBody::new(ErrorCode::NotFound, text));
+        return Err(unknown(name.as_str()));
     }
     if let Some(store) = services.images.store.clone().filter(|_| request.name.is_none()) {
         let from: Store = store.clone();

@@ -8,14 +8,15 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use drover_schemas::VmId;
-use drover_schemas::body::spec::ImageKind;
+use drover_schemas::body::spec::{ImageFormat, ImageKind};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 use super::error::ImportError;
-use super::{head, hex};
+use super::head::{self, Head};
+use super::hex;
 
 /// What is read and written in one go.
 const CHUNK: usize = 1 << 20;
@@ -35,11 +36,31 @@ pub struct Named {
     pub sha256: String,
     /// Its length.
     pub size_bytes: u64,
+    /// Its format.
+    #[serde(default, skip_serializing_if = "ImageFormat::is_raw")]
+    pub format: ImageFormat,
+    /// The length of the disk, where its format says another than the file's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_bytes: Option<u64>,
     /// When it was imported.
     pub imported_unix_ms: u64,
     /// It came from the fleet, and goes with what the fleet means by the name.
     #[serde(default)]
     pub from_fleet: bool,
+}
+
+/// Reads until a chunk is full or the source has ended: a head that comes in pieces is seen whole.
+fn fill(source: &mut impl io::Read, chunk: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < chunk.len() {
+        match source.read(&mut chunk[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 /// A content that was written and is not in its place yet; dropped, it is gone.
@@ -50,6 +71,8 @@ pub struct Taken {
     pub sha256: String,
     /// Its length.
     pub size_bytes: u64,
+    /// What it is by its head.
+    pub(super) head: Head,
 }
 
 impl Drop for Taken {
@@ -153,18 +176,17 @@ impl Store {
         }
         let path = self.dir.join("tmp").join(VmId::generate().to_string());
         let mut file = File::create_new(&path).map_err(write)?;
-        let mut taken = Taken { path, sha256: String::new(), size_bytes: 0 };
+        let mut taken = Taken { path, sha256: String::new(), size_bytes: 0, head: Head::default() };
         let (mut hasher, mut chunk) = (Sha256::new(), vec![0; CHUNK]);
         loop {
-            let read = match source.read(&mut chunk) {
-                Ok(0) => break,
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(ImportError::Read(error)),
-            };
+            let read = fill(&mut source, &mut chunk).map_err(ImportError::Read)?;
             let bytes = &chunk[..read];
             if taken.size_bytes == 0 {
-                head::check(kind, &bytes[..read.min(head::HEAD)], size)?;
+                taken.head =
+                    head::check(kind, &bytes[..read.min(head::HEAD)], if read == 0 { 0 } else { size })?;
+            }
+            if read == 0 {
+                break;
             }
             taken.size_bytes += read as u64;
             if taken.size_bytes > size {
@@ -176,9 +198,6 @@ impl Store {
         }
         if taken.size_bytes != size {
             return Err(ImportError::Changed { expected: size, found: taken.size_bytes });
-        }
-        if taken.size_bytes == 0 {
-            head::check(kind, &[], 0)?;
         }
         taken.sha256 = hex(&hasher.finalize());
         if let Some(expected) = expected.filter(|expected| *expected != taken.sha256) {

@@ -17,12 +17,14 @@ fn len(file: &File) -> u64 {
 
 fn import(store: &Store, source: File, name: &str) -> Named {
     let taken = store.take(&source, len(&source), ImageKind::Disk, None, |_| ()).unwrap();
-    let Taken { sha256, size_bytes, .. } = &taken;
+    let Taken { sha256, size_bytes, head, .. } = &taken;
     let named = Named {
         name: name.into(),
         kind: ImageKind::Disk,
         sha256: sha256.clone(),
         size_bytes: *size_bytes,
+        format: head.format,
+        virtual_bytes: head.virtual_bytes,
         imported_unix_ms: 1,
         from_fleet: false,
     };
@@ -101,6 +103,42 @@ fn what_is_refused_leaves_nothing() {
     let error = store.take(&source, len(&source), ImageKind::Disk, None, grow).unwrap_err();
     assert!(matches!(error, ImportError::Changed { expected: 512, .. }), "{error}");
     assert_eq!(left(&at), 0);
+}
+
+/// A source that gives its bytes one at a time.
+struct Drops<'a>(&'a [u8]);
+
+impl io::Read for Drops<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let length = into.len().min(1);
+        io::Read::read(&mut self.0, &mut into[..length])
+    }
+}
+
+#[test]
+fn what_an_image_is_is_seen_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("s");
+    let store = Store::open(&at, None).unwrap();
+    let mut cd = vec![0; 40 * 1024];
+    cd[0x8001..0x8006].copy_from_slice(b"CD001");
+    let taken = store.take(Drops(&cd), cd.len() as u64, ImageKind::Iso, None, |_| ()).unwrap();
+    assert_eq!(taken.head, Head::default(), "a head that comes in drops is seen whole");
+    let mut qcow = vec![0; 4 << 16];
+    qcow[..8].copy_from_slice(b"QFI\xfb\0\0\0\x02");
+    qcow[23] = 16;
+    qcow[24..32].copy_from_slice(&(1u64 << 30).to_be_bytes());
+    qcow[39] = 2;
+    qcow[40..48].copy_from_slice(&(3u64 << 16).to_be_bytes());
+    qcow[48..56].copy_from_slice(&(1u64 << 16).to_be_bytes());
+    let named = import(&store, file(dir.path(), "q", &qcow), "q");
+    assert_eq!((named.format, named.virtual_bytes), (ImageFormat::Qcow2, Some(1 << 30)));
+    assert_eq!(store.names().unwrap(), std::slice::from_ref(&named));
+    // One that was written before formats were told is raw.
+    let raw = import(&store, file(dir.path(), "r", &disk(512)), "r");
+    let text = fs::read_to_string(at.join("names/r.json")).unwrap();
+    assert!(!text.contains("format") && !text.contains("virtual"), "{text}");
+    assert!(store.names().unwrap().contains(&raw));
 }
 
 #[test]

@@ -52,7 +52,7 @@ pub(super) fn resolve(
             ));
         }
         let source = disk.image.as_ref();
-        let source = source.map(|name| image(images, &field("image"), name, ImageKind::Disk)).transpose()?;
+        let source = source.map(|name| image(images, &field("image"), name, ImageKind::DISKS)).transpose()?;
         if let Some(size) = disk.size {
             check_size(&field("size_bytes"), size)?;
         }
@@ -91,22 +91,32 @@ pub(super) fn resolve(
                 "a copy of an image has the image's file systems; leave it out",
             ));
         }
+        // What was pressed on a disc cannot be written to.
+        let readonly = disk.readonly || source.kind == ImageKind::Iso;
         // As long as its image is the same as not to say so.
-        let size_bytes = disk.size.map(|size| size.0).filter(|size| *size != source.size_bytes);
+        let length = source.disk_bytes();
+        let size_bytes = disk.size.map(|size| size.0).filter(|size| *size != length);
         match size_bytes {
-            Some(size) if size < source.size_bytes => Err(invalid(
+            Some(size) if size < length => Err(invalid(
                 &field("size_bytes"),
-                format!("image {:?} has {} bytes; a copy cannot be shorter", source.name, source.size_bytes),
+                format!("image {:?} has {length} bytes; a copy cannot be shorter", source.name),
             )),
-            Some(_) if disk.readonly => Err(invalid(
+            Some(_) if readonly => Err(invalid(
                 &field("size_bytes"),
                 "a disk that cannot be written to is its image itself; leave out size_bytes or readonly",
+            )),
+            Some(_) if !source.format.is_raw() => Err(invalid(
+                &field("size_bytes"),
+                format!(
+                    "image {:?} is qcow2 of {length} bytes; only a raw one can be made longer",
+                    source.name
+                ),
             )),
             size_bytes => Ok(ResolvedDisk {
                 name: Some(name),
                 image: Some(source),
                 size_bytes,
-                readonly: disk.readonly,
+                readonly,
                 ..ResolvedDisk::default()
             }),
         }
@@ -144,7 +154,7 @@ fn check_label(field: &str, label: Option<&str>, fs: DiskFs) -> Result<(), Error
 #[cfg(test)]
 mod tests {
     use drover_schemas::ErrorCode;
-    use drover_schemas::body::spec::ResolvedImage;
+    use drover_schemas::body::spec::{ImageFormat, ResolvedImage};
 
     use super::*;
 
@@ -153,8 +163,18 @@ mod tests {
     impl ImageCatalogue for Images {
         fn find(&self, reference: &str) -> Option<ResolvedImage> {
             let (name, sha256) = (reference.to_owned(), "0".repeat(64));
-            let found = ResolvedImage { name, sha256, kind: ImageKind::Disk, size_bytes: 3 << 20 };
-            (reference == "root").then_some(found)
+            let found = |kind, size_bytes| Some(ResolvedImage::raw(name, sha256, kind, size_bytes));
+            match reference {
+                "root" => found(ImageKind::Disk, 3 << 20),
+                "disc" => found(ImageKind::Iso, 2 << 20),
+                "kernel" => found(ImageKind::Kernel, 1),
+                "cloud" => found(ImageKind::Disk, 1 << 20).map(|image| ResolvedImage {
+                    format: ImageFormat::Qcow2,
+                    virtual_bytes: Some(2 << 30),
+                    ..image
+                }),
+                _ => None,
+            }
         }
         fn names(&self, _: ImageKind) -> Vec<String> {
             vec!["root".to_owned()]
@@ -182,6 +202,16 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_is_as_long_as_its_image_says_and_a_disc_is_only_read() {
+        let disks =
+            resolved(r#"[{"image": "cloud"}, {"image": "cloud", "size": "2GiB"}, {"image": "disc"}]"#)
+                .unwrap();
+        assert_eq!(disks.iter().map(ResolvedDisk::length).collect::<Vec<_>>(), [2 << 30, 2 << 30, 2 << 20]);
+        assert!(disks.iter().all(|disk| disk.size_bytes.is_none()));
+        assert_eq!(disks.iter().map(|disk| disk.readonly).collect::<Vec<_>>(), [false, false, true]);
+    }
+
+    #[test]
     fn a_wrong_disk_is_refused_by_its_field() {
         for (disk, field) in [
             (r#"{}"#, "image"),
@@ -191,6 +221,10 @@ mod tests {
             (r#"{"image": "root", "fs": "ext4"}"#, "fs"),
             (r#"{"image": "root", "label": "a"}"#, "label"),
             (r#"{"size": 0}"#, "size_bytes"),
+            (r#"{"image": "cloud", "size": "1GiB"}"#, "size_bytes"),
+            (r#"{"image": "cloud", "size": "3GiB"}"#, "size_bytes"),
+            (r#"{"image": "disc", "size": "3MiB"}"#, "size_bytes"),
+            (r#"{"image": "kernel"}"#, "image"),
             (r#"{"size": 1048577}"#, "size_bytes"),
             (r#"{"size": "9TiB"}"#, "size_bytes"),
             (r#"{"size": "1MiB", "fs": "ext4"}"#, "size_bytes"),

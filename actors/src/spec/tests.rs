@@ -14,7 +14,7 @@ impl ImageCatalogue for Images {
             "ovmf" => ImageKind::Firmware,
             _ => return None,
         };
-        Some(ResolvedImage { name: reference.into(), sha256: "0".repeat(64), kind, size_bytes: 1 })
+        Some(ResolvedImage::raw(reference.into(), "0".repeat(64), kind, 1))
     }
     fn names(&self, kind: ImageKind) -> Vec<String> {
         ["drover-kernel", "drover-initramfs", "drover-rootfs", "drover-debian", "ovmf"]

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use drover_schemas::body::spec::{DiskFs, ResolvedDisk, ResolvedSpec};
+use drover_schemas::body::spec::{DiskFs, ImageFormat, ResolvedDisk, ResolvedSpec};
 use drover_schemas::body::status::{Cause, CauseKind, DiskMade, DiskStatus};
 use drover_schemas::{ErrorBody, ErrorCode};
 
@@ -68,6 +68,15 @@ pub fn name(index: usize, disk: &ResolvedDisk) -> String {
     disk.name.as_ref().map_or_else(|| format!("disk{index}"), ToString::to_string)
 }
 
+/// The format of the file of a disk.
+#[must_use]
+pub fn image_type(disk: &ResolvedDisk) -> ImageType {
+    match disk.image.as_ref().map(|image| image.format) {
+        Some(ImageFormat::Qcow2) => ImageType::Qcow2,
+        Some(ImageFormat::Raw) | None => ImageType::Raw,
+    }
+}
+
 /// Makes the disks that a VM does not have yet; the work tells how each of them was made.
 ///
 /// # Errors
@@ -101,7 +110,7 @@ pub async fn make(context: &TaskContext, work: &Work) -> Result<Vec<DiskPath>, C
         paths.push(DiskPath {
             path,
             readonly: disk.readonly,
-            image_type: ImageType::Raw,
+            image_type: image_type(disk),
             name: name(index, disk),
         });
         work.made.lock().unwrap_or_else(PoisonError::into_inner).push(how);
@@ -137,7 +146,11 @@ fn refused(index: usize, disk: &ResolvedDisk, own: &std::path::Path, error: &Dis
 /// Where the VM's own disk is.
 #[must_use]
 pub fn path(services: &Services, row: &VmRow, index: usize) -> PathBuf {
-    services.disk_dir(row.vm_id).join(format!("disk{index}.raw"))
+    let suffix = match row.spec.disks.get(index).map(image_type) {
+        Some(ImageType::Qcow2) => "qcow2",
+        Some(ImageType::Raw) | None => "raw",
+    };
+    services.disk_dir(row.vm_id).join(format!("disk{index}.{suffix}"))
 }
 
 /// The disks as the host made them; nothing before the first boot.

@@ -128,9 +128,7 @@ fn finding(fault: &AgentFault, agent: AgentState, now_ms: u64) -> String {
 /// The VMM's configuration of a VM as JSON text. It holds no secret.
 #[must_use]
 pub fn config_text(services: &Services, row: &VmRow) -> String {
-    use crate::hypervisor::config::{
-        BootPaths, DiskPath, ImageType, VmmInput, by_kernel, cmdline_additions, vm_config,
-    };
+    use crate::hypervisor::config::{BootPaths, DiskPath, VmmInput, by_kernel, cmdline_additions, vm_config};
     use crate::network::NicLease;
     let path = |image: &Option<drover_schemas::body::spec::ResolvedImage>| {
         image.as_ref().map(|i| services.images.path(i).unwrap_or_else(|| format!("image:{}", i.name).into()))
@@ -143,7 +141,7 @@ pub fn config_text(services: &Services, row: &VmRow) -> String {
     let disks = row.spec.disks.iter().enumerate().map(|(index, disk)| DiskPath {
         path: shared(disk).unwrap_or_else(|| disks::path(services, row, index)),
         readonly: disk.readonly,
-        image_type: ImageType::Raw,
+        image_type: disks::image_type(disk),
         name: disks::name(index, disk),
     });
     let paths = BootPaths {

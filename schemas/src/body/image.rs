@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::spec::ImageKind;
+use super::spec::{ImageFormat, ImageKind};
 use crate::Token;
 
 /// Request of `image.import`.
@@ -25,6 +25,33 @@ pub struct ImageImportRequest {
     /// Let the name mean this content from now on though it means another. VMs keep what they were created with.
     #[serde(default)]
     pub replace: bool,
+}
+
+/// Request of `image.get`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageGetRequest {
+    /// The image, by its name or as `sha256:` and its digest.
+    pub image: String,
+}
+
+/// A VM of the host that was created with an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageUser {
+    /// Its namespace.
+    pub namespace: Token,
+    /// Its name.
+    pub name: Token,
+}
+
+/// Reply of `image.get`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageGetReply {
+    /// The image.
+    pub image: ImageInfo,
+    /// Other names of the host that mean the same content.
+    pub also: Vec<String>,
+    /// VMs that were created with the content, the first 100.
+    pub used_by: Vec<ImageUser>,
 }
 
 /// Request of `image.remove` and, of all where it has no name, of `image.verify`.
@@ -127,6 +154,12 @@ pub struct ImageInfo {
     pub sha256: String,
     /// Its length.
     pub size_bytes: u64,
+    /// Its format.
+    #[serde(default, skip_serializing_if = "ImageFormat::is_raw")]
+    pub format: ImageFormat,
+    /// The length of the disk that a guest sees, where its format says another than the file's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_bytes: Option<u64>,
     /// It came with the host's configuration and cannot be removed over the bus.
     pub built_in: bool,
     /// When it was imported.

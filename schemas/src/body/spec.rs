@@ -422,13 +422,41 @@ pub enum ImageKind {
     Kernel,
     /// A cpio archive for the kernel.
     Initramfs,
-    /// A raw disk.
+    /// A disk, raw or qcow2.
     Disk,
+    /// A file system without partitions, for a kernel that is booted directly.
+    Rootfs,
+    /// The content of a CD or DVD; guests only read it.
+    Iso,
     /// UEFI firmware.
     Firmware,
     /// A kind that this reader does not know.
     #[serde(other)]
     Unknown,
+}
+
+impl ImageKind {
+    /// Kinds that a disk of a VM may start as.
+    pub const DISKS: &[Self] = &[Self::Disk, Self::Rootfs, Self::Iso];
+}
+
+/// How an image says what stands where.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageFormat {
+    /// Byte by byte.
+    #[default]
+    Raw,
+    /// QCOW2 without another file behind it: a disk only, and no longer than what is written on it.
+    Qcow2,
+}
+
+impl ImageFormat {
+    /// Whether it is the format of all that is no disk.
+    #[must_use]
+    pub const fn is_raw(&self) -> bool {
+        matches!(self, Self::Raw)
+    }
 }
 
 /// An image as it was when the VM was resolved.
@@ -442,6 +470,26 @@ pub struct ResolvedImage {
     pub kind: ImageKind,
     /// Its length.
     pub size_bytes: u64,
+    /// Its format.
+    #[serde(default, skip_serializing_if = "ImageFormat::is_raw")]
+    pub format: ImageFormat,
+    /// The length of the disk that a guest sees, where its format says another than the file's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_bytes: Option<u64>,
+}
+
+impl ResolvedImage {
+    /// An image whose file is its content.
+    #[must_use]
+    pub const fn raw(name: String, sha256: String, kind: ImageKind, size_bytes: u64) -> Self {
+        Self { name, sha256, kind, size_bytes, format: ImageFormat::Raw, virtual_bytes: None }
+    }
+
+    /// The length of the disk that a guest sees.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        self.virtual_bytes.unwrap_or(self.size_bytes)
+    }
 }
 
 /// What a resolved VM boots.
@@ -486,7 +534,7 @@ impl ResolvedDisk {
     /// Its length.
     #[must_use]
     pub fn length(&self) -> u64 {
-        self.size_bytes.or(self.image.as_ref().map(|image| image.size_bytes)).unwrap_or(0)
+        self.size_bytes.or(self.image.as_ref().map(ResolvedImage::disk_bytes)).unwrap_or(0)
     }
 }
 

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use drover_schemas::Token;
 use drover_schemas::body::image::{
-    ImageGcReply, ImageImportReply, ImageImportRequest, ImagePullRequest, ImageShareRequest,
+    ImageGcReply, ImageGetReply, ImageImportReply, ImageImportRequest, ImagePullRequest, ImageShareRequest,
     ImageVerifyReply, ImagesReply, SharedImagesReply,
 };
-use drover_schemas::body::spec::ImageKind;
+use drover_schemas::body::spec::{ImageFormat, ImageKind};
 
 use super::Global;
 use super::exit::CliError;
@@ -27,6 +27,15 @@ pub enum ImageCommand {
         /// What the fleet shares, instead.
         #[arg(long)]
         shared: bool,
+        /// The host; without it, the one that answers first.
+        #[arg(long, value_name = "HOST")]
+        host: Option<Token>,
+    },
+    /// Show an image and the VMs that were created with it.
+    #[command(visible_alias = "get")]
+    Show {
+        /// The image, by its name or as sha256:DIGEST.
+        image: String,
         /// The host; without it, the one that answers first.
         #[arg(long, value_name = "HOST")]
         host: Option<Token>,
@@ -111,8 +120,12 @@ pub enum Kind {
     Kernel,
     /// A cpio archive for the kernel.
     Initramfs,
-    /// A raw disk.
+    /// A disk, raw or qcow2.
     Disk,
+    /// A file system without partitions, for a kernel that is booted directly.
+    Rootfs,
+    /// The content of a CD or DVD; guests only read it.
+    Iso,
     /// UEFI firmware.
     Firmware,
 }
@@ -131,6 +144,10 @@ pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError
         ImageCommand::Ls { shared: false, host } => {
             let (client, host, deadline) = connect(global, host.as_ref()).await?;
             global.output.print(&client.images(&host, deadline).await?, list)?;
+        }
+        ImageCommand::Show { image, host } => {
+            let (client, host, deadline) = connect(global, host.as_ref()).await?;
+            global.output.print(&client.image(&host, image, deadline).await?, shown)?;
         }
         ImageCommand::Share { name, replace, host } => {
             let (client, host, _) = connect(global, host.as_ref()).await?;
@@ -166,6 +183,8 @@ pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError
                     Kind::Kernel => ImageKind::Kernel,
                     Kind::Initramfs => ImageKind::Initramfs,
                     Kind::Disk => ImageKind::Disk,
+                    Kind::Rootfs => ImageKind::Rootfs,
+                    Kind::Iso => ImageKind::Iso,
                     Kind::Firmware => ImageKind::Firmware,
                 },
                 path: (!is_url).then(|| source.clone()),
@@ -232,7 +251,7 @@ fn list(reply: &ImagesReply) -> String {
         };
         table.add_row([
             image.name.clone(),
-            kind_of(image.kind),
+            format!("{}{}", kind_of(image.kind), format_of(image.format)),
             mib(image.size_bytes),
             short(&image.sha256),
             image.vms.to_string(),
@@ -241,6 +260,35 @@ fn list(reply: &ImagesReply) -> String {
     }
     let (held, free) = (mib(reply.store_bytes), mib(reply.free_bytes));
     format!("{}\nthe store holds {held}, {free} are free", render(&mut table).trim_end())
+}
+
+fn shown(reply: &ImageGetReply) -> String {
+    let image = &reply.image;
+    let came = match image.imported_unix_ms {
+        Some(at) if image.from_fleet => format!("{} ago, from the fleet", time::age(at)),
+        Some(at) => format!("{} ago", time::age(at)),
+        None => "with the host".to_owned(),
+    };
+    let mut lines = vec![
+        format!("{} ({}{})", image.name, kind_of(image.kind), format_of(image.format)),
+        format!("sha256    {}", image.sha256),
+        format!("size      {}", mib(image.size_bytes)),
+    ];
+    lines.extend(image.virtual_bytes.map(|bytes| format!("disk      {}", mib(bytes))));
+    lines.push(format!("imported  {came}"));
+    if !reply.also.is_empty() {
+        lines.push(format!("also      {}", reply.also.join(", ")));
+    }
+    lines.push(format!("vms       {}", image.vms));
+    lines.extend(reply.used_by.iter().map(|vm| format!("  {}/{}", vm.namespace, vm.name)));
+    lines.join("\n")
+}
+
+const fn format_of(format: ImageFormat) -> &'static str {
+    match format {
+        ImageFormat::Raw => "",
+        ImageFormat::Qcow2 => ", qcow2",
+    }
 }
 
 fn verified(reply: &ImageVerifyReply) -> String {

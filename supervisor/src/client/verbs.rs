@@ -9,8 +9,8 @@ use drover_schemas::body::host::{
     HostsRequest, OrphanRemoveRequest, OrphansReply,
 };
 use drover_schemas::body::image::{
-    ImageGcReply, ImageImportReply, ImageImportRequest, ImageNameRequest, ImageVerifyReply, ImagesReply,
-    ImagesRequest,
+    ImageGcReply, ImageGetReply, ImageGetRequest, ImageImportReply, ImageImportRequest, ImageNameRequest,
+    ImageVerifyReply, ImagesReply, ImagesRequest,
 };
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::{
@@ -256,6 +256,19 @@ impl Client {
                 _ => return Ok(all),
             }
         }
+    }
+
+    /// An image of a host, by its name or `sha256:` and its digest, with who uses it.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn image(
+        &self,
+        host: &Token,
+        image: &str,
+        deadline: Duration,
+    ) -> Result<ImageGetReply, ClientError> {
+        self.host(host, "image.get", &ImageGetRequest { image: image.to_owned() }, deadline).await
     }
 
     /// Takes a file of the host into its store.

@@ -60,6 +60,7 @@ VERBS: dict[str, Verb] = {
     "host.drain": Verb("host.{host}.drain", False, None),
     "host.forget": Verb("host.{host}.forget", False, None),
     "host.image.gc": Verb("host.{host}.image.gc", False, None),
+    "host.image.get": Verb("host.{host}.image.get", False, None),
     "host.image.import": Verb("host.{host}.image.import", False, None),
     "host.image.list": Verb("host.{host}.image.list", False, None),
     "host.image.pull": Verb("host.{host}.image.pull", False, None),
@@ -1270,6 +1271,22 @@ class ImageGcReply(TypedDict):
     removed: list[str]
 
 
+class ImageGetReply(TypedDict):
+    """Reply of `image.get`."""
+    # Other names of the host that mean the same content.
+    also: list[str]
+    # The image.
+    image: ImageInfo
+    # VMs that were created with the content, the first 100.
+    used_by: list[ImageUser]
+
+
+class ImageGetRequest(TypedDict):
+    """Request of `image.get`."""
+    # The image, by its name or as `sha256:` and its digest.
+    image: str
+
+
 class ImageImportReply(TypedDict):
     """Reply of `image.import`."""
     # The image.
@@ -1296,6 +1313,8 @@ class ImageInfo(TypedDict):
     """An image of a host."""
     # It came with the host's configuration and cannot be removed over the bus.
     built_in: bool
+    # Its format.
+    format: NotRequired[ImageFormat]
     # It came from the fleet.
     from_fleet: NotRequired[bool]
     # When it was imported.
@@ -1308,6 +1327,8 @@ class ImageInfo(TypedDict):
     sha256: str
     # Its length.
     size_bytes: int
+    # The length of the disk that a guest sees, where its format says another than the file's.
+    virtual_bytes: NotRequired[int | None]
     # How many VMs of the host were created with it.
     vms: int
 
@@ -1352,6 +1373,14 @@ class ImageUnshareRequest(TypedDict):
     """Request of `image.unshare`."""
     # The name in the fleet.
     name: Token
+
+
+class ImageUser(TypedDict):
+    """A VM of the host that was created with an image."""
+    # Its name.
+    name: Token
+    # Its namespace.
+    namespace: Token
 
 
 class ImageVerifyReply(TypedDict):
@@ -1996,6 +2025,8 @@ class ResolvedDisk(TypedDict):
 
 class ResolvedImage(TypedDict):
     """An image as it was when the VM was resolved."""
+    # Its format.
+    format: NotRequired[ImageFormat]
     # What it is good for.
     kind: ImageKind
     # The name that the spec used.
@@ -2004,6 +2035,8 @@ class ResolvedImage(TypedDict):
     sha256: str
     # Its length.
     size_bytes: int
+    # The length of the disk that a guest sees, where its format says another than the file's.
+    virtual_bytes: NotRequired[int | None]
 
 
 class ResolvedSpec(TypedDict):
@@ -2750,6 +2783,9 @@ HostEventKind = str
 
 # A part of what makes a guest itself.
 IdentityPart = str
+
+# How an image says what stands where.
+ImageFormat = Literal["raw", "qcow2"]
 
 # What an image is good for.
 ImageKind = str
