@@ -250,3 +250,47 @@ fn a_real_guest_finds_its_disks_by_their_names() {
         assert_eq!(leak::anything(world, &vm), Vec::<String>::new());
     });
 }
+
+/// What the second script takes, in seconds by the guest's clock, right after the first one.
+async fn timed(bus: &Bus, name: &str, first: &str, then: &str) -> f64 {
+    let clock = "cut -d' ' -f1 /proc/uptime";
+    let script =
+        format!("exec 2> /dev/null; {first} || exit 8; a=$({clock}); {then} || exit 9; echo $a $({clock})");
+    let said = sh(bus, name, &script).await;
+    let times: Vec<f64> = said.split(' ').map(|time| time.parse().unwrap()).collect();
+    times[1] - times[0]
+}
+
+#[test]
+fn a_real_guest_is_held_to_its_disks_limits() {
+    let options = Options { guest: "qemu", budget: Duration::from_secs(600), ..Options::default() };
+    run("a_real_guest_is_held_to_its_disks_limits", options, async |world| {
+        let bus = world.bus.clone();
+        let disks = json!([
+            {"name": "free", "size": "256MiB"},
+            {"name": "slow", "size": "256MiB", "limits": {"bytes_per_second": "4MiB"}},
+            {"name": "few", "size": "256MiB", "limits": {"ops_per_second": 50}},
+        ]);
+        boot(&bus, "web", json!({"disks": disks})).await;
+        let told: ExplainReply = bus.ask("vm.web.explain", &json!({})).get().await.unwrap();
+        assert_eq!(told.vmm_config.matches("\"refill_time\": 1000").count(), 2, "{}", told.vmm_config);
+        // What may come at once is used up first.
+        let read = |disk: &str, what: &str| format!("dd if=/dev/{disk} of=/dev/null bs=64k {what}");
+        let reads = async |disk| {
+            timed(&bus, "web", &read(disk, "count=128"), &read(disk, "skip=128 count=384")).await
+        };
+        let (slow, free) = (reads("vdb").await, reads("vda").await);
+        println!("24 MiB at 4 MiB/s: {slow} s; without a limit {free} s");
+        assert!((5.4..=6.6).contains(&slow) && free < slow / 2.0, "{slow} s, {free} s without a limit");
+        let write = |count| format!("dd if=/dev/zero of=/dev/vdb bs=64k count={count} conv=fsync");
+        let slow = timed(&bus, "web", &write(128), &write(384)).await;
+        println!("24 MiB written at 4 MiB/s: {slow} s");
+        assert!((5.4..=6.6).contains(&slow), "{slow} s");
+        let ops =
+            |skip, count| format!("dd if=/dev/vdc of=/dev/null bs=4k iflag=direct skip={skip} count={count}");
+        let few = timed(&bus, "web", &ops(0, 100), &ops(100, 250)).await;
+        println!("250 reads at 50/s: {few} s");
+        assert!((4.5..=5.5).contains(&few), "{few} s");
+        bus.change("web", "delete").await.unwrap();
+    });
+}

@@ -25,6 +25,8 @@ pub mod feature {
     pub const DISKS: &str = "disks.sized";
     /// Blank disks that are formatted with ext4.
     pub const EXT4: &str = "disks.ext4";
+    /// Disks that are read and written no faster than the spec says.
+    pub const DISK_LIMITS: &str = "disks.limits";
     /// Creates that were placed by another host.
     pub const PLACED: &str = "create.placed";
     /// The real hypervisor.
@@ -95,6 +97,9 @@ impl Demand {
         }
         if disks.iter().any(|disk| disk.image.is_none() || disk.size.is_some() || disk.name.is_some()) {
             features.push(feature::DISKS.to_owned());
+        }
+        if disks.iter().any(|disk| disk.limits.is_some()) {
+            features.push(feature::DISK_LIMITS.to_owned());
         }
         if disks.iter().any(|disk| disk.fs == Some(DiskFs::Ext4)) {
             features.push(feature::EXT4.to_owned());

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_IMAGES: usize = 256;
 
 /// Features that every build of this version offers, for peers of other versions.
-const FEATURES: [&str; 11] = [
+const FEATURES: [&str; 12] = [
     "vm.v1",
     "guest.v1",
     "events.v1",
@@ -40,6 +40,7 @@ const FEATURES: [&str; 11] = [
     feature::USER_DATA,
     feature::EGRESS,
     feature::DISKS,
+    feature::DISK_LIMITS,
 ];
 
 /// What this host offers.

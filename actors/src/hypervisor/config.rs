@@ -7,7 +7,8 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use drover_schemas::body::spec::{NicSetup, Os, ResolvedSpec};
+use drover_schemas::body::spec::{DiskLimits, NicSetup, Os, ResolvedSpec};
+use drover_schemas::size::ByteSize;
 use drover_schemas::token::Token;
 use serde::Serialize;
 
@@ -36,6 +37,8 @@ pub struct DiskPath {
     pub image_type: ImageType,
     /// What the guest finds it by.
     pub name: String,
+    /// How fast the guest may use it.
+    pub limits: Option<DiskLimits>,
 }
 
 /// The files of this host that stand for the images of the spec.
@@ -194,6 +197,48 @@ pub struct DiskConfig {
     pub image_type: ImageType,
     /// The serial number that the guest sees.
     pub serial: String,
+    /// How fast the guest may use it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter_config: Option<RateLimiterConfig>,
+}
+
+/// Buckets of bytes and of requests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct RateLimiterConfig {
+    /// Bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<TokenBucketConfig>,
+    /// Requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ops: Option<TokenBucketConfig>,
+}
+
+/// A bucket that is full at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TokenBucketConfig {
+    /// What it holds.
+    pub size: u64,
+    /// What there is beside it, once.
+    pub one_time_burst: u64,
+    /// How long it takes to become full, in milliseconds.
+    pub refill_time: u64,
+}
+
+/// The VMM rests for 100 ms whenever a bucket is empty, so one for less time would let less through than it says.
+const REFILL_MS: u64 = 1_000;
+
+/// The VMM's limits for a disk.
+fn rate_limiter(limits: &DiskLimits) -> RateLimiterConfig {
+    let bucket = |each_second: u64, burst: u64| TokenBucketConfig {
+        size: each_second * REFILL_MS / 1_000,
+        one_time_burst: burst,
+        refill_time: REFILL_MS,
+    };
+    let bytes = |size: Option<ByteSize>| size.map_or(0, |size| size.0);
+    RateLimiterConfig {
+        bandwidth: limits.bytes_per_second.map(|limit| bucket(limit.0, bytes(limits.burst_bytes))),
+        ops: limits.ops_per_second.map(|limit| bucket(limit, limits.burst_ops.unwrap_or(0))),
+    }
 }
 
 /// A network interface.
@@ -253,6 +298,7 @@ pub fn vm_config(input: &VmmInput<'_>) -> VmConfig {
         readonly: disk.readonly,
         image_type: disk.image_type,
         serial: disk.name.clone(),
+        rate_limiter_config: disk.limits.as_ref().map(rate_limiter),
     });
     let net = input.nics.iter().enumerate().map(|(index, nic)| NetConfig {
         id: format!("net{index}"),

@@ -1,9 +1,9 @@
 use std::path::Path;
 
-use drover_schemas::body::spec::ImageKind;
 use drover_schemas::body::spec::{
     AgentSpec, NicSpec, PlacementSpec, ResolvedBoot, ResolvedDisk, ResolvedImage, ResolvedSpec, RestartSpec,
 };
+use drover_schemas::body::spec::{DiskLimits, ImageKind};
 use drover_schemas::id::VmId;
 
 use super::*;
@@ -73,12 +73,19 @@ fn a_linux_guest_boots_a_kernel_with_its_address_and_name() {
                     readonly: false,
                     image_type: ImageType::Raw,
                     name: "disk0".into(),
+                    limits: None,
                 },
                 DiskPath {
                     path: "/var/lib/drover/images/d".into(),
                     readonly: true,
                     image_type: ImageType::Qcow2,
                     name: "tools".into(),
+                    limits: Some(DiskLimits {
+                        bytes_per_second: Some(ByteSize::mib(8)),
+                        ops_per_second: Some(100),
+                        burst_bytes: Some(ByteSize::mib(64)),
+                        burst_ops: None,
+                    }),
                 },
             ],
         },

@@ -108,6 +108,7 @@ mod tests {
             readonly,
             image_type: ImageType::Raw,
             name: String::new(),
+            limits: None,
         };
         let boot = BootPaths {
             kernel: Some("/srv/images/vmlinux".into()),

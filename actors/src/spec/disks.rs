@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use drover_schemas::body::spec::{DiskFs, DiskSpec, ImageKind, ResolvedDisk};
+use drover_schemas::body::spec::{DiskFs, DiskLimits, DiskSpec, ImageKind, ResolvedDisk};
 use drover_schemas::size::ByteSize;
 use drover_schemas::{ErrorBody, Token};
 
@@ -17,6 +17,11 @@ const MAX_LABEL: usize = 16;
 const MAX_SIZE: ByteSize = ByteSize::mib(8 << 20);
 /// ext4 has no room for itself on less.
 const MIN_EXT4: ByteSize = ByteSize::mib(8);
+
+const MIN_BYTES: ByteSize = ByteSize(64 << 10);
+const MAX_BYTES: ByteSize = ByteSize::mib(1 << 20);
+const MIN_OPS: u64 = 10;
+const MAX_OPS: u64 = 10_000_000;
 
 /// Resolves the disks of a spec.
 ///
@@ -51,6 +56,10 @@ pub(super) fn resolve(
                 format!("another disk is {:?} too; name one of them otherwise", name.as_str()),
             ));
         }
+        if let Some(limits) = &disk.limits {
+            check_limits(&field("limits"), limits)?;
+        }
+        let limits = disk.limits;
         let source = disk.image.as_ref();
         let source = source.map(|name| image(images, &field("image"), name, ImageKind::DISKS)).transpose()?;
         if let Some(size) = disk.size {
@@ -82,6 +91,7 @@ pub(super) fn resolve(
                 fs: Some(fs),
                 label: disk.label,
                 readonly: false,
+                limits,
             });
         };
         if disk.fs.is_some() || disk.label.is_some() {
@@ -117,6 +127,7 @@ pub(super) fn resolve(
                 image: Some(source),
                 size_bytes,
                 readonly,
+                limits,
                 ..ResolvedDisk::default()
             }),
         }
@@ -133,6 +144,38 @@ fn check_size(field: &str, size: ByteSize) -> Result<(), ErrorBody> {
     }
     if !size.0.is_multiple_of(ByteSize::mib(1).0) {
         return Err(invalid(field, format!("{size} is not a multiple of 1 MiB")));
+    }
+    Ok(())
+}
+
+/// Below these a guest's own tasks take so long that it reports its disk as broken; above, there is no limit to keep.
+fn check_limits(field: &str, limits: &DiskLimits) -> Result<(), ErrorBody> {
+    let part = |name: &str| format!("{field}.{name}");
+    let DiskLimits { bytes_per_second: bytes, ops_per_second: ops, burst_bytes, burst_ops } = *limits;
+    if bytes.is_none() && ops.is_none() {
+        return Err(invalid(field, "set bytes_per_second or ops_per_second, or leave limits out"));
+    }
+    if let Some(bytes) = bytes.filter(|bytes| !(MIN_BYTES..=MAX_BYTES).contains(bytes)) {
+        let text = format!("{bytes} is not possible; use {MIN_BYTES} to {MAX_BYTES}");
+        return Err(invalid(&part("bytes_per_second"), text));
+    }
+    if let Some(ops) = ops.filter(|ops| !(MIN_OPS..=MAX_OPS).contains(ops)) {
+        let text = format!("{ops} is not possible; use {MIN_OPS} to {MAX_OPS}");
+        return Err(invalid(&part("ops_per_second"), text));
+    }
+    for (name, is_set, is_limited, is_possible) in [
+        ("burst_bytes", burst_bytes.is_some(), bytes.is_some(), burst_bytes.is_none_or(|b| b <= MAX_BYTES)),
+        ("burst_ops", burst_ops.is_some(), ops.is_some(), burst_ops.is_none_or(|o| o <= MAX_OPS)),
+    ] {
+        if is_set && !is_limited {
+            return Err(invalid(
+                &part(name),
+                "there is no limit that it goes beyond; set that, or leave it out",
+            ));
+        }
+        if !is_possible {
+            return Err(invalid(&part(name), "at most what may be the limit"));
+        }
     }
     Ok(())
 }
@@ -212,6 +255,21 @@ mod tests {
     }
 
     #[test]
+    fn limits_hold_for_any_disk() {
+        let disks = resolved(
+            r#"[{"image": "root", "limits": {"bytes_per_second": "8MiB", "burst_bytes": "1GiB"}},
+                {"size": "1MiB", "limits": {"ops_per_second": 100, "burst_ops": 0}}]"#,
+        )
+        .unwrap();
+        let limits: Vec<_> = disks.iter().map(|disk| disk.limits.unwrap()).collect();
+        assert_eq!(
+            (limits[0].bytes_per_second, limits[0].burst_bytes),
+            (Some(ByteSize::mib(8)), Some(ByteSize::mib(1024)))
+        );
+        assert_eq!((limits[1].ops_per_second, limits[1].burst_ops), (Some(100), Some(0)));
+    }
+
+    #[test]
     fn a_wrong_disk_is_refused_by_its_field() {
         for (disk, field) in [
             (r#"{}"#, "image"),
@@ -234,6 +292,19 @@ mod tests {
             (r#"{"size": "8MiB", "fs": "ext4", "label": "seventeen-letters"}"#, "label"),
             (r#"{"size": "1MiB", "name": "a-name-of-21-letters-"}"#, "name"),
             (r#"{"size": "1MiB", "name": "disk0"}"#, "name"),
+            (r#"{"size": "1MiB", "limits": {}}"#, "limits"),
+            (r#"{"size": "1MiB", "limits": {"bytes_per_second": 1}}"#, "limits.bytes_per_second"),
+            (r#"{"size": "1MiB", "limits": {"bytes_per_second": "2TiB"}}"#, "limits.bytes_per_second"),
+            (r#"{"size": "1MiB", "limits": {"ops_per_second": 0}}"#, "limits.ops_per_second"),
+            (r#"{"size": "1MiB", "limits": {"ops_per_second": 50, "burst_bytes": 1}}"#, "limits.burst_bytes"),
+            (
+                r#"{"size": "1MiB", "limits": {"bytes_per_second": "1MiB", "burst_ops": 1}}"#,
+                "limits.burst_ops",
+            ),
+            (
+                r#"{"size": "1MiB", "limits": {"bytes_per_second": "1MiB", "burst_bytes": "2TiB"}}"#,
+                "limits.burst_bytes",
+            ),
         ] {
             let error = resolved(&format!(r#"[{{"image": "root"}}, {disk}]"#)).unwrap_err();
             assert_eq!(error.code, ErrorCode::InvalidArgument, "{disk}: {error:?}");

@@ -112,6 +112,7 @@ pub async fn make(context: &TaskContext, work: &Work) -> Result<Vec<DiskPath>, C
             readonly: disk.readonly,
             image_type: image_type(disk),
             name: name(index, disk),
+            limits: disk.limits,
         });
         work.made.lock().unwrap_or_else(PoisonError::into_inner).push(how);
     }

@@ -143,6 +143,7 @@ pub fn config_text(services: &Services, row: &VmRow) -> String {
         readonly: disk.readonly,
         image_type: disks::image_type(disk),
         name: disks::name(index, disk),
+        limits: disk.limits,
     });
     let paths = BootPaths {
         kernel: path(&boot.kernel),

@@ -65,6 +65,28 @@ pub struct DiskSpec {
     pub label: Option<String>,
     /// The guest cannot write to it.
     pub readonly: bool,
+    /// How fast the guest may read and write it; as fast as the host can if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<DiskLimits>,
+}
+
+/// How fast a guest may use a disk, reads and writes together. Who has rested for a second may use a second's worth at
+/// once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct DiskLimits {
+    /// Bytes each second, 64 KiB at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<ByteSize>,
+    /// Requests each second, 10 at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ops_per_second: Option<u64>,
+    /// Bytes beyond that limit which pass as fast as the host can, once after each start: a guest boots quickly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst_bytes: Option<ByteSize>,
+    /// Requests beyond that limit, once after each start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst_ops: Option<u64>,
 }
 
 /// What a blank disk is formatted with.
@@ -528,6 +550,9 @@ pub struct ResolvedDisk {
     pub label: Option<String>,
     /// The guest cannot write to it; it is then shared, not copied.
     pub readonly: bool,
+    /// How fast the guest may read and write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<DiskLimits>,
 }
 
 impl ResolvedDisk {

@@ -239,8 +239,8 @@ async fn boot_paths(spec: &ResolvedSpec, files: Files) -> Result<BootPaths, Mach
                 .to_path_buf(),
             _ => given.path,
         };
-        let (readonly, name) = (disk.readonly, disks::name(index, disk));
-        found.push(DiskPath { path, readonly, image_type: ImageType::Raw, name });
+        let (readonly, name, limits) = (disk.readonly, disks::name(index, disk), disk.limits);
+        found.push(DiskPath { path, readonly, image_type: ImageType::Raw, name, limits });
     }
     Ok(BootPaths {
         kernel: payload.kernel,

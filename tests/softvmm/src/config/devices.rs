@@ -38,6 +38,29 @@ pub enum ImageType {
     Unknown,
 }
 
+/// Buckets of bytes and of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RateLimiterConfig {
+    /// Bytes.
+    #[serde(default, skip_serializing_if = "absent")]
+    pub bandwidth: Option<TokenBucketConfig>,
+    /// Requests.
+    #[serde(default, skip_serializing_if = "absent")]
+    pub ops: Option<TokenBucketConfig>,
+}
+
+/// A bucket that is full at first.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TokenBucketConfig {
+    /// What it holds.
+    pub size: u64,
+    /// What there is beside it, once.
+    #[serde(default, skip_serializing_if = "absent")]
+    pub one_time_burst: Option<u64>,
+    /// How long it takes to become full, in milliseconds.
+    pub refill_time: u64,
+}
+
 /// One entry of `disks`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DiskConfig {
@@ -62,8 +85,9 @@ pub struct DiskConfig {
     vhost_socket: Option<String>,
     #[serde(default, skip_serializing_if = "absent")]
     rate_limit_group: Option<String>,
+    /// How fast it may be used.
     #[serde(default, skip_serializing_if = "absent")]
-    rate_limiter_config: Option<Value>,
+    pub rate_limiter_config: Option<RateLimiterConfig>,
     #[serde(default)]
     disable_io_uring: bool,
     #[serde(default)]

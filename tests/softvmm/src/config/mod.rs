@@ -14,8 +14,8 @@ use serde_json::Value;
 use crate::refusal::Cause;
 
 pub use devices::{
-    CommonConsole, ConsoleConfig, ConsoleMode, DiskConfig, ImageType, NetConfig, PciCommon, SerialConfig,
-    VsockConfig,
+    CommonConsole, ConsoleConfig, ConsoleMode, DiskConfig, ImageType, NetConfig, PciCommon,
+    RateLimiterConfig, SerialConfig, TokenBucketConfig, VsockConfig,
 };
 use devices::{DebugConsoleConfig, RngConfig};
 

@@ -11,6 +11,7 @@ pub mod process;
 pub mod qemu;
 pub mod qmp;
 pub mod root;
+mod throttle;
 
 use std::io::Read as _;
 

@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::qmp::Qmp;
+use super::throttle::throttling;
 use super::{Death, Lost, Notifier, Plan, StartError, What, check_payload};
 use crate::config::{ImageType, VmConfig};
 use crate::refusal::Cause;
@@ -359,7 +360,11 @@ fn arguments(config: &VmConfig, monitor: i32, port: i32, meeting: Option<&Path>)
         // A comma in a value of QEMU's is written twice.
         let file = path(file.clone()).replace(',', ",,");
         let read_only = if disk.readonly { "on" } else { "off" };
-        add("-drive", format!("if=none,id=drive{n},format={format},file={file},readonly={read_only}"));
+        let limits = disk.rate_limiter_config.as_ref().map(throttling).unwrap_or_default();
+        add(
+            "-drive",
+            format!("if=none,id=drive{n},format={format},file={file},readonly={read_only}{limits}"),
+        );
         let serial = disk.serial.as_ref().map(|s| format!(",serial={s}")).unwrap_or_default();
         add("-device", format!("virtio-blk-pci,drive=drive{n},id={PREFIX}{id}{serial}"));
     }

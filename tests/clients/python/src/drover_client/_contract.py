@@ -518,6 +518,18 @@ class DiskInfo(TypedDict):
     size_bytes: int
 
 
+class DiskLimits(TypedDict):
+    """How fast a guest may use a disk, reads and writes together. Who has rested for a second may use a second's worth at once."""
+    # Bytes beyond that limit which pass as fast as the host can, once after each start: a guest boots quickly.
+    burst_bytes: NotRequired[ByteSize | None]
+    # Requests beyond that limit, once after each start.
+    burst_ops: NotRequired[int | None]
+    # Bytes each second, 64 KiB at least.
+    bytes_per_second: NotRequired[ByteSize | None]
+    # Requests each second, 10 at least.
+    ops_per_second: NotRequired[int | None]
+
+
 class DiskSpec(TypedDict):
     """One disk of a VM: a copy of an image, or a blank one of a size. Each VM has its own; it is made when the VM is created and goes with it."""
     # What a blank disk is formatted with; `none` if left out.
@@ -526,6 +538,8 @@ class DiskSpec(TypedDict):
     image: NotRequired[str | None]
     # The label of that file system: 1 to 16 characters of `A-Za-z0-9._-`. Linux has it as `/dev/disk/by-label/LABEL`.
     label: NotRequired[str | None]
+    # How fast the guest may read and write it; as fast as the host can if left out.
+    limits: NotRequired[DiskLimits | None]
     # How the guest finds it, whatever the order of its disks: the serial number of the device, so that Linux has it as `/dev/disk/by-id/virtio-NAME`. At most 20 characters, another for each disk; `disk0`, `disk1` and so on if left out.
     name: NotRequired[Token | None]
     # The guest cannot write to it.
@@ -2015,6 +2029,8 @@ class ResolvedDisk(TypedDict):
     image: NotRequired[ResolvedImage | None]
     # The label of that file system.
     label: NotRequired[str | None]
+    # How fast the guest may read and write it.
+    limits: NotRequired[DiskLimits | None]
     # What the guest finds it by; of VMs that an earlier version made there is none.
     name: NotRequired[Token | None]
     # The guest cannot write to it; it is then shared, not copied.
