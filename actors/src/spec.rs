@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use drover_schemas::body::spec::{
     BootSpec, ImageKind, Os, PlacementSpec, ResolvedBoot, ResolvedImage, ResolvedSpec, VmSpec,
 };
+use drover_schemas::secret::Secret;
 use drover_schemas::size::ByteSize;
 use drover_schemas::{ErrorBody, ErrorCode, Token};
 
@@ -18,6 +19,7 @@ use crate::network::forward::read_all;
 mod agent;
 mod disks;
 pub mod origins;
+mod seed;
 pub mod templates;
 mod watch;
 
@@ -34,7 +36,6 @@ const MAX_CMDLINE: usize = 1_500;
 const MAX_NICS: usize = 8;
 const MAX_LABELS: usize = 64;
 const MAX_LABEL: usize = 256;
-const MAX_USER_DATA: usize = 16 * 1024;
 
 /// The catalogue of images, as resolution needs it.
 pub trait ImageCatalogue {
@@ -85,6 +86,8 @@ pub struct Resolved {
     pub spec: ResolvedSpec,
     /// Where its values come from.
     pub origins: Origins,
+    /// What the guest is handed, apart from the spec because it is a secret.
+    pub user_data: Option<Secret>,
 }
 
 /// Resolves a spec of a namespace: template, overrides, images, limits.
@@ -102,7 +105,8 @@ pub fn resolve(
     let template = templates.get(namespace, &name)?;
     let resolved = over(spec, name, &template.spec, images).map_err(|error| template.blame(spec, error))?;
     let origins = origins(spec, template, &resolved);
-    Ok(Resolved { spec: resolved, origins })
+    let user_data = spec.user_data.clone().or_else(|| template.spec.user_data.clone());
+    Ok(Resolved { user_data: user_data.filter(|_| resolved.seed.is_some()), spec: resolved, origins })
 }
 
 /// A spec over its template.
@@ -124,9 +128,7 @@ fn over(
     check_size(cpus, memory)?;
     let labels: BTreeMap<_, _> = base.labels.clone().into_iter().chain(spec.labels.clone()).collect();
     check_labels(&labels)?;
-    if spec.user_data.as_ref().is_some_and(|d| d.reveal().len() > MAX_USER_DATA) {
-        return Err(invalid("spec.user_data", format!("at most {MAX_USER_DATA} bytes are taken")));
-    }
+    let seed = seed::resolve(spec, base)?;
     let disks = spec.disks.as_ref().or(base.disks.as_ref()).cloned().unwrap_or_default();
     let nics = spec.nics.as_ref().or(base.nics.as_ref()).cloned().unwrap_or_default();
     if nics.len() > MAX_NICS {
@@ -154,6 +156,7 @@ fn over(
         boot,
         disks,
         nics,
+        seed,
         restart,
         agent,
         labels,

@@ -28,6 +28,7 @@ use crate::config::{AtShutdown, ConfigError, HostConfig};
 const SHUTDOWN: Duration = Duration::from_secs(10);
 /// The templates that are built in.
 const BUILT_IN: &[(&str, &str)] = &[
+    ("linux-cloud.yaml", include_str!("../../config/templates/linux-cloud.yaml")),
     ("linux-debian.yaml", include_str!("../../config/templates/linux-debian.yaml")),
     ("linux-default.yaml", include_str!("../../config/templates/linux-default.yaml")),
     ("linux-microvm.yaml", include_str!("../../config/templates/linux-microvm.yaml")),

@@ -294,3 +294,78 @@ fn a_real_guest_is_held_to_its_disks_limits() {
         bus.change("web", "delete").await.unwrap();
     });
 }
+
+/// Whether a text stands in one of the files below a folder.
+fn mentions(dir: &Path, text: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().filter_map(Result::ok) {
+        let (path, kind) = (entry.path(), entry.file_type().unwrap());
+        if kind.is_dir() {
+            found.extend(mentions(&path, text));
+        } else if kind.is_file() {
+            let bytes = fs::read(&path).unwrap_or_default();
+            if bytes.windows(text.len()).any(|part| part == text.as_bytes()) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_real_guest_reads_its_seed_and_nobody_else_does() {
+    let options = Options { guest: "qemu", budget: Duration::from_secs(600), ..Options::default() };
+    run("a_real_guest_reads_its_seed_and_nobody_else_does", options, async |world| {
+        let bus = world.bus.clone();
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJq3yZs8 me@home";
+        let spec = json!({
+            "disks": [{"size": "64MiB"}], "seed": {"ssh_keys": [key]},
+            "user_data": "#cloud-config\npassword: hunter2-of-web\n",
+        });
+        let vm = boot(&bus, "web", spec).await;
+        let mount = "modprobe vfat 2> /dev/null; mkdir -p /mnt/s; cd /sys/block; for d in vd*; do \
+                     [ $(cat $d/serial) = cidata ] && [ $(cat $d/ro) = 1 ] && mount -t vfat -o ro /dev/$d /mnt/s; done; \
+                     ls /mnt/s";
+        assert_eq!(sh(&bus, "web", mount).await, "meta-data\nnetwork-config\nuser-data");
+        let label = "dd if=$(grep ' /mnt/s ' /proc/mounts | cut -d' ' -f1) bs=1 skip=43 count=6 2> /dev/null";
+        assert_eq!(sh(&bus, "web", label).await, "CIDATA");
+        let file = async |name: &str| sh(&bus, "web", &format!("cat /mnt/s/{name}")).await;
+        let meta: Value = serde_json::from_str(&file("meta-data").await).unwrap();
+        assert_eq!(meta, json!({"instance-id": vm.vm_id, "local-hostname": "web", "public-keys": [key]}));
+        let network: Value = serde_json::from_str(&file("network-config").await).unwrap();
+        let (nic, net0) = (&vm.nics[0], &network["ethernets"]["net0"]);
+        assert_eq!(net0["match"]["macaddress"], nic.mac);
+        assert_eq!(net0["addresses"], json!([format!("{}/{}", nic.ipv4, nic.prefix_len)]));
+        assert_eq!(net0["routes"], json!([{"to": "0.0.0.0/0", "via": nic.gateway}]));
+        assert_eq!(file("user-data").await, "#cloud-config\npassword: hunter2-of-web");
+
+        // It is the VM's user's alone, and nobody is shown what is secret on it.
+        let seed = folder(world, &vm).join("seed.img");
+        let meta = fs::metadata(&seed).unwrap();
+        assert_eq!((meta.len(), meta.mode() & 0o777), (1 << 20, 0o600));
+        let secret = "hunter2-of-web";
+        for args in [["vm", "get", "web"], ["vm", "explain", "web"], ["vm", "logs", "web"]] {
+            for output in ["table", "json"] {
+                let said = world.drover(&[args[0], args[1], args[2], "-o", output]).await;
+                assert!(!String::from_utf8_lossy(&said.stdout).contains(secret), "{args:?}");
+            }
+        }
+        assert!(!world.told().contains(secret), "the daemon's log");
+        // The journal is root's, and what the bus has of the VM is told before.
+        let journal = |path: &PathBuf| path.extension().is_some_and(|end| end == "redb");
+        let known: Vec<PathBuf> =
+            mentions(world.state_dir(), secret).into_iter().filter(|path| !journal(path)).collect();
+        assert_eq!((known, mentions(world.run_dir(), secret)), (vec![seed.clone()], Vec::new()));
+        assert_eq!(mentions(&world.path("js"), secret), Vec::<PathBuf>::new());
+
+        // The next start makes it anew.
+        bus.change_with("web", "stop", json!({"force": true})).await.unwrap();
+        fs::write(&seed, "what somebody put there").unwrap();
+        bus.change("web", "start").await.unwrap();
+        agent(&bus, "web").await;
+        assert_eq!(sh(&bus, "web", mount).await, "meta-data\nnetwork-config\nuser-data");
+        bus.change("web", "delete").await.unwrap();
+        assert_eq!(leak::anything(world, &vm), Vec::<String>::new());
+        assert!(!seed.exists());
+    });
+}

@@ -49,13 +49,14 @@ fn a_value_is_known_by_the_line_that_set_it() {
         assert_eq!(
             layers,
             [
+                ("linux-cloud", built_in),
                 ("linux-debian", built_in),
                 ("linux-default", built_in),
                 ("linux-microvm", built_in),
                 ("web", TemplateLayer::Namespace),
             ]
         );
-        let web = &listed.templates[3];
+        let web = &listed.templates[4];
         assert_eq!(web.files, ["namespace:default/web.yaml", "host:web.yaml", "built-in:linux-default.yaml"]);
         assert_eq!((web.cpus, web.memory_bytes), (Some(2), Some(128 << 20)));
         let got: TemplateReply = bus.ask("template.get", &json!({"name": "web"})).get().await.unwrap();
@@ -63,7 +64,10 @@ fn a_value_is_known_by_the_line_that_set_it() {
         // Another namespace's are not there.
         let error =
             bus.ask("template.get", &json!({"name": "own"})).refused(ErrorCode::InvalidArgument).await;
-        assert!(error.message.contains("known: linux-debian, linux-default, linux-microvm, web"), "{error}");
+        assert!(
+            error.message.contains("known: linux-cloud, linux-debian, linux-default, linux-microvm, web"),
+            "{error}"
+        );
         let spec = json!({"template": "own"});
         let refused = bus.ask("vm.create", &json!({"name": "a", "spec": spec}));
         refused.refused(ErrorCode::InvalidArgument).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use drover_schemas::body::spec::{ResolvedSpec, VmSpec};
+use drover_schemas::body::spec::ResolvedSpec;
 use drover_schemas::body::vm::ChangeReply;
 use drover_schemas::state::{Desired, VmState};
 use drover_schemas::{ErrorBody, ErrorCode, Token};
@@ -154,8 +154,7 @@ impl Creator {
 
     fn row(&self, wanted: &Wanted, resolved: Resolved, claim: &Claim, leases: &Leases) -> VmRow {
         let now = now_ms();
-        let Resolved { spec, origins } = resolved;
-        let VmSpec { user_data, .. } = wanted.body.spec.clone();
+        let Resolved { spec, origins, user_data } = resolved;
         VmRow {
             vm_id: claim.vm_id,
             namespace: wanted.key.namespace.clone(),

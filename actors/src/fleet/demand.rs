@@ -21,6 +21,8 @@ pub mod feature {
     pub const FORWARDS: &str = "network.forwards";
     /// What a guest may reach is said by its spec.
     pub const EGRESS: &str = "network.egress";
+    /// A disk from which cloud-init of the guest learns what it needs.
+    pub const SEED: &str = "seed.nocloud";
     /// Disks with a name, a size, or no image.
     pub const DISKS: &str = "disks.sized";
     /// Blank disks that are formatted with ext4.
@@ -86,8 +88,12 @@ impl Demand {
         if boot.firmware.is_some() {
             features.push(feature::FIRMWARE.to_owned());
         }
+        let user_data = spec.user_data.is_some() || base.user_data.is_some();
         if spec.user_data.is_some() {
             features.push(feature::USER_DATA.to_owned());
+        }
+        if spec.seed.as_ref().or(base.seed.as_ref()).map_or(user_data, |seed| seed.enabled) {
+            features.push(feature::SEED.to_owned());
         }
         if nics.iter().any(|nic| !nic.forwards.is_empty()) {
             features.push(feature::FORWARDS.to_owned());

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_IMAGES: usize = 256;
 
 /// Features that every build of this version offers, for peers of other versions.
-const FEATURES: [&str; 12] = [
+const FEATURES: [&str; 13] = [
     "vm.v1",
     "guest.v1",
     "events.v1",
@@ -41,6 +41,7 @@ const FEATURES: [&str; 12] = [
     feature::EGRESS,
     feature::DISKS,
     feature::DISK_LIMITS,
+    feature::SEED,
 ];
 
 /// What this host offers.

@@ -46,6 +46,7 @@ fn spec(cpus: u32, memory_bytes: u64) -> ResolvedSpec {
         boot: ResolvedBoot { kernel: None, initramfs: None, firmware: None, cmdline: String::new() },
         disks: vec![],
         nics: vec![],
+        seed: None,
         restart: RestartSpec::default(),
         agent: AgentSpec::default(),
         labels: BTreeMap::new(),

@@ -32,6 +32,7 @@ fn spec(os: Os) -> ResolvedSpec {
             egress: None,
             setup: Default::default(),
         }],
+        seed: None,
         restart: RestartSpec::default(),
         agent: AgentSpec::default(),
         labels: Default::default(),

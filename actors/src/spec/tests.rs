@@ -89,7 +89,7 @@ fn a_misspelt_template_is_answered_with_the_right_one() {
     assert_eq!(
         error.message,
         "spec.template: there is no template \"linux-defualt\"; did you mean \"linux-default\"? \
-         known: linux-debian, linux-default, linux-microvm"
+         known: linux-cloud, linux-debian, linux-default, linux-microvm"
     );
 }
 

@@ -5,6 +5,7 @@
 
 mod format;
 mod own;
+mod seed;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,6 +54,25 @@ impl Work {
             made
         });
         made.await.unwrap_or_else(|panic| Err(DiskError::Write(std::io::Error::other(panic))))
+    }
+}
+
+impl Work {
+    /// Makes the seed disk as the row says now.
+    async fn seed(&self, context: &TaskContext) -> Result<DiskPath, Cause> {
+        let disk = seed_path(&context.services, &context.row);
+        let busy = Arc::clone(&self.busy).lock_owned().await;
+        let (seed, path, owner) = (seed::Seed::of(&context.row), disk.path.clone(), owner(context));
+        let made = tokio::task::spawn_blocking(move || {
+            let made = own::replace(&path, owner, &seed.image()?);
+            drop(busy);
+            made
+        });
+        let made = made.await.unwrap_or_else(|panic| Err(DiskError::Write(std::io::Error::other(panic))));
+        made.map(|()| disk).map_err(|error| {
+            let text = format!("the seed disk could not be made: {}", chain(&error));
+            Cause::new(CauseKind::DiskRefused, text).with("step", "disks").with("disk", "seed")
+        })
     }
 }
 
@@ -116,7 +136,38 @@ pub async fn make(context: &TaskContext, work: &Work) -> Result<Vec<DiskPath>, C
         });
         work.made.lock().unwrap_or_else(PoisonError::into_inner).push(how);
     }
+    if context.row.spec.seed.is_some() {
+        paths.push(work.seed(context).await?);
+    }
     Ok(paths)
+}
+
+/// The seed disk's place behind the others.
+fn seed_path(services: &Services, row: &VmRow) -> DiskPath {
+    DiskPath {
+        path: services.disk_dir(row.vm_id).join("seed.img"),
+        readonly: true,
+        image_type: ImageType::Raw,
+        name: seed::LABEL.to_ascii_lowercase(),
+        limits: None,
+    }
+}
+
+/// The disks as the VMM is told of them, whether they are made or not; images by their names.
+#[must_use]
+pub fn described(services: &Services, row: &VmRow) -> Vec<DiskPath> {
+    let shared = |disk: &ResolvedDisk| {
+        let image = disk.image.as_ref().filter(|_| disk.readonly)?;
+        Some(PathBuf::from(format!("image:{}", image.name)))
+    };
+    let disks = row.spec.disks.iter().enumerate().map(|(index, disk)| DiskPath {
+        path: shared(disk).unwrap_or_else(|| path(services, row, index)),
+        readonly: disk.readonly,
+        image_type: image_type(disk),
+        name: name(index, disk),
+        limits: disk.limits,
+    });
+    disks.chain(row.spec.seed.as_ref().map(|_| seed_path(services, row))).collect()
 }
 
 /// Makes a copy of an image that the VM writes to, once.

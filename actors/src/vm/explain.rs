@@ -1,7 +1,5 @@
 //! Causes as errors and as sentences.
 
-use std::path::PathBuf;
-
 use drover_schemas::body::status::{AgentFault, AgentState, Cause, CauseKind, DiskMade, DiskStatus};
 use drover_schemas::body::vm::ExplainReply;
 use drover_schemas::size::ByteSize;
@@ -91,6 +89,9 @@ pub fn explain(services: &Services, view: &View, history: Vec<String>) -> Explai
         findings.push(format!("The restart policy acted {} times lately.", vm.restarts));
     }
     findings.extend(vm.disks.iter().map(disk));
+    if view.row.spec.seed.is_some() {
+        findings.push("A seed disk (CIDATA) tells cloud-init the VM's name, addresses and keys.".into());
+    }
     let dir = services.run_root.vm(view.row.vm_id);
     let vmm_command = dir.launch_record().ok().flatten().map(|r| r.argv).unwrap_or_default();
     let values =
@@ -128,28 +129,17 @@ fn finding(fault: &AgentFault, agent: AgentState, now_ms: u64) -> String {
 /// The VMM's configuration of a VM as JSON text. It holds no secret.
 #[must_use]
 pub fn config_text(services: &Services, row: &VmRow) -> String {
-    use crate::hypervisor::config::{BootPaths, DiskPath, VmmInput, by_kernel, cmdline_additions, vm_config};
+    use crate::hypervisor::config::{BootPaths, VmmInput, by_kernel, cmdline_additions, vm_config};
     use crate::network::NicLease;
     let path = |image: &Option<drover_schemas::body::spec::ResolvedImage>| {
         image.as_ref().map(|i| services.images.path(i).unwrap_or_else(|| format!("image:{}", i.name).into()))
     };
     let boot = &row.spec.boot;
-    let shared = |disk: &drover_schemas::body::spec::ResolvedDisk| {
-        let image = disk.image.as_ref().filter(|_| disk.readonly)?;
-        Some(PathBuf::from(format!("image:{}", image.name)))
-    };
-    let disks = row.spec.disks.iter().enumerate().map(|(index, disk)| DiskPath {
-        path: shared(disk).unwrap_or_else(|| disks::path(services, row, index)),
-        readonly: disk.readonly,
-        image_type: disks::image_type(disk),
-        name: disks::name(index, disk),
-        limits: disk.limits,
-    });
     let paths = BootPaths {
         kernel: path(&boot.kernel),
         initramfs: path(&boot.initramfs),
         firmware: path(&boot.firmware),
-        disks: disks.collect(),
+        disks: disks::described(services, row),
     };
     let first = row.nics.first().filter(|_| by_kernel(&row.spec)).map(NicLease::guest_nic);
     let config = vm_config(&VmmInput {

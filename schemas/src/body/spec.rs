@@ -348,6 +348,25 @@ impl AgentEventsSpec {
     }
 }
 
+/// A small read-only disk behind the others, labelled `CIDATA`, from which cloud-init in the guest (its source NoCloud)
+/// learns the VM's id, its name, the addresses of its interfaces, its keys and its user-data. It is made anew at each
+/// start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct SeedSpec {
+    /// There is one; `false` takes away the template's.
+    pub enabled: bool,
+    /// Public SSH keys that log in as the user of the guest's image, as they stand in `authorized_keys`; at most 32.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
+}
+
+impl Default for SeedSpec {
+    fn default() -> Self {
+        Self { enabled: true, ssh_keys: Vec::new() }
+    }
+}
+
 /// Where a VM may be placed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -401,7 +420,11 @@ pub struct VmSpec {
     /// Where it may run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementSpec>,
-    /// Handed to the guest; never shown.
+    /// The seed disk; there is one too if there is `user_data`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<SeedSpec>,
+    /// For cloud-init in the guest, by the seed disk: a `#cloud-config`, a script, or what else it takes; at most 16 KiB.
+    /// Never shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_data: Option<Secret>,
 }
@@ -580,6 +603,9 @@ pub struct ResolvedSpec {
     pub disks: Vec<ResolvedDisk>,
     /// Interfaces in order.
     pub nics: Vec<NicSpec>,
+    /// The seed disk, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<SeedSpec>,
     /// What happens after an end.
     pub restart: RestartSpec,
     /// The guest agent.

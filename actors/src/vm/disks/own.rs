@@ -1,7 +1,7 @@
 //! A VM's own disk file, made once. It appears under its name only when it is whole and on disk. All of it blocks.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -120,6 +120,32 @@ pub fn make(wanted: &Wanted, stop: &AtomicBool) -> Result<DiskMade, DiskError> {
         let _ = fs::remove_file(&partial);
     }
     filled
+}
+
+/// Puts a file of these bytes in the place of one that may be there.
+///
+/// # Errors
+/// [`DiskError`]; the place has what it had.
+pub fn replace(own: &Path, owner: Option<u32>, bytes: &[u8]) -> Result<(), DiskError> {
+    if let Some(dir) = own.parent() {
+        folder(dir, owner).map_err(DiskError::Folder)?;
+    }
+    let partial = own.with_extension("partial");
+    let write = || -> io::Result<()> {
+        match fs::remove_file(&partial) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
+        to.write_all(bytes)?;
+        // It is made anew at each start, so it may be lost with the host.
+        fchown(&to, owner, owner)?;
+        fs::rename(&partial, own)
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_file(&partial);
+        DiskError::Write(error)
+    })
 }
 
 fn folder(dir: &Path, owner: Option<u32>) -> io::Result<()> {

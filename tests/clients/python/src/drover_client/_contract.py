@@ -2077,6 +2077,8 @@ class ResolvedSpec(TypedDict):
     placement: NotRequired[PlacementSpec]
     # What happens after an end.
     restart: RestartSpec
+    # The seed disk, if there is one.
+    seed: NotRequired[SeedSpec | None]
     # The template that it came from.
     template: Token
 
@@ -2169,6 +2171,14 @@ class RunsResult(TypedDict):
     """The runs of this boot."""
     # Oldest first.
     runs: list[RunInfo]
+
+
+class SeedSpec(TypedDict):
+    """A small read-only disk behind the others, labelled `CIDATA`, from which cloud-init in the guest (its source NoCloud) learns the VM's id, its name, the addresses of its interfaces, its keys and its user-data. It is made anew at each start."""
+    # There is one; `false` takes away the template's.
+    enabled: NotRequired[bool]
+    # Public SSH keys that log in as the user of the guest's image, as they stand in `authorized_keys`; at most 32.
+    ssh_keys: NotRequired[list[str]]
 
 
 class SharedImage(TypedDict):
@@ -2665,9 +2675,11 @@ class VmSpec(TypedDict):
     placement: NotRequired[PlacementSpec | None]
     # What happens after an end.
     restart: NotRequired[RestartSpec | None]
+    # The seed disk; there is one too if there is `user_data`.
+    seed: NotRequired[SeedSpec | None]
     # The template to start from; `linux-default` if left out.
     template: NotRequired[Token | None]
-    # Handed to the guest; never shown.
+    # For cloud-init in the guest, by the seed disk: a `#cloud-config`, a script, or what else it takes; at most 16 KiB. Never shown.
     user_data: NotRequired[Secret | None]
 
 
