@@ -259,7 +259,7 @@ impl Creator {
         guard: OwnedMutexGuard<()>,
     ) -> Result<ChangeReply, NotPlaced> {
         let creator = self.clone();
-        let work = async move { creator.place(wanted, claim, guard).await };
+        let work = async move { Box::pin(creator.place(wanted, claim, guard)).await };
         tokio::spawn(work.in_current_span()).await.unwrap_or_else(|_| Err(NotPlaced::Failed(interrupted())))
     }
 

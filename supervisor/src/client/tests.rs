@@ -181,7 +181,7 @@ async fn an_owner_that_is_offline_is_named() {
     })
     .await;
     let client = connect(&bus).await;
-    let options = CallOptions::read(Duration::from_millis(300));
+    let options = CallOptions::read(SOON);
     let got = client.vm::<_, VmStatus>(&token("web"), "get", &Empty {}, options).await;
     let error = refused(got.unwrap_err());
     assert_eq!(error.code, ErrorCode::Unavailable);
