@@ -255,6 +255,12 @@ impl JournalHandle {
         self.0.outbox.hold(vm_id);
     }
 
+    /// Whether the events of a VM are held; if so, the egress leaves those that it has taken for when they are not.
+    #[must_use]
+    pub fn leaves_if_held(&self, vm_id: VmId) -> bool {
+        self.0.outbox.leave_if_held(vm_id)
+    }
+
     /// Ends [`JournalHandle::hold_events`].
     pub fn let_events_go(&self, vm_id: VmId) {
         self.0.outbox.let_go(vm_id);

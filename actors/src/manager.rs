@@ -287,7 +287,11 @@ impl ManagerState {
 
     /// Lets go of a VM; what it takes until that is durable is not waited for here.
     fn quarantine(&mut self, vm_id: VmId, reason: String, holder: Option<Token>) {
-        let Some(entry) = self.vms.remove(&vm_id) else { return };
+        let Some(entry) = self.vms.remove(&vm_id) else {
+            // It has gone meanwhile, and may say so.
+            self.args.services.journal.let_events_go(vm_id);
+            return;
+        };
         entry.slot.set(None);
         self.args.directory.remove(&entry.row);
         let services = self.args.services.clone();

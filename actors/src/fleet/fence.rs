@@ -202,6 +202,8 @@ async fn read(
                     continue;
                 }
                 warn!(vm_id = %slot.vm_id, namespace = %name.namespace, name = %name.name, reason, "quarantined");
+                // Before the gate opens: what the VM has to tell is told to nobody.
+                services.journal.hold_events(slot.vm_id);
                 let holder = claim.map(|claim| claim.host);
                 let _ = manager.cast(ManagerMsg::Quarantine { vm_id: slot.vm_id, reason, holder });
             }

@@ -182,8 +182,11 @@ impl Store {
             let read = fill(&mut source, &mut chunk).map_err(ImportError::Read)?;
             let bytes = &chunk[..read];
             if taken.size_bytes == 0 {
-                taken.head =
-                    head::check(kind, &bytes[..read.min(head::HEAD)], if read == 0 { 0 } else { size })?;
+                // What broke off says nothing of what the whole is.
+                if (read as u64) < size.min(CHUNK as u64) {
+                    return Err(ImportError::Changed { expected: size, found: read as u64 });
+                }
+                taken.head = head::check(kind, &bytes[..read.min(head::HEAD)], size)?;
             }
             if read == 0 {
                 break;

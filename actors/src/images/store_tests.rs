@@ -102,6 +102,14 @@ fn what_is_refused_leaves_nothing() {
     let grow = |_| writer.write_all(&disk(512)).unwrap();
     let error = store.take(&source, len(&source), ImageKind::Disk, None, grow).unwrap_err();
     assert!(matches!(error, ImportError::Changed { expected: 512, .. }), "{error}");
+    // It broke off before it told what it is, or told a part of it.
+    for found in [0, 4] {
+        let error = store.take(&b"QFI\xfb"[..found], 1 << 20, ImageKind::Disk, None, |_| ()).unwrap_err();
+        let ImportError::Changed { expected, found: seen } = error else { panic!("{error}") };
+        assert_eq!((expected, seen), (1 << 20, found as u64));
+    }
+    let error = store.take(io::empty(), 0, ImageKind::Disk, None, |_| ()).unwrap_err();
+    assert!(matches!(error, ImportError::Kind { .. }), "{error}");
     assert_eq!(left(&at), 0);
 }
 

@@ -126,6 +126,17 @@ impl OutboxLevel {
         }
     }
 
+    /// Whether the events of a key wait; whoever was about to publish them leaves them to a later [`Self::woken`].
+    pub(super) fn leave_if_held(&self, key: VmId) -> bool {
+        let key = key.as_u128();
+        let mut woken = self.lock();
+        let is_held = woken.held.contains(&key);
+        if is_held {
+            woken.keys.insert(key);
+        }
+        is_held
+    }
+
     /// Waits until some keys have new events that are not held, and takes them.
     pub(super) async fn woken(&self) -> BTreeSet<VmId> {
         loop {

@@ -27,6 +27,20 @@ const STATUS_ATTEMPTS: u32 = 5;
 /// How long the bucket of states remembers that an entry went.
 const STATUS_TOMBSTONE: &str = "1h";
 
+/// Why a lane does not go on.
+enum Halt {
+    /// An operator has to look.
+    Stop(StopReason),
+    /// The VM may not speak now: its events wait in the outbox.
+    Held,
+}
+
+impl From<StopReason> for Halt {
+    fn from(reason: StopReason) -> Self {
+        Self::Stop(reason)
+    }
+}
+
 pub(super) struct Lane {
     shared: Arc<Shared>,
     key: VmId,
@@ -59,11 +73,15 @@ impl Lane {
                 from = seq + 1;
                 self.acknowledge(&page).await;
             }
-            result?;
+            match result {
+                Ok(()) => {}
+                Err(Halt::Stop(reason)) => return Err(reason),
+                Err(Halt::Held) => return Ok(()),
+            }
         }
     }
 
-    async fn publish_page(&mut self, page: &[OutboxRow]) -> Result<(), StopReason> {
+    async fn publish_page(&mut self, page: &[OutboxRow]) -> Result<(), Halt> {
         for row in page {
             // An acknowledgement may cover several.
             if self.position.is_none_or(|p| p.seq < row.seq) {
@@ -74,12 +92,16 @@ impl Lane {
     }
 
     /// Brings one event into the stream.
-    async fn publish(&mut self, row: &OutboxRow) -> Result<(), StopReason> {
+    async fn publish(&mut self, row: &OutboxRow) -> Result<(), Halt> {
         // A VM's first event most often has a fresh name: the server says if it does not.
         let mut expected = self.expected.or((row.seq == 1).then_some(0));
         let mut pause = Duration::from_millis(20);
         loop {
             self.ready().await;
+            // While it waited for the gate its VM may have been found to be another host's.
+            if self.shared.journal.leaves_if_held(self.key) {
+                return Err(Halt::Held);
+            }
             let to_expect = match expected {
                 Some(expected) => expected,
                 None => match self.resolve(row).await? {
@@ -94,7 +116,7 @@ impl Lane {
                         self.stored(seq, stream_seq);
                         return Ok(());
                     }
-                    Some(Verdict::Stop(reason)) => return Err(reason),
+                    Some(Verdict::Stop(reason)) => return Err(reason.into()),
                     None => {
                         backoff(&mut pause).await;
                         continue;
@@ -107,7 +129,7 @@ impl Lane {
                     return Ok(());
                 }
                 Err(PublishErrorKind::MaxPayloadExceeded) => {
-                    return Err(StopReason::TooLarge { bytes: row.body.as_slice().len() });
+                    return Err(StopReason::TooLarge { bytes: row.body.as_slice().len() }.into());
                 }
                 Err(kind) => {
                     self.shared.counters.retried.fetch_add(1, Ordering::Relaxed);
@@ -192,7 +214,10 @@ impl Lane {
         let status = page.iter().rev().filter(|r| r.seq <= seq).find_map(|r| r.status.as_ref());
         let mut pause = Duration::from_millis(50);
         for attempt in 1..=STATUS_ATTEMPTS {
-            let Some(status) = status else { break };
+            // The name may be another VM's by now.
+            let Some(status) = status.filter(|_| !self.shared.journal.leaves_if_held(self.key)) else {
+                break;
+            };
             let Err(error) = self.write_status(status).await else { break };
             self.shared.counters.status_failures.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(key = %self.key, error, attempt, "the state of a VM was not written to its bucket");

@@ -227,3 +227,29 @@ async fn a_stream_that_was_made_anew_is_reported_and_goes_on() {
     let missing = EgressReport::Missing { key: VmId::from_u128(1), anomaly: Anomaly::Trimmed };
     assert!(seen.contains(&missing), "{seen:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vm_that_is_held_while_its_events_wait_for_the_gate_tells_nothing_when_it_opens() {
+    let Some(server) = NatsServer::start("").await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let journal = journal(&dir);
+    let (open, gate) = watch::channel(false);
+    let (egress, _reports) = start(journal.clone(), server.bus().await, EgressConfig { gate, ..config() });
+    let (held, other) = (VmId::from_u128(1), VmId::from_u128(2));
+    burst(&journal, 2, 1, 2).await;
+    // The lanes have their events by now, and no key waits to be taken.
+    until("both lanes wait for the gate", || async { open.receiver_count() == 3 }).await;
+    journal.hold_events(held);
+    open.send_replace(true);
+    acked(&egress, 2, 2).await;
+    put(&journal, event("vm2", 2, 3)).await;
+    acked(&egress, 2, 3).await;
+    let js = jetstream::new(server.bus().await.client);
+    assert_eq!(stored(&js).await.keys().collect::<Vec<_>>(), ["vm2"]);
+    assert!(egress.stopped().is_empty());
+    assert_eq!(journal.position(held).unwrap(), None);
+    journal.let_events_go(held);
+    acked(&egress, 1, 2).await;
+    assert_eq!(stored(&js).await["vm1"].len(), 2);
+    assert_eq!(journal.position(other).unwrap().map(|p| p.seq), Some(3));
+}
