@@ -28,7 +28,7 @@
 #   images       files and URLs into the store of images, to VMs, to other hosts of the fleet, and away; what is refused;
 #                daemons and servers that die meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
-#                guests, no guest speaks for another, forwarded ports that come and go, who reaches whom, and
+#                guests, no guest speaks for another, forwarded ports that come and go, who reaches whom and how fast, and
 #                addresses that come over the link
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
@@ -277,6 +277,8 @@ if wants network; then
     step network "guests and what others do" real traffic 2
     step network "forwards that come and go" real forwards 2
     step network "what guests may reach" real egress 2
+    # By itself: it measures.
+    step network "how fast guests are" real limits 1
     step network "guests set up over the link" real network_link 1
 fi
 

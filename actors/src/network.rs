@@ -6,13 +6,16 @@
 //! requests that arrive while a firewall transaction runs are merged into the next one.
 
 pub mod actor;
+pub mod counters;
 pub mod egress;
 pub mod findings;
 pub mod forward;
 pub mod known;
 pub mod lease;
+pub mod limit;
 pub mod link;
 pub mod mend;
+pub mod mtu;
 pub mod names;
 pub mod nft;
 pub mod ops;
@@ -20,7 +23,9 @@ pub mod tap;
 pub mod watch;
 
 pub use actor::{NetworkHandle, NetworkMsg};
+pub use counters::Counted;
 pub use findings::Finding;
 pub use lease::{NicLease, Pool};
 pub use mend::{Before, Repair, Why};
+pub use mtu::Mtu;
 pub use ops::{NetworkConfig, NetworkDef, NetworkError, SweepReport, VmNet};

@@ -20,9 +20,9 @@ use crate::hypervisor::pidfd::env_value;
 use crate::hypervisor::process::{ENV_INSTALLATION, ENV_VM_ID, LaunchRecord};
 use crate::hypervisor::run_dir::RunRoot;
 use crate::journal::{LeaseRow, Snapshot, UidRow};
-use crate::network::egress;
 use crate::network::forward::read_all;
 use crate::network::{NicLease, VmNet};
+use crate::network::{egress, limit};
 
 /// Every VM with a process on this machine that is not one of `known`. Reads `/proc`: blocks.
 #[must_use]
@@ -82,6 +82,7 @@ pub fn nets(root: &RunRoot, orphans: &[Orphan]) -> Vec<VmNet> {
             nics: nics(&record),
             forwards: read_all(&specs).unwrap_or_default(),
             egress: egress::of_stored(&specs),
+            limits: limit::read_all(&specs).unwrap_or_default(),
         })
     };
     orphans.iter().filter(|orphan| orphan.ours).filter_map(net).collect()

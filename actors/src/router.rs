@@ -16,8 +16,7 @@ use drover_schemas::body::image::{
     ImageUnshareRequest, ImagesRequest,
 };
 use drover_schemas::body::vm::{
-    ChangeReply, ChangeRequest, EgressRequest, ForwardRequest, ListRequest, LookupReply, LookupRequest,
-    ShutdownRequest, StopRequest, ValidateReply, ValidateRequest, Wait,
+    ChangeReply, ListRequest, LookupReply, LookupRequest, ValidateReply, ValidateRequest, Wait,
 };
 use drover_schemas::state::Verb;
 use drover_schemas::stream::Channel;
@@ -53,6 +52,7 @@ mod events;
 mod fleet;
 mod guest;
 mod pool;
+mod stats;
 mod templates;
 mod usage;
 mod work;
@@ -355,6 +355,7 @@ impl Router {
             }
             "logs" => self.logs(ns, name, request).await,
             "console" => self.console(ns, name, request).await,
+            "stats" => stats::stats(self, ns, name, request).await,
             "explain" => {
                 let _: Empty = request.decode()?;
                 let view = self.view(ns, name).await?;

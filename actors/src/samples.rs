@@ -9,14 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drover_schemas::body::samples::{HostSample, NamespaceSample, VmSample};
-use drover_schemas::body::status::VmStatus;
+use drover_schemas::body::status::{NicStatus, VmStatus};
 use drover_schemas::subject::Subject;
 use drover_schemas::{Token, codec};
 use serde::Serialize;
 use tracing::debug;
 
 use crate::bus::connect::Bus;
+use crate::chain::chain;
 use crate::directory::Directory;
+use crate::network::Counted;
 use crate::services::{Services, Shared, now_ms};
 
 /// How often samples are taken.
@@ -52,14 +54,31 @@ pub async fn publish(services: Shared, directory: Arc<Directory>, bus: Bus) {
 
 async fn vms(services: &Services, directory: &Directory) -> BTreeMap<Token, Vec<VmSample>> {
     let mut samples: BTreeMap<Token, Vec<VmSample>> = BTreeMap::new();
+    let mut counted = None;
     for slot in directory.all() {
-        let Some(VmStatus { namespace, name, vm_id, state, .. }) = slot.status().await else { continue };
+        let Some(VmStatus { namespace, name, vm_id, state, nics, .. }) = slot.status().await else {
+            continue;
+        };
         if state.holds_runtime() {
             let (memory_bytes, guest) = (services.memory_of(vm_id), services.guests.get(vm_id));
-            samples.entry(namespace).or_default().push(VmSample { name, vm_id, state, memory_bytes, guest });
+            if counted.is_none() {
+                counted = Some(count(services).await);
+            }
+            let of_nic = |nic: &NicStatus| counted.as_ref().and_then(|counted| counted.of(nic));
+            let nics = nics.iter().filter_map(of_nic).collect();
+            let sample = VmSample { name, vm_id, state, memory_bytes, guest, nics };
+            samples.entry(namespace).or_default().push(sample);
         }
     }
     samples
+}
+
+/// Traffic is counted once for all, and only if anything runs.
+async fn count(services: &Services) -> Counted {
+    services.network.counted().await.unwrap_or_else(|error| {
+        debug!(error = %chain(&error), "traffic was not counted");
+        Counted::default()
+    })
 }
 
 /// Messages of a bounded length.
@@ -107,7 +126,14 @@ mod tests {
             let disk = DiskUse { mount: "x".repeat(128), ..DiskUse::default() };
             let guest = GuestSample { disks: vec![disk; disks], ..GuestSample::default() };
             let (vm_id, name) = (drover_schemas::VmId::from_u128(n), Token::new(&format!("vm-{n}")).unwrap());
-            VmSample { name, vm_id, state: VmState::Running, memory_bytes: Some(1), guest: Some(guest) }
+            VmSample {
+                name,
+                vm_id,
+                state: VmState::Running,
+                memory_bytes: Some(1),
+                guest: Some(guest),
+                nics: Vec::new(),
+            }
         };
         let vms: Vec<_> = (0..1_000).map(|n| sample(n, (n % 17) as usize)).collect();
         let parts = parts(vms.clone());

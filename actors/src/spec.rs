@@ -13,8 +13,8 @@ use drover_schemas::secret::Secret;
 use drover_schemas::size::ByteSize;
 use drover_schemas::{ErrorBody, ErrorCode, Token};
 
-use crate::network::egress;
 use crate::network::forward::read_all;
+use crate::network::{egress, limit};
 
 mod agent;
 mod disks;
@@ -136,6 +136,7 @@ fn over(
     }
     read_all(&nics)?;
     egress::read_all(&nics)?;
+    limit::read_all(&nics)?;
     let disks = disks::resolve(disks, images)?;
     let boot = resolve_boot(spec.boot.as_ref(), base.boot.as_ref(), images)?;
     let placement = spec.placement.clone().or_else(|| base.placement.clone()).unwrap_or_default();

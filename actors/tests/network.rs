@@ -86,7 +86,14 @@ fn vm(installation: InstallationId, number: u16) -> VmNet {
     let [high, low] = (number + 2).to_be_bytes();
     let address = Ipv4Addr::new(10, 77, high, low);
     let nic = NicLease::new(installation, vm_id, 0, default_network(), subnet, address);
-    VmNet { vm_id, uid: 12_345, nics: vec![nic], forwards: Vec::new(), egress: Vec::new() }
+    VmNet {
+        vm_id,
+        uid: 12_345,
+        nics: vec![nic],
+        forwards: Vec::new(),
+        egress: Vec::new(),
+        limits: Vec::new(),
+    }
 }
 
 #[test]

@@ -136,6 +136,8 @@ pub enum Verb {
     Forward,
     /// `egress`
     Egress,
+    /// `limit`
+    Limit,
     /// `delete`
     Delete,
 }
@@ -192,7 +194,7 @@ pub enum Input {
 
 impl Input {
     /// Every column, verbs first.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Verb(Verb::Start),
         Self::Verb(Verb::Shutdown),
         Self::Verb(Verb::Stop),
@@ -202,6 +204,7 @@ impl Input {
         Self::Verb(Verb::Resume),
         Self::Verb(Verb::Forward),
         Self::Verb(Verb::Egress),
+        Self::Verb(Verb::Limit),
         Self::Verb(Verb::Delete),
         Self::Happened(Happening::Booted),
         Self::Happened(Happening::BootFailed),
@@ -237,6 +240,7 @@ impl Input {
                 Verb::Resume => "resume",
                 Verb::Forward => "forward",
                 Verb::Egress => "egress",
+                Verb::Limit => "limit",
                 Verb::Delete => "delete",
             },
             Self::Happened(h) => match h {

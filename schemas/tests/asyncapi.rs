@@ -45,6 +45,8 @@ fn schemas() -> Map<String, Value> {
         vm::ChangeRequest,
         vm::ForwardRequest,
         vm::EgressRequest,
+        vm::LimitRequest,
+        vm::StatsReply,
         vm::ChangeReply,
         vm::ShutdownRequest,
         vm::StopRequest,

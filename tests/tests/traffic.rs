@@ -5,7 +5,10 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 
 use drover_schemas::ErrorCode;
+use drover_schemas::body::samples::NicSample;
 use drover_schemas::body::status::VmStatus;
+use drover_schemas::body::vm::StatsReply;
+use drover_tests::client::Bus;
 use drover_tests::client::refused;
 use drover_tests::events;
 use drover_tests::traffic::{
@@ -36,6 +39,12 @@ fn table(world: &World) -> String {
     format!("drover-{}", &id[id.len() - 10..])
 }
 
+/// How many frames of a guest were refused.
+async fn refusals(bus: &Bus, vm: &str) -> u64 {
+    let stats: StatsReply = bus.ask(&format!("vm.{vm}.stats"), &json!({})).get().await.unwrap();
+    stats.nics.iter().map(|NicSample { refused_packets, .. }| refused_packets).sum()
+}
+
 /// Whether a program of the host says this.
 fn says(words: Words<'_>, text: &str) -> bool {
     let done = Command::new(words[0]).args(&words[1..]).output().unwrap();
@@ -56,6 +65,9 @@ fn what_others_do_to_the_network_is_mended_under_running_guests() {
             [Line::open(&bus, "a", outside.listen()).await, Line::open(&bus, "b", outside.listen()).await];
         speak(&bus, "a", &a.nics[0], &b.nics[0].ipv4).await;
         ear.hears_own_only().await;
+        // Counters as proof, each guest's own.
+        let refused = [refusals(&bus, "a").await, refusals(&bus, "b").await];
+        assert!(refused[0] > 100 && refused[1] < refused[0] / 2, "{refused:?}");
 
         let element = format!("{{ {tap} . {mac} }}");
         let list = ["nft", "list", "table", "bridge", &table];
@@ -263,5 +275,62 @@ fn guests_reach_what_they_may_and_nothing_else() {
             (added, who_tcp((to, 80)))
         });
         assert_eq!(route, (true, None));
+    });
+}
+
+/// Says how long packets of `eth0` may be.
+const MTU: &str = r#"
+import fcntl, socket, struct
+asked = struct.pack("16si16x", b"eth0", 0)
+print(struct.unpack("16si16x", fcntl.ioctl(socket.socket(), 0x8921, asked))[1])
+"#;
+
+/// Sends a datagram of a length that must not be cut. Arguments: address, port, length.
+const WHOLE: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.IPPROTO_IP, 10, 2)
+s.settimeout(2)
+s.connect((sys.argv[1], int(sys.argv[2])))
+s.send(bytes(int(sys.argv[3])))
+"#;
+
+#[test]
+fn packets_of_a_network_are_as_long_as_it_lets_them() {
+    let test = "packets_of_a_network_are_as_long_as_it_lets_them";
+    run(test, Options::down(), async |world| {
+        let networks = json!([
+            {"name": "default", "subnet": "10.78.0.0/24", "mtu": 1400},
+            {"name": "jumbo", "subnet": "10.78.1.0/24", "mtu": 9000},
+        ]);
+        world.up_with(|config| config["networks"] = networks.clone()).await;
+        let bus = world.bus.clone();
+        let mtu_of = |link: &str| {
+            let shown: Value = serde_json::from_str(&host("ip", &["-j", "link", "show", link])).unwrap();
+            shown[0]["mtu"].as_u64().unwrap()
+        };
+        for (name, mtu) in [("default", 1400), ("jumbo", 9000)] {
+            let spec = json!({"nics": [{"network": name}]});
+            let vm = bus.create(name, json!({"spec": spec, "wait": "agent"})).await.unwrap().vm;
+            let (tap, bridge) = (vm.nics[0].tap.clone(), bridge_of(&vm));
+            assert_eq!([mtu_of(&tap), mtu_of(&bridge)], [mtu; 2]);
+            let said = exec(&bus, name, &["python3", "-c", MTU]).await.stdout.unwrap_or_default();
+            assert_eq!(String::from_utf8_lossy(said.as_slice()).trim(), mtu.to_string());
+            // To its gateway, in one piece.
+            let ear = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            let (gateway, port) = (vm.nics[0].gateway.clone(), ear.local_addr().unwrap().port().to_string());
+            for (length, passes) in [(mtu - 28, true), (mtu - 27, false)] {
+                let sent = ["python3", "-c", WHOLE, &gateway, &port, &length.to_string()];
+                assert_eq!(exec(&bus, name, &sent).await.exit_code == Some(0), passes, "{length}");
+            }
+            for (link, other) in [(&tap, "1000"), (&bridge, "1000")] {
+                host("ip", &["link", "set", "dev", link, "mtu", other]);
+                until("it is as long as before", async || (mtu_of(link) == mtu).then_some(())).await;
+            }
+            bus.change(name, "delete").await.unwrap();
+            assert_eq!(drover_tests::leak::anything(world, &vm), Vec::<String>::new());
+        }
+        events::alarm(&bus, "network_mended", |event| event.details["found"].contains("another MTU")).await;
+        assert_eq!(bus.host().await.unwrap().alarms, []);
     });
 }

@@ -29,6 +29,8 @@ pub mod feature {
     pub const EXT4: &str = "disks.ext4";
     /// Disks that are read and written no faster than the spec says.
     pub const DISK_LIMITS: &str = "disks.limits";
+    /// How fast a guest may be is said by its spec.
+    pub const LIMITS: &str = "network.limits";
     /// Creates that were placed by another host.
     pub const PLACED: &str = "create.placed";
     /// The real hypervisor.
@@ -111,6 +113,9 @@ impl Demand {
             features.push(feature::EXT4.to_owned());
         }
         let own = disks.iter().filter(|disk| !disk.readonly);
+        if nics.iter().any(|nic| nic.limits.is_some()) {
+            features.push(feature::LIMITS.to_owned());
+        }
         features.extend(placement.features.iter().cloned());
         Self {
             namespace: Some(namespace.clone()),

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_IMAGES: usize = 256;
 
 /// Features that every build of this version offers, for peers of other versions.
-const FEATURES: [&str; 13] = [
+const FEATURES: [&str; 14] = [
     "vm.v1",
     "guest.v1",
     "events.v1",
@@ -42,6 +42,7 @@ const FEATURES: [&str; 13] = [
     feature::DISKS,
     feature::DISK_LIMITS,
     feature::SEED,
+    feature::LIMITS,
 ];
 
 /// What this host offers.

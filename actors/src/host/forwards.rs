@@ -189,6 +189,7 @@ mod tests {
             network: token("default"),
             forwards: vec![forward],
             egress: None,
+            limits: None,
             setup: Default::default(),
         }]
     }

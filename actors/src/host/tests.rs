@@ -83,6 +83,7 @@ fn nic(network: &str) -> NicSpec {
         network: Token::new(network).unwrap(),
         forwards: Vec::new(),
         egress: None,
+        limits: None,
         setup: Default::default(),
     }
 }

@@ -30,6 +30,7 @@ fn spec(os: Os) -> ResolvedSpec {
             network: Token::new("default").unwrap(),
             forwards: Vec::new(),
             egress: None,
+            limits: None,
             setup: Default::default(),
         }],
         seed: None,

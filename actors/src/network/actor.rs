@@ -4,7 +4,7 @@
 //! are created together go into one firewall transaction. If that is refused each is tried alone, so one bad
 //! request never fails its neighbours. The task always ends in one message back, also when it panics.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use drover_schemas::body::status::NicStatus;
 use drover_schemas::id::VmId;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr};
 
+use super::counters::Counted;
 use super::lease::NicLease;
 use super::mend::{Before, Repair, Why};
 use super::nft::Member;
@@ -146,8 +147,8 @@ async fn work(ops: &NetOps, batch: Vec<NetworkMsg>) {
 }
 
 async fn rules(ops: &NetOps, vm: VmNet) -> Result<(), NetworkError> {
-    let old: HashSet<Member> = ops.known.vm(vm.vm_id).iter().flat_map(VmNet::routed_members).collect();
-    let new: HashSet<Member> = vm.routed_members().collect();
+    let old: HashSet<Member> = ops.known.vm(vm.vm_id).iter().flat_map(VmNet::members).collect();
+    let new: HashSet<Member> = vm.members().into_iter().collect();
     let (add, remove): (Vec<_>, Vec<_>) =
         (new.difference(&old).cloned().collect(), old.difference(&new).cloned().collect());
     // From now on this is what should be, and what the watch mends.
@@ -163,8 +164,13 @@ async fn change(
     detach: Vec<(VmId, Vec<NicLease>, Reply<()>)>,
 ) {
     // First: what is taken away here is nobody's loss.
-    let known: Vec<_> = detach.iter().filter_map(|(vm_id, ..)| ops.known.remove(*vm_id)).collect();
-    let forwards: Vec<Member> = known.iter().flat_map(VmNet::routed_members).collect();
+    let taken = |(vm_id, ..): &(VmId, _, _)| Some((*vm_id, ops.known.remove(*vm_id)?));
+    let known: HashMap<VmId, VmNet> = detach.iter().filter_map(taken).collect();
+    let forwards: Vec<Member> = known.values().flat_map(VmNet::routed_members).collect();
+    let of_taps = |vm_id: VmId, nics: &[NicLease]| match known.get(&vm_id) {
+        Some(vm) => vm.members_of_taps().collect(),
+        None => members(nics),
+    };
     let mut plugged = Vec::new();
     for (vm, reply) in attach {
         match ops.plug(&vm).await {
@@ -173,7 +179,7 @@ async fn change(
         }
     }
     let add: Vec<Member> = plugged.iter().flat_map(|(vm, _)| vm.members()).collect();
-    let mut remove: Vec<Member> = detach.iter().flat_map(|(_, nics, _)| members(nics)).collect();
+    let mut remove: Vec<Member> = detach.iter().flat_map(|(vm_id, nics, _)| of_taps(*vm_id, nics)).collect();
     remove.extend_from_slice(&forwards);
     let together = ops.change(&add, &remove).await;
     if let Err(error) = &together {
@@ -201,7 +207,7 @@ async fn change(
     for (vm_id, nics, reply) in detach {
         let elements = match &together {
             Ok(()) => Ok(()),
-            Err(_) => ops.change(&[], &members(&nics)).await,
+            Err(_) => ops.change(&[], &of_taps(vm_id, &nics)).await,
         };
         // The TAP goes even if its elements stay: without it they match nothing.
         let links = ops.unplug(vm_id, &nics).await;
@@ -265,6 +271,14 @@ impl NetworkHandle {
             Ok(ractor::rpc::CallResult::Success(result)) => result,
             _ => Err(NetworkError::NoAnswer),
         }
+    }
+
+    /// Traffic of every interface, and what was refused of it.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub async fn counted(&self) -> Result<Counted, NetworkError> {
+        self.ops.counted().await
     }
 
     /// Makes the interfaces of a VM, or verifies those that are there.

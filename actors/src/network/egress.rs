@@ -9,7 +9,9 @@ use drover_schemas::{ErrorBody, ErrorCode};
 use ipnet::Ipv4Net;
 
 use super::forward::{ALL, invalid, of_index, prefix};
-use super::nft::{EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, Member};
+use super::nft::{
+    EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, EGRESS_REFUSED, Member,
+};
 
 /// The most rules of one interface.
 pub const MAX_RULES: usize = 64;
@@ -258,6 +260,12 @@ pub fn check_isolated(nics: &[NicSpec], isolated: impl Fn(&NicSpec) -> bool) -> 
             Err(invalid(&format!("spec.nics[{i}].egress"), text))
         }
     }
+}
+
+/// The element that counts what is refused of a guest's packets.
+#[must_use]
+pub fn counted(guest: Ipv4Addr) -> Member {
+    Member { set: EGRESS_REFUSED.to_owned(), parts: vec![guest.to_string()], value: None }
 }
 
 /// The elements of interfaces with their addresses.

@@ -36,12 +36,16 @@ pub enum Wrong {
     BridgeGone,
     /// It is down.
     BridgeDown,
+    /// It takes packets of another length than the network's.
+    BridgeMtu,
     /// It lacks the gateway's address.
     AddressGone,
     /// A TAP is not under its bridge.
     PortLoose,
     /// A TAP is down.
     PortDown,
+    /// A TAP takes packets of another length than its network.
+    PortMtu,
     /// A TAP lacks our marks.
     PortUnmarked,
     /// A TAP is not kept apart from the others, or is where it should not be.
@@ -93,9 +97,11 @@ impl fmt::Display for Finding {
             Wrong::ElementsRefused => write!(f, "the firewall refuses the rules of TAP {of}"),
             Wrong::BridgeGone => write!(f, "the bridge of network {of} was removed"),
             Wrong::BridgeDown => write!(f, "the bridge of network {of} was down"),
+            Wrong::BridgeMtu => write!(f, "the bridge of network {of} had another MTU"),
             Wrong::AddressGone => write!(f, "the bridge of network {of} had lost its address"),
             Wrong::PortLoose => write!(f, "TAP {of} was taken from its bridge"),
             Wrong::PortDown => write!(f, "TAP {of} was down"),
+            Wrong::PortMtu => write!(f, "TAP {of} had another MTU"),
             Wrong::PortUnmarked => write!(f, "TAP {of} had lost its marks"),
             Wrong::PortIsolation => write!(f, "TAP {of} had lost its isolation"),
             Wrong::TapGone => write!(f, "TAP {of} was removed; restart its VM"),
@@ -133,8 +139,8 @@ pub fn of_rules(known: &Known, table: &str, present: Option<&Present>, laid: Opt
         }
     }
     for vm in known.vms() {
-        for nic in &vm.nics {
-            let elements = port(nic).elements();
+        for (index, nic) in vm.nics.iter().enumerate() {
+            let elements = vm.members_of_tap(index);
             let there = elements.iter().filter(|element| present.members.contains(element)).count();
             if there < elements.len() {
                 found.push(Finding::of_vm(Wrong::ElementsGone, &nic.tap, vm.vm_id));
@@ -168,6 +174,9 @@ pub fn of_links(known: &Known, links: &[LinkInfo], addresses: &[(u32, Ipv4Net)])
         if !bridge.up {
             found.push(Finding::new(Wrong::BridgeDown, name));
         }
+        if bridge.mtu != network.def.mtu.get() {
+            found.push(Finding::new(Wrong::BridgeMtu, name));
+        }
         if !addresses.contains(&(bridge.index, network.gateway_net())) {
             found.push(Finding::new(Wrong::AddressGone, name));
         }
@@ -196,6 +205,7 @@ fn of_nic(
             Wrong::PortUnmarked
         }
         Some(tap) if tap.isolated != network.def.isolate => Wrong::PortIsolation,
+        Some(tap) if tap.mtu != network.def.mtu.get() => Wrong::PortMtu,
         Some(_) => return None,
     };
     Some(Finding::of_vm(wrong, &nic.tap, vm.vm_id))

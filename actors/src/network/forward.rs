@@ -236,6 +236,7 @@ mod tests {
             network: drover_schemas::Token::new("default").unwrap(),
             forwards,
             egress: None,
+            limits: None,
             setup: Default::default(),
         }
     }

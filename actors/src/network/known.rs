@@ -58,6 +58,7 @@ struct Place {
     vm_id: VmId,
     bridge: String,
     isolated: bool,
+    mtu: u32,
 }
 
 #[derive(Debug, Default)]
@@ -102,8 +103,9 @@ impl Known {
         state.forget(vm.vm_id);
         for nic in &vm.nics {
             let Some(network) = self.network(&nic.network) else { continue };
-            let (bridge, isolated) = (network.bridge.clone(), network.def.isolate);
-            state.taps.insert(nic.tap.clone(), Place { vm_id: vm.vm_id, bridge, isolated });
+            let (bridge, isolated, mtu) =
+                (network.bridge.clone(), network.def.isolate, network.def.mtu.get());
+            state.taps.insert(nic.tap.clone(), Place { vm_id: vm.vm_id, bridge, isolated, mtu });
         }
         state.vms.insert(vm.vm_id, vm);
     }
@@ -141,7 +143,8 @@ impl Known {
     pub fn is_wrong(&self, name: &str, found: Option<&LinkInfo>) -> bool {
         let state = self.read();
         let place = state.taps.get(name);
-        if place.is_none() && self.networks.iter().all(|network| network.bridge != name) {
+        let network = self.networks.iter().find(|network| network.bridge == name);
+        if place.is_none() && network.is_none() {
             return false;
         }
         let Some(found) = found.filter(|link| link.up) else { return true };
@@ -149,8 +152,12 @@ impl Known {
             Some(place) => {
                 found.controller != state.bridges.get(&place.bridge).copied()
                     || found.isolated != place.isolated
+                    || found.mtu != place.mtu
             }
-            None => state.bridges.get(name) != Some(&found.index),
+            None => {
+                state.bridges.get(name) != Some(&found.index)
+                    || network.is_some_and(|network| network.def.mtu.get() != found.mtu)
+            }
         }
     }
 

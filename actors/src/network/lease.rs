@@ -82,6 +82,7 @@ impl NicLease {
             gateway: self.gateway.to_string(),
             forwards: Vec::new(),
             egress: None,
+            limits: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Bridges, ports and addresses over rtnetlink, in the namespace of the thread that connects.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
@@ -27,6 +28,14 @@ pub enum LinkError {
         /// Why.
         #[source]
         source: rtnetlink::Error,
+    },
+    /// The bridge has as many ports as it can.
+    #[error(
+        "bridge {bridge} has all of its 1,023 ports; stop a VM of this network, or use another network or host"
+    )]
+    Full {
+        /// The bridge.
+        bridge: String,
     },
     /// There is no such interface.
     #[error("there is no interface {name}")]
@@ -65,6 +74,28 @@ pub struct LinkInfo {
     pub group: u32,
     /// As a port of a bridge it reaches the bridge only, not the other ports.
     pub isolated: bool,
+    /// The longest packet that passes it.
+    pub mtu: u32,
+}
+
+/// What passed an interface in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Way {
+    /// Bytes.
+    pub bytes: u64,
+    /// Frames.
+    pub packets: u64,
+    /// Frames that did not pass.
+    pub dropped: u64,
+}
+
+/// What passed an interface, as the host sees it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// What came from it.
+    pub rx: Way,
+    /// What went to it.
+    pub tx: Way,
 }
 
 /// What a bridge should be.
@@ -76,6 +107,8 @@ pub struct BridgeShape<'a> {
     pub alias: &'a str,
     /// Its MAC.
     pub mac: [u8; 6],
+    /// The longest packet that passes it.
+    pub mtu: u32,
     /// Its address: the gateway of its network.
     pub address: Ipv4Net,
 }
@@ -91,6 +124,8 @@ pub struct PortShape<'a> {
     pub group: u32,
     /// It reaches the bridge itself only, not the other ports.
     pub isolated: bool,
+    /// The longest packet that passes it, which a VMM tells its guest.
+    pub mtu: u32,
 }
 
 /// A connection to rtnetlink; its task ends with the last clone.
@@ -127,6 +162,19 @@ impl Links {
         self.get(name).await?.ok_or_else(|| LinkError::Missing { name: name.to_owned() })
     }
 
+    /// What the kernel counted at each interface of the namespace.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn traffic(&self) -> Result<HashMap<String, Traffic>, LinkError> {
+        let mut all = self.handle.link().get().execute();
+        let mut found = HashMap::new();
+        while let Some(message) = all.try_next().await.map_err(|source| step("count at", "*", source))? {
+            found.extend(traffic(message.attributes));
+        }
+        Ok(found)
+    }
+
     /// Every interface of the namespace.
     ///
     /// # Errors
@@ -142,7 +190,7 @@ impl Links {
     /// # Errors
     /// The kernel refuses, or the interface is somebody else's.
     pub async fn ensure_bridge(&self, shape: &BridgeShape<'_>) -> Result<u32, LinkError> {
-        let &BridgeShape { name, alias, mac, address } = shape;
+        let &BridgeShape { name, alias, mac, mtu, address } = shape;
         if self.get(name).await?.is_none() {
             let message = LinkBridge::new(name).address(mac.to_vec()).build();
             match self.handle.link().add(message).execute().await {
@@ -159,9 +207,17 @@ impl Links {
         if link.mac != mac {
             self.change(&link, "set the MAC of", |message| message.address(mac.to_vec())).await?;
         }
+        self.ensure_mtu(&link, mtu).await?;
         self.ensure_address(&link, address).await?;
         self.set_up(&link).await?;
         Ok(link.index)
+    }
+
+    async fn ensure_mtu(&self, link: &LinkInfo, mtu: u32) -> Result<(), LinkError> {
+        if link.mtu == mtu {
+            return Ok(());
+        }
+        self.change(link, "set the MTU of", |message| message.mtu(mtu)).await
     }
 
     async fn ensure_address(&self, link: &LinkInfo, address: Ipv4Net) -> Result<(), LinkError> {
@@ -189,8 +245,14 @@ impl Links {
                 |message: LinkMessageBuilder<LinkUnspec>| message.alias(shape.alias).link_group(shape.group);
             self.change(&link, "mark", mark).await?;
         }
+        self.ensure_mtu(&link, shape.mtu).await?;
         if link.controller != Some(bridge.index) {
-            self.change(&link, "enslave", |message| message.controller(bridge.index)).await?;
+            match self.change(&link, "enslave", |message| message.controller(bridge.index)).await {
+                Err(LinkError::Step { source, .. }) if errno(&source) == Some(libc::EXFULL) => {
+                    return Err(LinkError::Full { bridge: bridge.name });
+                }
+                other => other?,
+            }
         }
         let port = LinkBridgePort::new(link.index).isolated(shape.isolated).build();
         self.handle
@@ -300,6 +362,7 @@ pub fn info(message: LinkMessage) -> LinkInfo {
         mac: Vec::new(),
         group: 0,
         isolated: false,
+        mtu: 0,
     };
     for attribute in message.attributes {
         match attribute {
@@ -307,12 +370,30 @@ pub fn info(message: LinkMessage) -> LinkInfo {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Controller(index) => link.controller = Some(index).filter(|&index| index != 0),
             LinkAttribute::Address(mac) => link.mac = mac,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::LinkInfo(kind) => link.isolated = is_isolated(&kind),
             _ => {}
         }
     }
     link
+}
+
+/// Name and counters of an interface.
+fn traffic(attributes: Vec<LinkAttribute>) -> Option<(String, Traffic)> {
+    let (mut name, mut counted) = (None, None);
+    for attribute in attributes {
+        match attribute {
+            LinkAttribute::IfName(found) => name = Some(found),
+            LinkAttribute::Stats64(of) => {
+                let rx = Way { bytes: of.rx_bytes, packets: of.rx_packets, dropped: of.rx_dropped };
+                let tx = Way { bytes: of.tx_bytes, packets: of.tx_packets, dropped: of.tx_dropped };
+                counted = Some(Traffic { rx, tx });
+            }
+            _ => {}
+        }
+    }
+    name.zip(counted)
 }
 
 fn is_isolated(kind: &[InfoOf]) -> bool {

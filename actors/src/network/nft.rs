@@ -7,6 +7,8 @@
 //! The documents are the `nftables` crate's types ([`rules`]). Its helper runs `nft` without capturing what it says
 //! on stderr, which is the only place where a refusal is explained, so `nft` is run here.
 
+mod counters;
+mod elements;
 pub mod events;
 mod present;
 mod rules;
@@ -24,10 +26,11 @@ use nftables::schema::Nftables;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+pub use self::counters::Counters;
 pub use self::present::Present;
 pub(super) use self::rules::{
-    EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, FORWARD_OPEN,
-    FORWARD_PORT, FORWARD_TO,
+    EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, EGRESS_REFUSED,
+    FORWARD_OPEN, FORWARD_PORT, FORWARD_TO, LIMIT_RECEIVE, LIMIT_SEND, OVER_RECEIVE, OVER_SEND, REFUSED,
 };
 
 /// How long one transaction may take.
@@ -119,6 +122,7 @@ impl Port {
         vec![
             Member { set: rules::SET_MAC.into(), parts: vec![tap.clone(), mac.clone()], value: None },
             Member { set: rules::SET_SRC.into(), parts: vec![tap.clone(), mac, ipv4], value: None },
+            Member { set: rules::REFUSED.into(), parts: vec![tap.clone()], value: None },
             Member { set: rules::SET_IF.into(), parts: vec![tap], value: None },
         ]
     }
@@ -131,7 +135,7 @@ pub struct Member {
     pub set: String,
     /// Its parts as `nft` writes them; of a TAP's elements the TAP is the first.
     pub parts: Vec<String>,
-    /// Where it leads, if the set is a map.
+    /// Where it leads, if the set is a map; of a limit how many bytes a second it is.
     pub value: Option<String>,
 }
 
@@ -139,7 +143,7 @@ impl Member {
     /// The TAP that it is about, if it is about one.
     #[must_use]
     pub fn tap(&self) -> Option<&str> {
-        let of_tap = [rules::SET_IF, rules::SET_MAC, rules::SET_SRC].contains(&self.set.as_str());
+        let of_tap = rules::OF_TAPS.contains(&self.set.as_str());
         self.parts.first().filter(|_| of_tap).map(String::as_str)
     }
 }
@@ -195,7 +199,17 @@ impl Nft {
     /// # Errors
     /// `nft` fails; nothing was changed.
     pub async fn lay(&self, base: &Base, add: &[Member], remove: &[Member]) -> Result<(), NftError> {
-        self.apply("lay the base", &rules::lay(&self.table, base, add, remove)).await
+        self.apply("lay the base", &rules::lay(&self.table, base, add, remove)).await?;
+        self.limit(add, remove).await
+    }
+
+    /// Limits are a transaction of their own: JSON has no words for an element with a limit.
+    async fn limit(&self, add: &[Member], remove: &[Member]) -> Result<(), NftError> {
+        let text = elements::limits(&self.table, add, remove);
+        if text.is_empty() {
+            return Ok(());
+        }
+        self.run("limit ports", &["-f", "-"], Some(text)).await.map(drop)
     }
 
     /// Adds and removes elements in one transaction; both may be so already.
@@ -206,7 +220,16 @@ impl Nft {
         if add.is_empty() && remove.is_empty() {
             return Ok(());
         }
-        self.apply("change ports", &rules::change(&self.table, add, remove)).await
+        if add.iter().chain(remove).all(elements::is_limit) {
+            return self.limit(add, remove).await;
+        }
+        // First: a guest that is too fast for a moment harms less than one that has no limit.
+        self.limit(add, remove).await?;
+        let done = self.apply("change ports", &elements::change(&self.table, add, remove)).await;
+        if done.is_err() && self.limit(remove, add).await.is_err() {
+            tracing::warn!("limits of a change that was refused are left; the next look removes them");
+        }
+        done
     }
 
     /// What is there; `None` if a table is missing.
@@ -226,6 +249,21 @@ impl Nft {
         Ok(Some(present))
     }
 
+    /// What the rules counted of each guest.
+    ///
+    /// # Errors
+    /// `nft` fails, also where the tables are missing.
+    pub async fn counters(&self) -> Result<Counters, NftError> {
+        let mut counters = Counters::default();
+        // One by one: several in one run are not all listed in JSON.
+        for (family, set) in Counters::SETS {
+            let said =
+                self.run("list counters", &["-j", "list", "set", family, &self.table, set], None).await?;
+            counters.take(&said).map_err(|source| NftError::Json { step: "read", source })?;
+        }
+        Ok(counters)
+    }
+
     /// Removes both tables; they may be gone already.
     ///
     /// # Errors
@@ -236,7 +274,7 @@ impl Nft {
 
     async fn apply(&self, step: &'static str, document: &Nftables<'_>) -> Result<(), NftError> {
         let json =
-            serde_json::to_string(document).map_err(|source| NftError::Json { step: "written", source })?;
+            elements::document(document).map_err(|source| NftError::Json { step: "written", source })?;
         self.run(step, &["-j", "-f", "-"], Some(json)).await.map(|_| ())
     }
 

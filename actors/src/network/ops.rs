@@ -23,7 +23,9 @@ use super::findings::port;
 use super::forward::{Forward, open};
 use super::known::{Bridged, Known};
 use super::lease::NicLease;
+use super::limit::Limits;
 use super::link::{BridgeShape, LinkError, Links, PortShape};
+use super::mtu::Mtu;
 use super::names::{self, Mark};
 use super::nft::{Base, BaseNet, Member, Nft, NftError};
 use super::tap::{self, TapError};
@@ -39,6 +41,9 @@ pub struct NetworkDef {
     /// Its addresses; the first host is the gateway.
     #[serde(default = "default_subnet")]
     pub subnet: Ipv4Net,
+    /// The longest packet of its guests, in bytes; a guest takes it over when it boots.
+    #[serde(default)]
+    pub mtu: Mtu,
     /// Guests cannot reach each other.
     #[serde(default = "default_isolate")]
     pub isolate: bool,
@@ -66,6 +71,7 @@ impl NetworkDef {
         Self {
             name,
             subnet: default_subnet(),
+            mtu: Mtu::default(),
             isolate: default_isolate(),
             egress_deny: default_egress_deny(),
         }
@@ -96,14 +102,28 @@ pub struct VmNet {
     pub forwards: Vec<Vec<Forward>>,
     /// What each of them may reach.
     pub egress: Vec<Option<Egress>>,
+    /// How fast each of them may be.
+    pub limits: Vec<Limits>,
 }
 
 impl VmNet {
     /// All that the firewall knows of it.
     #[must_use]
     pub fn members(&self) -> Vec<Member> {
-        let mut members = members(&self.nics);
-        members.extend(self.routed_members());
+        self.members_of_taps().chain(self.routed_members()).collect()
+    }
+
+    /// What the bridge's firewall knows of it.
+    pub fn members_of_taps(&self) -> impl Iterator<Item = Member> {
+        (0..self.nics.len()).flat_map(|index| self.members_of_tap(index))
+    }
+
+    /// What the bridge's firewall knows of the TAP of an interface.
+    #[must_use]
+    pub fn members_of_tap(&self, index: usize) -> Vec<Member> {
+        let Some(nic) = self.nics.get(index) else { return Vec::new() };
+        let mut members = port(nic).elements();
+        members.extend(self.limits.get(index).into_iter().flat_map(|limits| limits.elements(&nic.tap)));
         members
     }
 
@@ -114,7 +134,8 @@ impl VmNet {
             let led = forwards.iter().flat_map(|forward| forward.elements(nic.ipv4));
             led.chain(open(nic.ipv4, forwards))
         });
-        led.chain(egress::members(self.nics.iter().map(|nic| nic.ipv4), &self.egress))
+        let counted = self.nics.iter().map(|nic| egress::counted(nic.ipv4));
+        led.chain(counted).chain(egress::members(self.nics.iter().map(|nic| nic.ipv4), &self.egress))
     }
 }
 
@@ -223,6 +244,7 @@ impl NetOps {
                 name: &network.bridge,
                 alias: &network.alias,
                 mac: network.mac,
+                mtu: network.def.mtu.get(),
                 address: network.gateway_net(),
             };
             let index = self.links.ensure_bridge(&shape).await?;
@@ -285,6 +307,7 @@ impl NetOps {
             bridge: &network.bridge,
             group: names::group(self.known.installation),
             isolated: network.def.isolate,
+            mtu: network.def.mtu.get(),
         };
         self.links.ensure_port(&nic.tap, shape).await?;
         Ok(())

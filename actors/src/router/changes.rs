@@ -1,13 +1,17 @@
 //! Verbs that change a VM: decoded here, decided and remembered by its actor.
 
+use drover_schemas::VmId;
+use drover_schemas::body::vm::{
+    ChangeRequest, EgressRequest, ForwardRequest, LimitRequest, ShutdownRequest, StopRequest,
+};
+
 use super::{
-    ChangeReply, ChangeRequest, EgressRequest, ErrorBody, ForwardRequest, Request, RequestId, Router,
-    ShutdownRequest, StopRequest, Token, Verb, VmMsg, Wait, adopting, interrupted, oneshot, unknown_verb,
+    ChangeReply, ErrorBody, Request, RequestId, Router, Token, Verb, VmMsg, Wait, adopting, interrupted,
+    oneshot, unknown_verb,
 };
 use crate::ingress::permits::Permit;
 use crate::vm::actor::{Remembered, remembered};
 use crate::vm::message::{Change, NetworkChange};
-use drover_schemas::VmId;
 
 const SHUTDOWN_MS: u64 = 60_000;
 const SHUTDOWN_MAX_MS: u64 = 90_000;
@@ -67,6 +71,11 @@ fn decode(verb: &str, request: &Request) -> Result<Decoded, ErrorBody> {
             let body: EgressRequest = request.decode()?;
             let EgressRequest { if_vm_id, if_revision, .. } = body;
             Ok(of_network(Verb::Egress, "egress", if_vm_id, if_revision, NetworkChange::Egress(body)))
+        }
+        "limit" => {
+            let body: LimitRequest = request.decode()?;
+            let LimitRequest { if_vm_id, if_revision, .. } = body;
+            Ok(of_network(Verb::Limit, "limit", if_vm_id, if_revision, NetworkChange::Limit(body)))
         }
         _ => Err(unknown_verb(&request.subject)),
     }

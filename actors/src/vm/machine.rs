@@ -331,6 +331,7 @@ impl Machine {
             }
             Verb::Forward => self.change_network(NetworkVerb::Forward, command, out),
             Verb::Egress => self.change_network(NetworkVerb::Egress, command, out),
+            Verb::Limit => self.change_network(NetworkVerb::Limit, command, out),
         }
     }
 

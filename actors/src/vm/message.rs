@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use drover_schemas::body::status::{Cause, VmStatus};
-use drover_schemas::body::vm::{ChangeReply, EgressRequest, ForwardRequest, Wait};
+use drover_schemas::body::vm::{ChangeReply, EgressRequest, ForwardRequest, LimitRequest, Wait};
 use drover_schemas::state::Verb;
 use drover_schemas::{ErrorBody, RequestId, VmId};
 use tokio::sync::oneshot;
@@ -27,6 +27,8 @@ pub enum NetworkChange {
     Forward(ForwardRequest),
     /// It may reach something else.
     Egress(EgressRequest),
+    /// It may be faster or slower.
+    Limit(LimitRequest),
 }
 
 /// A verb that changes the VM, decoded.

@@ -89,6 +89,7 @@ mod tests {
             network: Token::new("default").unwrap(),
             forwards: Vec::new(),
             egress: None,
+            limits: None,
             setup,
         };
         let asked = wanted(&[nic(NicSetup::Agent), nic(NicSetup::Kernel)], &[lease(0), lease(1)]);

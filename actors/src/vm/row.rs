@@ -126,6 +126,7 @@ pub fn nics(row: &VmRow) -> Vec<NicStatus> {
     let with = |(status, nic): (NicStatus, &NicSpec)| NicStatus {
         forwards: nic.forwards.clone(),
         egress: nic.egress.clone(),
+        limits: nic.limits,
         ..status
     };
     leases.zip(&row.spec.nics).map(with).collect()

@@ -29,9 +29,9 @@ use crate::hypervisor::process::{LaunchRecord, LaunchSpec, VmmProcess, destroy, 
 use crate::hypervisor::run_dir::RunDir;
 use crate::hypervisor::stop::{StopPlan, stop_ladder};
 use crate::journal::VmRow;
-use crate::network::egress;
 use crate::network::forward::read_all;
 use crate::network::{NicLease, VmNet};
+use crate::network::{egress, limit};
 use crate::services::Shared;
 
 /// Processes and threads of one VM: the VMM's own, one for each CPU, and room.
@@ -234,7 +234,8 @@ pub fn vm_net(row: &VmRow) -> VmNet {
     // The spec was looked at before it was journalled.
     let forwards = read_all(&row.spec.nics).unwrap_or_default();
     let egress = egress::of_stored(&row.spec.nics);
-    VmNet { vm_id: row.vm_id, uid: row.uid, nics: row.nics.clone(), forwards, egress }
+    let limits = limit::read_all(&row.spec.nics).unwrap_or_default();
+    VmNet { vm_id: row.vm_id, uid: row.uid, nics: row.nics.clone(), forwards, egress, limits }
 }
 
 /// Who owns what is the VMM's own; nobody but us where VMMs are not confined.

@@ -147,7 +147,8 @@ impl Tend {
         let Ok(status) = status.await else { return false };
         let memory_bytes = self.services.memory_of(self.vm_id);
         let (name, vm_id, guest) = (self.name.clone(), self.vm_id, Some(guest.clone()));
-        let sample = VmSample { name, vm_id, state: status.state, memory_bytes, guest };
+        let nics = Vec::new();
+        let sample = VmSample { name, vm_id, state: status.state, memory_bytes, guest, nics };
         let subject = Subject::VmMetric { ns: self.namespace.clone(), name: self.name.clone() };
         send(&self.services, &subject, &sample).await;
         true

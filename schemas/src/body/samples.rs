@@ -49,6 +49,40 @@ pub struct VmSample {
     /// The last that its guest said of itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestSample>,
+    /// Its interfaces; in the samples of its host only, not in those by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicSample>,
+}
+
+/// Traffic of one interface as its host counts it, since the interface was made. Named as the guest sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NicSample {
+    /// The host's network.
+    pub network: Token,
+    /// The TAP.
+    pub tap: String,
+    /// Bytes that the guest sent.
+    pub sent_bytes: u64,
+    /// Frames that the guest sent.
+    pub sent_packets: u64,
+    /// Frames that the guest sent and the host's kernel could not take.
+    pub sent_dropped: u64,
+    /// Bytes that were handed to the guest.
+    pub received_bytes: u64,
+    /// Frames that were handed to the guest.
+    pub received_packets: u64,
+    /// Frames for the guest that it did not take in time.
+    pub received_dropped: u64,
+    /// Frames that the guest sent and that were refused: under a false address, or of a protocol that no guest has.
+    pub refused_packets: u64,
+    /// Packets that the guest sent and that were refused where they were to go.
+    pub egress_refused_packets: u64,
+    /// Frames that were dropped because the guest sent faster than it may, where there is a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over_send_packets: Option<u64>,
+    /// Frames that were dropped because they came to the guest faster than they may, where there is a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over_receive_packets: Option<u64>,
 }
 
 /// The body of `metric.ns.<ns>.host.<host>`: the host's running VMs of one namespace.

@@ -112,9 +112,25 @@ pub struct NicSpec {
     /// What the guest may reach by it; everything that the host's network lets through if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<EgressSpec>,
+    /// How fast the guest may be by it; as fast as it can if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<NicLimits>,
     /// Who gives the guest the interface's address.
     #[serde(default, skip_serializing_if = "NicSetup::is_usual")]
     pub setup: NicSetup,
+}
+
+/// How fast a guest may be by an interface. What comes faster is dropped on the host, so that connections settle at the
+/// limit; what a second of silence left over may be made up for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct NicLimits {
+    /// How fast it may send, in bits a second, from 100,000 to 100,000,000,000; frames count with their headers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub send_bits_per_second: Option<u64>,
+    /// How fast it may receive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receive_bits_per_second: Option<u64>,
 }
 
 /// Who gives a guest the address of an interface.

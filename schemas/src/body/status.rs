@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::spec::{EgressSpec, ForwardSpec, ResolvedSpec};
+use super::spec::{EgressSpec, ForwardSpec, NicLimits, ResolvedSpec};
 use crate::event::DroppedEvents;
 use crate::id::VmId;
 use crate::state::{Desired, VmState};
@@ -233,6 +233,9 @@ pub struct NicStatus {
     /// What the guest may reach by it, if its spec says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<EgressSpec>,
+    /// How fast the guest may be by it, if its spec says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<NicLimits>,
 }
 
 /// How a disk of a VM was made.

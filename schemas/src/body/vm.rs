@@ -3,10 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::spec::{EgressDefault, EgressRule, ForwardSpec, Protocol, ResolvedSpec, VmSpec};
+use super::samples::NicSample;
+use super::spec::{EgressDefault, EgressRule, ForwardSpec, NicLimits, Protocol, ResolvedSpec, VmSpec};
 use super::status::VmStatus;
 use super::template::SpecValue;
 use crate::error::ErrorBody;
+use crate::guest::InterfaceUse;
 use crate::id::{RequestId, VmId};
 use crate::stream::StreamOpened;
 use crate::token::Token;
@@ -144,6 +146,41 @@ pub struct EgressRequest {
     /// Rules that come.
     #[serde(default, skip_serializing_if = "EgressRules::is_empty")]
     pub add: EgressRules,
+}
+
+/// Request of `limit`: how fast the guest may be by an interface from now on, in the place of what was said before.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LimitRequest {
+    /// Refuse with `conflict` unless the VM has this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_vm_id: Option<VmId>,
+    /// Refuse with `conflict` unless the spec has this revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
+    /// Which of the VM's interfaces, by its place in `spec.nics`; the first if left out.
+    #[serde(default)]
+    pub nic: u32,
+    /// The limits; a direction that is left out has none.
+    #[serde(default)]
+    pub limits: NicLimits,
+}
+
+/// Reply of `stats`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StatsReply {
+    /// The VM.
+    pub vm_id: VmId,
+    /// When the host looked, by its clock.
+    pub time_unix_ms: u64,
+    /// Its interfaces as the host counts them since they were made; none while the VM is down.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicSample>,
+    /// The same as the guest counts them, if its agent answers at once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guest: Vec<InterfaceUse>,
+    /// Why the guest says nothing, if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_silent: Option<String>,
 }
 
 /// Rules of egress.

@@ -7,22 +7,25 @@ use drover_schemas::blob::Blob;
 use drover_schemas::body::guest::{
     AttachReply, ExecControl, ExecReply, ExecRequest, ExecResult, PackReply, PutRequest,
 };
+use drover_schemas::body::samples::NicSample;
 use drover_schemas::body::spec::{
-    AgentSpec, EgressDefault, EgressRule, ForwardSpec, NicSetup, NicSpec, Protocol, RestartSpec, VmSpec,
+    AgentSpec, EgressDefault, EgressRule, ForwardSpec, NicLimits, NicSetup, NicSpec, Protocol, RestartSpec,
+    VmSpec,
 };
 use drover_schemas::body::status::{
     AgentState, AgentStatus, Cause, CauseKind, DiskMade, DiskStatus, NicStatus, VmStatus,
 };
 use drover_schemas::body::vm::{
     ChangeReply, ChangeRequest, CreateRequest, EgressRequest, EgressRules, ForwardRef, ForwardRequest,
-    LookupReply, StopRequest, Wait,
+    LimitRequest, LookupReply, StatsReply, StopRequest, Wait,
 };
 use drover_schemas::codec::decode;
 use drover_schemas::event::{
     AgentEvent, DroppedEvents, HostEvent, HostEventKind, RejectedEvent, VmEvent, VmEventKind,
 };
 use drover_schemas::guest::{
-    AttachedAt, EventType, Extent, PackHead, Resource, ResourceLimit, RunInfo, RunState, TermSize,
+    AttachedAt, EventType, Extent, InterfaceUse, PackHead, Resource, ResourceLimit, RunInfo, RunState,
+    TermSize,
 };
 use drover_schemas::secret::Secret;
 use drover_schemas::size::ByteSize;
@@ -85,6 +88,7 @@ fn status() -> VmStatus {
             gateway: "10.77.0.1".into(),
             forwards: Vec::new(),
             egress: None,
+            limits: None,
         }],
         disks: vec![DiskStatus { name: "disk0".into(), size_bytes: 64 << 20, made: DiskMade::Reflink }],
         vmm_pid: Some(42),
@@ -109,6 +113,7 @@ fn requests_are_pinned() {
         network: token("default"),
         forwards: vec![forward()],
         egress: None,
+        limits: None,
         setup: NicSetup::Agent,
     };
     let spec = VmSpec { nics: Some(vec![nic]), ..VmSpec::default() };
@@ -121,6 +126,7 @@ fn requests_are_pinned() {
             network: token("default"),
             forwards: Vec::new(),
             egress: None,
+            limits: None,
             setup: NicSetup::Kernel,
         }]),
         restart: Some(RestartSpec::default()),
@@ -153,6 +159,30 @@ fn requests_are_pinned() {
         ..EgressRequest::default()
     };
     check("bus", "egress", &egress, decode);
+    let limits = NicLimits { send_bits_per_second: Some(10_000_000), receive_bits_per_second: None };
+    check("bus", "limit", &LimitRequest { nic: 1, limits, ..LimitRequest::default() }, decode);
+    let nic = NicSample {
+        network: token("default"),
+        tap: "dr0123456789ab".into(),
+        sent_bytes: 1,
+        sent_packets: 2,
+        sent_dropped: 3,
+        received_bytes: 4,
+        received_packets: 5,
+        received_dropped: 6,
+        refused_packets: 7,
+        egress_refused_packets: 8,
+        over_send_packets: Some(9),
+        over_receive_packets: None,
+    };
+    let stats = StatsReply {
+        vm_id: status().vm_id,
+        time_unix_ms: 1_700_000_000_000,
+        nics: vec![nic],
+        guest: vec![InterfaceUse { name: "eth0".into(), received_bytes: 4, sent_bytes: 1 }],
+        guest_silent: None,
+    };
+    check("bus", "stats", &stats, decode);
     check(
         "bus",
         "stop",

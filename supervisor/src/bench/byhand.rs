@@ -130,7 +130,14 @@ impl ByHand {
             let nics = plan.nics.clone();
             let forwards = Vec::new();
             self.net
-                .plug(&VmNet { vm_id: plan.vm_id, uid: self.machine.uid, nics, forwards, egress: Vec::new() })
+                .plug(&VmNet {
+                    vm_id: plan.vm_id,
+                    uid: self.machine.uid,
+                    nics,
+                    forwards,
+                    egress: Vec::new(),
+                    limits: Vec::new(),
+                })
                 .await?;
         }
         // One transaction for all: nobody would do it one by one.

@@ -118,6 +118,26 @@ class TheMainJob(OnAHost):
         self.assertEqual((await asyncio.wait_for(status("ok"), 60))["checks"][0]["failures"], 0)
         await drover.delete("c")
 
+    async def test_how_fast_a_guest_may_be_and_what_it_sent(self):
+        drover = self.drover
+        limits = {"send_bits_per_second": 8_000_000}
+        vm = await drover.create("n", {"nics": [{"limits": limits}]}, wait="agent")
+        self.assertEqual(vm["nics"][0]["limits"], limits)
+        stats = await drover.stats("n")
+        self.assertEqual((stats["vm_id"], [nic["tap"] for nic in stats["nics"]]), (vm["vm_id"], [vm["nics"][0]["tap"]]))
+        self.assertEqual([one["name"] for one in stats["guest"]], ["eth0"])
+        self.assertEqual([key for key in stats["nics"][0] if key.startswith("over_")], ["over_send_packets"])
+        vm = await drover.limit("n", {"receive_bits_per_second": 9_000_000})
+        self.assertEqual(vm["nics"][0]["limits"], {"receive_bits_per_second": 9_000_000})
+        await self.refused("invalid_argument", drover.limit("n", {"send_bits_per_second": 9}))
+        vm = await drover.limit("n", {})
+        self.assertNotIn("limits", vm["nics"][0])
+        await drover.change("stop", "n", force=True)
+        stats = await drover.stats("n")
+        self.assertNotIn("nics", stats)
+        self.assertIn("stopped", stats["guest_silent"])
+        await drover.delete("n")
+
     async def test_errors_say_what_to_do(self):
         error = await self.refused("invalid_argument", self.drover.create("a", {"memory_bytes": 3}))
         self.assertIn("64 MiB", error.message)

@@ -19,6 +19,13 @@ nix::ioctl_readwrite_bad!(
     libc::ifreq
 );
 
+nix::ioctl_readwrite_bad!(
+    /// Asks how long the packets of an interface may be.
+    get_mtu,
+    libc::SIOCGIFMTU,
+    libc::ifreq
+);
+
 /// An attached TAP. Dropping it takes the carrier away; the device stays if it is persistent.
 #[derive(Debug)]
 pub struct Tap {
@@ -70,6 +77,17 @@ pub fn counters(name: &str) -> Value {
         "rx_bytes": read("tx_bytes"), "rx_frames": read("tx_packets"),
         "tx_bytes": read("rx_bytes"), "tx_frames": read("rx_packets"),
     })
+}
+
+/// The longest packet that passes a TAP, which a guest is told; nothing if it cannot be asked.
+#[must_use]
+pub fn mtu(name: &str) -> Option<u32> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    let mut request = request(name);
+    // SAFETY: the socket is open, and the argument is the address of an `ifreq` that lives across the call.
+    unsafe { get_mtu(socket.as_raw_fd(), &raw mut request) }.ok()?;
+    // SAFETY: the kernel has written this part of the union.
+    u32::try_from(unsafe { request.ifr_ifru.ifru_mtu }).ok()
 }
 
 /// Opens the device that TAPs are made with.

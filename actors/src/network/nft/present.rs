@@ -52,11 +52,28 @@ impl Present {
 
 /// An element of the set `set`: alone, or with what it leads to.
 fn member(set: &str, element: &Value) -> Member {
+    if let Some(with) = element.get("elem") {
+        // It counts, or limits.
+        let value = with.get("limit").map(|limit| rate(limit).to_string());
+        return Member { set: set.to_owned(), parts: parts(&with["val"]), value };
+    }
     let (key, value) = match element.as_array().map(Vec::as_slice) {
         Some([key, value]) => (key, Some(value)),
         _ => (element, None),
     };
     Member { set: set.to_owned(), parts: parts(key), value: value.and_then(|value| parts(value).pop()) }
+}
+
+/// A limit in bytes a second; 0, which nobody asks for, if it is none of ours.
+fn rate(limit: &Value) -> u64 {
+    let unit = match limit["rate_unit"].as_str() {
+        Some("bytes") => 1,
+        Some("kbytes") => 1 << 10,
+        Some("mbytes") => 1 << 20,
+        _ => 0,
+    };
+    let a_second = limit["per"] == "second" && limit["inv"] == true;
+    limit["rate"].as_u64().filter(|_| a_second).unwrap_or_default().saturating_mul(unit)
 }
 
 /// The parts of an element as texts.
@@ -82,6 +99,27 @@ mod tests {
         {"set": {"family": "bridge", "name": "vm_mac", "table": "t", "type": ["ifname", "ether_addr"], "handle": 2,
                  "elem": [{"concat": ["dr1", "52:54:00:00:00:01"]}]}},
         {"set": {"family": "bridge", "name": "vm_if", "table": "t", "type": "ifname", "handle": 3, "elem": ["dr1"]}}]}"#;
+
+    #[test]
+    fn a_limit_is_known_by_its_rate_whatever_its_unit() {
+        let limited = |rate: u64, unit: &str, inv: bool| {
+            member(
+                "limit_send",
+                &serde_json::json!({"elem": {"val": "dr1", "limit": {"rate": rate, "burst": 64, "per": "second",
+                    "inv": inv, "rate_unit": unit, "burst_unit": "kbytes"}}}),
+            )
+        };
+        let wanted = |rate: &str| Member {
+            set: "limit_send".into(),
+            parts: vec!["dr1".into()],
+            value: Some(rate.into()),
+        };
+        assert_eq!(limited(125_000, "bytes", true), wanted("125000"));
+        assert_eq!(limited(3, "mbytes", true), wanted("3145728"));
+        assert_eq!(limited(1, "kbytes", false), wanted("0"), "it lets through what is beyond");
+        let counted = member("refused", &serde_json::json!({"elem": {"val": "dr1", "counter": null}}));
+        assert_eq!(counted, Member { set: "refused".into(), parts: vec!["dr1".into()], value: None });
+    }
 
     #[test]
     fn elements_are_told_from_what_is_fixed() {

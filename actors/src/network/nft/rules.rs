@@ -1,7 +1,7 @@
 //! The documents that `nft` is given: pure.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -11,12 +11,12 @@ use nftables::expr::{
     Prefix, SetItem,
 };
 use nftables::schema::{
-    Chain, Element, FlushObject, Map, NfCmd, NfListObject, Nftables, Rule, Set, SetFlag, SetType,
-    SetTypeValue, Table,
+    Chain, FlushObject, Map, NfCmd, NfListObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue, Table,
 };
 use nftables::stmt::{Counter, JumpTarget, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
+use super::elements::alter;
 use super::{Base, BaseNet, Member};
 
 /// TAPs of guests.
@@ -43,8 +43,25 @@ pub(in super::super) const EGRESS_DENY: &str = "egress_deny";
 /// The same with protocol and ports.
 pub(in super::super) const EGRESS_DENY_PORT: &str = "egress_deny_port";
 
+/// TAP of a guest, and how fast it may send: what is faster is what matches.
+pub(in super::super) const LIMIT_SEND: &str = "limit_send";
+/// The same of what it receives.
+pub(in super::super) const LIMIT_RECEIVE: &str = "limit_receive";
+/// TAP of a guest that has such a limit; counts what was beyond.
+pub(in super::super) const OVER_SEND: &str = "over_send";
+/// The same of what it receives.
+pub(in super::super) const OVER_RECEIVE: &str = "over_receive";
+/// TAP of a guest; counts what it sent in a name that is not its own, or in no way that guests may.
+pub(in super::super) const REFUSED: &str = "refused";
+/// Address of a guest; counts what it sent to where it may not.
+pub(in super::super) const EGRESS_REFUSED: &str = "egress_refused";
+
+/// Sets whose elements begin with a TAP.
+pub(super) const OF_TAPS: [&str; 8] =
+    [SET_IF, SET_MAC, SET_SRC, LIMIT_SEND, LIMIT_RECEIVE, OVER_SEND, OVER_RECEIVE, REFUSED];
 /// Sets that are not of the bridge's table.
-const ROUTED: [&str; 8] = [
+pub(super) const ROUTED: [&str; 9] = [
+    EGRESS_REFUSED,
     FORWARD_TO,
     FORWARD_PORT,
     FORWARD_OPEN,
@@ -63,10 +80,10 @@ const FORWARD_KEY: [SetType; 4] =
 const EGRESS_KEY: [SetType; 4] =
     [SetType::Ipv4Addr, SetType::Ipv4Addr, SetType::InetProto, SetType::InetService];
 
-type Expr = Expression<'static>;
+pub(super) type Expr = Expression<'static>;
 type Stmt = Statement<'static>;
 
-fn text(text: &str) -> Expr {
+pub(super) fn text(text: &str) -> Expr {
     Expression::String(Cow::Owned(text.to_owned()))
 }
 
@@ -83,7 +100,7 @@ fn ct(key: &'static str) -> Expr {
     Expression::Named(NamedExpression::CT(CT { key: key.into(), family: None, dir: None }))
 }
 
-fn concat(parts: Vec<Expr>) -> Expr {
+pub(super) fn concat(parts: Vec<Expr>) -> Expr {
     Expression::Named(NamedExpression::Concat(parts))
 }
 
@@ -91,7 +108,7 @@ fn any_of(items: Vec<Expr>) -> Expr {
     Expression::Named(NamedExpression::Set(items.into_iter().map(SetItem::Element).collect()))
 }
 
-fn prefix(net: Ipv4Net) -> Expr {
+pub(super) fn prefix(net: Ipv4Net) -> Expr {
     let addr = Box::new(text(&net.network().to_string()));
     Expression::Named(NamedExpression::Prefix(Prefix { addr, len: u32::from(net.prefix_len()) }))
 }
@@ -125,6 +142,17 @@ const DROP: Stmt = Statement::Drop(None);
 fn counted_drop() -> [Stmt; 2] {
     [Statement::Counter(Counter::Anonymous(None)), DROP]
 }
+
+/// Drops, and counts for the guest whose it is: by a chain of [`counting`].
+fn refused() -> [Stmt; 2] {
+    let jump = Statement::Jump(JumpTarget { target: COUNT_REFUSED.into() });
+    [Statement::Counter(Counter::Anonymous(None)), jump]
+}
+
+/// Chains that drop, and count.
+const COUNT_REFUSED: &str = "count_refused";
+const COUNT_OVER_SEND: &str = "count_over_send";
+const COUNT_OVER_RECEIVE: &str = "count_over_receive";
 
 /// A base chain: its name, type, hook and priority.
 type BaseChain = (&'static str, NfChainType, NfHook, i32);
@@ -206,13 +234,22 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
     doc.add_set(SET_IF, &[SetType::Ifname], None);
     doc.add_set(SET_MAC, &[SetType::Ifname, SetType::EtherAddr], None);
     doc.add_set(SET_SRC, &[SetType::Ifname, SetType::EtherAddr, SetType::Ipv4Addr], None);
+    for name in [REFUSED, OVER_SEND, OVER_RECEIVE, LIMIT_SEND, LIMIT_RECEIVE] {
+        doc.add_set(name, &[SetType::Ifname], None);
+    }
+    counting(&mut doc, COUNT_REFUSED, meta(MetaKey::Iifname), REFUSED);
+    counting(&mut doc, COUNT_OVER_SEND, meta(MetaKey::Iifname), OVER_SEND);
+    counting(&mut doc, COUNT_OVER_RECEIVE, meta(MetaKey::Oifname), OVER_RECEIVE);
     doc.add_chain("from_vm", None);
     doc.add_chain("pre", Some(("pre", NfChainType::Filter, NfHook::Prerouting, -300)));
+    limited(&mut doc, "pre", MetaKey::Iifname, LIMIT_SEND, COUNT_OVER_SEND);
+    doc.add_chain("post", Some(("post", NfChainType::Filter, NfHook::Postrouting, 0)));
+    limited(&mut doc, "post", MetaKey::Oifname, LIMIT_RECEIVE, COUNT_OVER_RECEIVE);
     let jump = Statement::Jump(JumpTarget { target: "from_vm".into() });
     doc.add_rule("pre", vec![eq(meta(MetaKey::Iifname), text(&format!("@{SET_IF}"))), jump]);
     // Closed until its elements are there: what is missing never lets a guest speak freely.
     let ours = eq(meta(MetaKey::Iifgroup), Expression::Number(base.group));
-    let [count, drop] = counted_drop();
+    let [count, drop] = refused();
     doc.add_rule("pre", vec![ours, count, drop]);
     anti_spoof(&mut doc);
 
@@ -228,6 +265,8 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
     for name in [EGRESS_ALLOW_PORT, EGRESS_DENY_PORT] {
         doc.add_set(name, &EGRESS_KEY, Some(SetFlag::Interval));
     }
+    doc.add_set(EGRESS_REFUSED, &[SetType::Ipv4Addr], None);
+    counting(&mut doc, COUNT_REFUSED, field("ip", "saddr"), EGRESS_REFUSED);
     egress(&mut doc);
     forwarded(&mut doc, &base.networks);
     doc.add_chain("postrouting", Some(("postrouting", NfChainType::NAT, NfHook::Postrouting, 100)));
@@ -241,13 +280,27 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
     doc.batch.to_nftables()
 }
 
+/// A chain that drops: with the guest's own count, by `key` in `set`, where there is one.
+fn counting(doc: &mut Doc<'_>, chain: &'static str, key: Expr, set: &str) {
+    doc.add_chain(chain, None);
+    doc.add_rule(chain, vec![eq(key, text(&format!("@{set}"))), DROP]);
+    let [count, drop] = counted_drop();
+    doc.add_rule(chain, vec![count, drop]);
+}
+
+/// What is beyond a limit goes to the chain that drops it.
+fn limited(doc: &mut Doc<'_>, chain: &'static str, tap: MetaKey, limits: &str, beyond: &'static str) {
+    let jump = Statement::Jump(JumpTarget { target: beyond.into() });
+    doc.add_rule(chain, vec![eq(meta(tap), text(&format!("@{limits}"))), jump]);
+}
+
 /// A guest speaks with its own MAC and address only, and IPv4 only.
 fn anti_spoof(doc: &mut Doc<'_>) {
     const CHAIN: &str = "from_vm";
     let iifname = || meta(MetaKey::Iifname);
     let set = |name: &str| text(&format!("@{name}"));
     let ether_type = |name: &str| eq(field("ether", "type"), text(name));
-    let [count, drop] = counted_drop();
+    let [count, drop] = refused();
     let mac = concat(vec![iifname(), field("ether", "saddr")]);
     doc.add_rule(CHAIN, vec![when(mac, Operator::NEQ, set(SET_MAC)), count.clone(), drop.clone()]);
     let sender = concat(vec![iifname(), field("arp", "saddr ether"), field("arp", "saddr ip")]);
@@ -313,7 +366,7 @@ fn egress(doc: &mut Doc<'_>) {
     let there = || vec![field("ip", "saddr"), field("ip", "daddr")];
     let ports = || vec![meta(MetaKey::L4proto), field("th", "dport")];
     let within = |key: Vec<Expr>, set: &str| eq(concat(key), text(&format!("@{set}")));
-    let [count, drop] = counted_drop();
+    let [count, drop] = refused();
     doc.add_chain(CHAIN, None);
     doc.add_rule(CHAIN, vec![eq(ct("direction"), text("reply")), RETURN]);
     doc.add_rule(CHAIN, vec![within(there(), EGRESS_DENY), count.clone(), drop.clone()]);
@@ -336,7 +389,7 @@ fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
     let loopback = eq(field("ip", "saddr"), prefix(LOOPBACK));
     doc.add_rule("postrouting", vec![loopback, to(bridge), Statement::Masquerade(None)]);
 
-    let [count, drop] = counted_drop();
+    let [count, drop] = refused();
     if network.isolate {
         doc.add_rule("forward", vec![from(bridge), to(bridge), count.clone(), drop.clone()]);
     } else {
@@ -351,7 +404,8 @@ fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
     cut(doc, bridge);
     doc.add_rule("forward", vec![to(bridge), established(), ACCEPT]);
     doc.add_rule("forward", vec![to(bridge), when(ct("status"), Operator::IN, text("dnat")), ACCEPT]);
-    doc.add_rule("forward", vec![to(bridge), count.clone(), drop.clone()]);
+    let [counted, dropped] = counted_drop();
+    doc.add_rule("forward", vec![to(bridge), counted, dropped]);
 
     doc.add_rule("input", vec![from(bridge), established(), ACCEPT]);
     let host_only = eq(field("ip", "daddr"), prefix(LOOPBACK));
@@ -359,71 +413,6 @@ fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
     let ping = eq(field("icmp", "type"), text("echo-request"));
     doc.add_rule("input", vec![from(bridge), ping, ACCEPT]);
     doc.add_rule("input", vec![from(bridge), count, drop]);
-}
-
-/// Elements, by set.
-fn elements(table: &str, members: &[Member]) -> Vec<NfListObject<'static>> {
-    let mut sets: BTreeMap<&str, Vec<Expr>> = BTreeMap::new();
-    for Member { set, parts, value } in members {
-        let key = match parts.as_slice() {
-            [single] => part(single),
-            many => concat(many.iter().map(|text| part(text)).collect()),
-        };
-        let element = match value {
-            Some(value) => Expression::List(vec![key, part(value)]),
-            None => key,
-        };
-        sets.entry(set).or_default().push(element);
-    }
-    let element = |(set, members): (&str, Vec<Expr>)| {
-        let routed = ROUTED.contains(&set);
-        NfListObject::Element(Element {
-            family: if routed { NfFamily::INet } else { NfFamily::Bridge },
-            table: Cow::Owned(table.to_owned()),
-            name: set.to_owned().into(),
-            elem: members.into(),
-        })
-    };
-    sets.into_iter().map(element).collect()
-}
-
-/// A part of an element as an expression: a prefix, a range of ports, or as it stands.
-fn part(part: &str) -> Expr {
-    if let Ok(net) = part.parse::<Ipv4Net>() {
-        return prefix(net);
-    }
-    match part.split_once('-').map(|(first, last)| (first.parse(), last.parse())) {
-        Some((Ok(first), Ok(last))) => {
-            let range = [Expression::Number(first), Expression::Number(last)];
-            Expression::Range(Box::new(expr::Range { range }))
-        }
-        _ => text(part),
-    }
-}
-
-/// Makes exactly `add` present and `remove` absent, whatever was there.
-fn alter(batch: &mut Batch<'static>, table: &str, add: &[Member], remove: &[Member]) {
-    // Deleting what is not there would fail the transaction; adding what is there does not.
-    let (forwards, of_taps): (Vec<_>, Vec<_>) =
-        remove.iter().cloned().partition(|member| member.tap().is_none());
-    // Forwards cannot be deleted in the transaction that adds them: those that are there only are to be removed.
-    let gone = elements(table, &of_taps);
-    for element in gone.iter().cloned() {
-        batch.add(element);
-    }
-    for element in gone.into_iter().chain(elements(table, &forwards)) {
-        batch.delete(element);
-    }
-    for element in elements(table, add) {
-        batch.add(element);
-    }
-}
-
-/// One transaction that makes `add` present and `remove` absent.
-pub(super) fn change(table: &str, add: &[Member], remove: &[Member]) -> Nftables<'static> {
-    let mut batch = Batch::new();
-    alter(&mut batch, table, add, remove);
-    batch.to_nftables()
 }
 
 /// One transaction that removes both tables, there or not.

@@ -4,7 +4,7 @@ use drover_schemas::ErrorBody;
 use drover_schemas::body::spec::NicSpec;
 
 use super::VmActorState;
-use crate::network::{egress, forward};
+use crate::network::{egress, forward, limit};
 use crate::vm::message::NetworkChange;
 
 impl VmActorState {
@@ -18,6 +18,7 @@ impl VmActorState {
         let (verb, nics) = match change {
             NetworkChange::Forward(request) => ("forward", forward::changed(before, request)?),
             NetworkChange::Egress(request) => ("egress", egress::changed(before, request)?),
+            NetworkChange::Limit(request) => ("limit", limit::changed(before, request)?),
         };
         if nics == *before {
             return Ok(None);

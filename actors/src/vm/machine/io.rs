@@ -14,11 +14,13 @@ pub enum NetworkVerb {
     Forward,
     /// What the guest may reach.
     Egress,
+    /// How fast the guest may be.
+    Limit,
 }
 
 impl NetworkVerb {
     /// Every one.
-    pub const ALL: [Self; 2] = [Self::Forward, Self::Egress];
+    pub const ALL: [Self; 3] = [Self::Forward, Self::Egress, Self::Limit];
 
     /// The verb, if it is one of these.
     #[must_use]
@@ -26,6 +28,7 @@ impl NetworkVerb {
         match verb {
             Verb::Forward => Some(Self::Forward),
             Verb::Egress => Some(Self::Egress),
+            Verb::Limit => Some(Self::Limit),
             _ => None,
         }
     }
@@ -36,6 +39,7 @@ impl NetworkVerb {
         match self {
             Self::Forward => "forward",
             Self::Egress => "egress",
+            Self::Limit => "limit",
         }
     }
 
@@ -45,6 +49,7 @@ impl NetworkVerb {
         match self {
             Self::Forward => "the forwards",
             Self::Egress => "what the guest may reach",
+            Self::Limit => "how fast the guest may be",
         }
     }
 }

@@ -41,7 +41,7 @@ fn at(state: VmState) -> Machine {
     machine
 }
 
-const VERBS: [Verb; 10] = [
+const VERBS: [Verb; 11] = [
     Verb::Start,
     Verb::Shutdown,
     Verb::Stop,
@@ -51,6 +51,7 @@ const VERBS: [Verb; 10] = [
     Verb::Resume,
     Verb::Forward,
     Verb::Egress,
+    Verb::Limit,
     Verb::Delete,
 ];
 
@@ -344,7 +345,7 @@ fn cause() -> Cause {
 
 #[test]
 fn a_change_of_the_network_is_done_once_it_is_durable_whatever_comes() {
-    [Verb::Forward, Verb::Egress].into_iter().for_each(is_done_once_durable);
+    [Verb::Forward, Verb::Egress, Verb::Limit].into_iter().for_each(is_done_once_durable);
 }
 
 fn is_done_once_durable(verb: Verb) {
@@ -460,7 +461,7 @@ proptest! {
                                 "stop" | "shutdown" => VmState::Stopped,
                                 _ => VmState::Running,
                             };
-                            let anywhere = ["reboot", "forward", "egress"].contains(&op.name.as_str());
+                            let anywhere = ["reboot", "forward", "egress", "limit"].contains(&op.name.as_str());
                             prop_assert!(state == wanted || anywhere, "{op:?} was answered in {state}");
                         }
                     }

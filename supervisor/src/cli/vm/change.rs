@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use drover_schemas::body::vm::{
-    ChangeReply, ChangeRequest, EgressRequest, ForwardRequest, ShutdownRequest, StopRequest, Wait,
+    ChangeReply, ChangeRequest, EgressRequest, ForwardRequest, LimitRequest, ShutdownRequest, StopRequest,
+    Wait,
 };
 use drover_schemas::{RequestId, Token, VmId};
 use serde::Serialize;
@@ -168,6 +169,18 @@ pub(super) async fn egress(
     let (if_vm_id, if_revision) = (conditions.if_vm_id, conditions.if_revision);
     let request = EgressRequest { if_vm_id, if_revision, ..request };
     change("egress", conditions, &request, DEADLINE, client, global).await
+}
+
+/// As [`forward`].
+pub(super) async fn limit(
+    conditions: &Conditions,
+    request: LimitRequest,
+    client: &Client,
+    global: &Global,
+) -> Result<(), CliError> {
+    let (if_vm_id, if_revision) = (conditions.if_vm_id, conditions.if_revision);
+    let request = LimitRequest { if_vm_id, if_revision, ..request };
+    change("limit", conditions, &request, DEADLINE, client, global).await
 }
 
 /// The longest time that a `wait` may take, with time for the way.

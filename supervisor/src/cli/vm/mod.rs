@@ -10,6 +10,7 @@ mod exec;
 mod folder;
 mod forward;
 mod guest;
+mod limit;
 mod look;
 mod names;
 mod network;
@@ -65,6 +66,13 @@ pub enum VmCommand {
     /// What the guest may reach: allow, deny and list it.
     #[command(subcommand)]
     Egress(egress::EgressCommand),
+    /// Say how fast the guest may send and receive.
+    Limit(limit::LimitArgs),
+    /// Show what the guest sent and received, and what was refused of it.
+    Stats {
+        /// The VM.
+        name: Token,
+    },
     /// Stop a VM at once and remove everything of it.
     Rm(change::PlainArgs),
     /// Run a program in the guest.
@@ -139,6 +147,7 @@ impl VmCommand {
             Self::Get { name }
             | Self::Logs { name, .. }
             | Self::Explain { name }
+            | Self::Stats { name }
             | Self::Info { name }
             | Self::Health { name } => name,
             Self::Ps(args) => args.name(),
@@ -151,6 +160,7 @@ impl VmCommand {
             Self::Stop(args) => args.name(),
             Self::Forward(command) => command.name(),
             Self::Egress(command) => command.name(),
+            Self::Limit(args) => args.name(),
             Self::Exec(args) => args.name(),
             Self::Runs(command) => command.name(),
             Self::Console(args) => args.name(),
@@ -186,6 +196,8 @@ pub(super) async fn run(command: &VmCommand, global: &Global) -> Result<u8, CliE
         VmCommand::Rm(args) => change::plain("delete", args, &client, global).await?,
         VmCommand::Forward(command) => forward::run(command, &client, global).await?,
         VmCommand::Egress(command) => egress::run(command, &client, global).await?,
+        VmCommand::Limit(args) => limit::run(args, &client, global).await?,
+        VmCommand::Stats { name } => limit::stats(name, &client, global).await?,
         VmCommand::Exec(args) => return exec::run(args, &client, global).await,
         VmCommand::Runs(command) => return runs::run(command, &client, global).await,
         VmCommand::Info { name } => look::info(name, &client, global).await?,

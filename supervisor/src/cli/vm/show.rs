@@ -1,6 +1,6 @@
 //! VMs in words and columns.
 
-use drover_schemas::body::spec::{EgressDefault, EgressRule, EgressSpec, ForwardSpec};
+use drover_schemas::body::spec::{EgressDefault, EgressRule, EgressSpec, ForwardSpec, NicLimits};
 use drover_schemas::body::status::{NicStatus, VmStatus};
 use drover_schemas::body::template::SpecValue;
 use drover_schemas::body::vm::{ChangeReply, ExplainReply};
@@ -72,6 +72,7 @@ pub fn status(vm: &VmStatus) -> String {
             format!("{}/{} on {} ({}, {})", nic.ipv4, nic.prefix_len, nic.network, nic.tap, nic.mac),
         );
         nic.forwards.iter().for_each(|port| row("forward", forward(port)));
+        nic.limits.iter().for_each(|one| row("limits", limits(one)));
         nic.egress.iter().flat_map(egress).for_each(|line| row("egress", line));
     }
     for disk in &vm.disks {
@@ -106,6 +107,25 @@ pub fn forwards(vm: &VmStatus) -> String {
         [] => format!("no port of the host leads to {}", vm.name),
         lines => lines.join("\n"),
     }
+}
+
+/// How fast a VM may be.
+fn limited(vm: &VmStatus) -> String {
+    let of_nic = |nic: &NicStatus| {
+        let said = nic.limits.as_ref().map_or_else(|| "no limit".to_owned(), limits);
+        format!("{} on {}: {said}", nic.ipv4, nic.network)
+    };
+    let lines: Vec<String> = vm.nics.iter().map(of_nic).collect();
+    lines.join("\n")
+}
+
+/// As in `sends 10000000 bit/s, receives as fast as it can`.
+fn limits(limits: &NicLimits) -> String {
+    let rate = |bits: Option<u64>| {
+        bits.map_or_else(|| "as fast as it can".to_owned(), |bits| format!("{bits} bit/s"))
+    };
+    let (send, receive) = (rate(limits.send_bits_per_second), rate(limits.receive_bits_per_second));
+    format!("sends {send}, receives {receive}")
 }
 
 /// What a VM may reach.
@@ -150,6 +170,9 @@ pub fn change(verb: &str, reply: &ChangeReply) -> String {
     }
     if verb == "egress" {
         return egresses(vm);
+    }
+    if verb == "limit" {
+        return limited(vm);
     }
     if reply.already {
         return format!("{} is {} already", vm.name, vm.state);

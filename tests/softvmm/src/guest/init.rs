@@ -70,8 +70,8 @@ pub struct Description {
     pub boot_unix_ms: u64,
     /// The kernel command line, for the boot lines only.
     pub cmdline: String,
-    /// The MACs of its interfaces, in order.
-    pub nics: Vec<String>,
+    /// Its interfaces in order: the MAC, and how long packets may be, if that is known.
+    pub nics: Vec<(String, Option<u32>)>,
     /// The guest's memory, where its files are too.
     pub memory_bytes: u64,
 }
@@ -108,8 +108,9 @@ fn run(description: &str) -> Result<i32, Box<dyn std::error::Error>> {
     let _ = loopback_up();
     let nics = guest.nics.iter().enumerate();
     // Before the root: the device that makes them is the host's.
-    let ends: Vec<_> =
-        nics.map(|(index, mac)| nic::make(index, mac, &guest.cmdline)).collect::<Result<_, _>>()?;
+    let ends: Vec<_> = nics
+        .map(|(index, (mac, mtu))| nic::make(index, mac, *mtu, &guest.cmdline))
+        .collect::<Result<_, _>>()?;
     root::enter(&guest.agent, &guest.hostname, guest.memory_bytes)?;
     println!("softvmm: root is ready, starting {}", root::AGENT);
     nic::say(&control, READY, &ends)?;

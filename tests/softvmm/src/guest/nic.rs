@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use crate::tap;
 
 /// The largest frame with its header; nothing is offloaded, so none is longer than the MTU.
-const FRAME: usize = 4096;
+const FRAME: usize = 10_240;
 /// No guest has more interfaces.
 const MOST: usize = 16;
 
@@ -27,7 +27,7 @@ const MOST: usize = 16;
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn make(index: usize, mac: &str, cmdline: &str) -> io::Result<OwnedFd> {
+pub fn make(index: usize, mac: &str, mtu: Option<u32>, cmdline: &str) -> io::Result<OwnedFd> {
     let name = format!("eth{index}");
     let file = tap::open()?;
     tap::attach(&file, &name, false)?;
@@ -47,6 +47,11 @@ pub fn make(index: usize, mac: &str, cmdline: &str) -> io::Result<OwnedFd> {
     request.ifr_ifru.ifru_hwaddr = address;
     // SAFETY: here and below the descriptor is open, and the kernel only reads the request.
     unsafe { ioctl::set_mac(fd, &raw const request) }?;
+    if let Some(mtu) = mtu.and_then(|mtu| i32::try_from(mtu).ok()) {
+        request.ifr_ifru.ifru_mtu = mtu;
+        // SAFETY: as above.
+        unsafe { ioctl::set_mtu(fd, &raw const request) }?;
+    }
     let given = cmdline.split(' ').find_map(|word| word.strip_prefix("ip=")).filter(|_| index == 0);
     let given: Vec<&str> = given.unwrap_or_default().split(':').collect();
     let part = |at: usize| given.get(at).and_then(|text| text.parse::<Ipv4Addr>().ok());
@@ -76,6 +81,7 @@ pub fn make(index: usize, mac: &str, cmdline: &str) -> io::Result<OwnedFd> {
 
 mod ioctl {
     nix::ioctl_write_ptr_bad!(set_mac, libc::SIOCSIFHWADDR, libc::ifreq);
+    nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU, libc::ifreq);
     nix::ioctl_write_ptr_bad!(set_address, libc::SIOCSIFADDR, libc::ifreq);
     nix::ioctl_write_ptr_bad!(set_mask, libc::SIOCSIFNETMASK, libc::ifreq);
     nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);

@@ -166,13 +166,15 @@ type Started = (Pid, UnixStream, std::os::fd::OwnedFd, UnixStream, Vec<std::os::
 async fn spawn(plan: &Plan<'_>) -> Result<Started, Box<dyn std::error::Error>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let payload = plan.config.payload.clone().unwrap_or_default();
+    let nic =
+        |net: &crate::config::NetConfig| (net.mac.clone(), net.tap.as_deref().and_then(crate::tap::mtu));
     let description = Description {
         agent: find(&plan.args.agent)?,
         hostname: "guest".into(),
         boot_id: uuid(),
         boot_unix_ms: now.as_millis() as u64,
         cmdline: payload.cmdline.unwrap_or_default(),
-        nics: plan.config.net.iter().flatten().map(|net| net.mac.clone()).collect(),
+        nics: plan.config.net.iter().flatten().map(nic).collect(),
         memory_bytes: plan.config.memory.size,
     };
     let spawned = namespaces::spawn(&serde_json::to_string(&description)?)?;

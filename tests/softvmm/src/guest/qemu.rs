@@ -371,7 +371,8 @@ fn arguments(config: &VmConfig, monitor: i32, port: i32, meeting: Option<&Path>)
     for (n, (net, id)) in nets.iter().zip(devices.iter().skip(disks.len())).enumerate() {
         let Some(tap) = &net.tap else { continue };
         add("-netdev", format!("tap,id=net{n},ifname={tap},script=no,downscript=no,vhost=off"));
-        add("-device", format!("virtio-net-pci,netdev=net{n},mac={},id={PREFIX}{id}", net.mac));
+        let mtu = crate::tap::mtu(tap).map(|mtu| format!(",host_mtu={mtu}")).unwrap_or_default();
+        add("-device", format!("virtio-net-pci,netdev=net{n},mac={}{mtu},id={PREFIX}{id}", net.mac));
     }
     add("-device", format!("virtio-rng-pci,id={PREFIX}__rng"));
     if let (Some(meeting), Some(id)) = (meeting, devices.last()) {

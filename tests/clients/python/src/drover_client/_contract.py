@@ -86,12 +86,14 @@ VERBS: dict[str, Verb] = {
     "vm.explain": Verb("cmd.{ns}.vm.{name}.explain", False, None),
     "vm.forward": Verb("cmd.{ns}.vm.{name}.forward", True, None),
     "vm.get": Verb("cmd.{ns}.vm.{name}.get", False, None),
+    "vm.limit": Verb("cmd.{ns}.vm.{name}.limit", True, None),
     "vm.logs": Verb("cmd.{ns}.vm.{name}.logs", False, Stream((), ("stdout",))),
     "vm.pause": Verb("cmd.{ns}.vm.{name}.pause", True, None),
     "vm.reboot": Verb("cmd.{ns}.vm.{name}.reboot", True, None),
     "vm.resume": Verb("cmd.{ns}.vm.{name}.resume", True, None),
     "vm.shutdown": Verb("cmd.{ns}.vm.{name}.shutdown", True, None),
     "vm.start": Verb("cmd.{ns}.vm.{name}.start", True, None),
+    "vm.stats": Verb("cmd.{ns}.vm.{name}.stats", False, None),
     "vm.stop": Verb("cmd.{ns}.vm.{name}.stop", True, None),
 }
 
@@ -1543,6 +1545,18 @@ class KillRequest(TypedDict):
     signal: NotRequired[int | None]
 
 
+class LimitRequest(TypedDict):
+    """Request of `limit`: how fast the guest may be by an interface from now on, in the place of what was said before."""
+    # Refuse with `conflict` unless the spec has this revision.
+    if_revision: NotRequired[int | None]
+    # Refuse with `conflict` unless the VM has this id.
+    if_vm_id: NotRequired[VmId | None]
+    # The limits; a direction that is left out has none.
+    limits: NotRequired[NicLimits]
+    # Which of the VM's interfaces, by its place in `spec.nics`; the first if left out.
+    nic: NotRequired[int]
+
+
 class ListReply(TypedDict):
     """Reply of `list`."""
     # Hosts of VMs in this page that are not heard now: how those VMs are is what was known last.
@@ -1755,12 +1769,50 @@ class NetworkState(TypedDict):
     up: NotRequired[bool]
 
 
+class NicLimits(TypedDict):
+    """How fast a guest may be by an interface. What comes faster is dropped on the host, so that connections settle at the limit; what a second of silence left over may be made up for."""
+    # How fast it may receive.
+    receive_bits_per_second: NotRequired[int | None]
+    # How fast it may send, in bits a second, from 100,000 to 100,000,000,000; frames count with their headers.
+    send_bits_per_second: NotRequired[int | None]
+
+
+class NicSample(TypedDict):
+    """Traffic of one interface as its host counts it, since the interface was made. Named as the guest sees it."""
+    # Packets that the guest sent and that were refused where they were to go.
+    egress_refused_packets: int
+    # The host's network.
+    network: Token
+    # Frames that were dropped because they came to the guest faster than they may, where there is a limit.
+    over_receive_packets: NotRequired[int | None]
+    # Frames that were dropped because the guest sent faster than it may, where there is a limit.
+    over_send_packets: NotRequired[int | None]
+    # Bytes that were handed to the guest.
+    received_bytes: int
+    # Frames for the guest that it did not take in time.
+    received_dropped: int
+    # Frames that were handed to the guest.
+    received_packets: int
+    # Frames that the guest sent and that were refused: under a false address, or of a protocol that no guest has.
+    refused_packets: int
+    # Bytes that the guest sent.
+    sent_bytes: int
+    # Frames that the guest sent and the host's kernel could not take.
+    sent_dropped: int
+    # Frames that the guest sent.
+    sent_packets: int
+    # The TAP.
+    tap: str
+
+
 class NicSpec(TypedDict):
     """One network interface of a VM."""
     # What the guest may reach by it; everything that the host's network lets through if left out.
     egress: NotRequired[EgressSpec | None]
     # Ports of the host that lead to this interface; at most 64 of a VM.
     forwards: NotRequired[list[ForwardSpec]]
+    # How fast the guest may be by it; as fast as it can if left out.
+    limits: NotRequired[NicLimits | None]
     # The host's network to join.
     network: NotRequired[Token]
     # Who gives the guest the interface's address.
@@ -1777,6 +1829,8 @@ class NicStatus(TypedDict):
     gateway: str
     # IPv4 address of the guest.
     ipv4: str
+    # How fast the guest may be by it, if its spec says so.
+    limits: NotRequired[NicLimits | None]
     # MAC address.
     mac: str
     # The host's network.
@@ -2245,6 +2299,20 @@ class StatRequest(TypedDict):
     ranges: NotRequired[bool]
 
 
+class StatsReply(TypedDict):
+    """Reply of `stats`."""
+    # The same as the guest counts them, if its agent answers at once.
+    guest: NotRequired[list[InterfaceUse]]
+    # Why the guest says nothing, if it does not.
+    guest_silent: NotRequired[str | None]
+    # Its interfaces as the host counts them since they were made; none while the VM is down.
+    nics: NotRequired[list[NicSample]]
+    # When the host looked, by its clock.
+    time_unix_ms: int
+    # The VM.
+    vm_id: VmId
+
+
 class StopRequest(TypedDict):
     """Request of `stop`: the whole ladder from the agent to a kill."""
     # Do not ask the guest; also ends an operation that is in the way.
@@ -2645,6 +2713,8 @@ class VmSample(TypedDict):
     memory_bytes: NotRequired[int | None]
     # Name of the VM.
     name: Token
+    # Its interfaces; in the samples of its host only, not in those by itself.
+    nics: NotRequired[list[NicSample]]
     # What it is.
     state: VmState
     # Its identity.

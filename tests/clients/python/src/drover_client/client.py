@@ -38,9 +38,11 @@ from ._contract import (
     LogsReply,
     LookupReply,
     NetworkResult,
+    NicLimits,
     OnlineResult,
     ProcessesResult,
     RunInfo,
+    StatsReply,
     StoredEvent,
     StreamOpened,
     TemplateListReply,
@@ -209,7 +211,8 @@ class Client:
         return cast(ChangeReply, reply)["vm"]
 
     async def change(self, verb: str, name: str, *, request_id: str | None = None, **body: Any) -> VmStatus:
-        """`start`, `shutdown`, `stop`, `reboot`, `pause`, `resume`, `forward` or `delete`, with the fields of its request."""
+        """`start`, `shutdown`, `stop`, `reboot`, `pause`, `resume`, `forward`, `egress`, `limit` or `delete`,
+        with the fields of its request."""
         reply = await self.call(f"vm.{verb}", body, name=name, request_id=request_id, deadline=90.0)
         return cast(ChangeReply, reply)["vm"]
 
@@ -255,6 +258,16 @@ class Client:
     async def logs(self, name: str, **body: Any) -> LogsReply:
         """The end of a log."""
         return cast(LogsReply, await self.call("vm.logs", body, name=name))
+
+    async def stats(self, name: str) -> StatsReply:
+        """What the VM sent and received, as its host and its guest count it."""
+        return cast(StatsReply, await self.call("vm.stats", name=name))
+
+    async def limit(
+        self, name: str, limits: NicLimits, *, nic: int = 0, request_id: str | None = None, **body: Any
+    ) -> VmStatus:
+        """How fast the guest may send and receive from now on; a direction that is left out has no limit."""
+        return await self.change("limit", name, nic=nic, limits=limits, request_id=request_id, **body)
 
     async def host(self, host: str) -> HostInfo:
         """What a host has and what it has promised."""
