@@ -268,6 +268,7 @@ if wants images; then
     step images "fetched from URLs" real fetching 2
     step images "templates" real templates 2
     step images "disks of VMs" real disks 2
+    step images "disks that become longer" real growth 2
     need_debian qemu-img=qemu-utils xorrisofs=xorriso mke2fs=e2fsprogs
     step images "qcow2, discs and root file systems" real formats 1
 fi

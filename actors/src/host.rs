@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use drover_schemas::body::host::Capacity;
-use drover_schemas::body::spec::{NicSpec, ResolvedDisk, ResolvedSpec};
+use drover_schemas::body::spec::{NicSpec, ResolvedSpec};
 use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token, VmId};
 use ipnet::Ipv4Net;
 use tokio::sync::watch;
@@ -18,9 +18,11 @@ use crate::network::egress;
 use crate::network::{NetworkDef, NicLease, Pool};
 use crate::quota::{self, Quotas};
 
+mod disks;
 mod forwards;
 mod types;
 
+use disks::disk_bytes;
 pub use forwards::{Forwards, PortRange};
 pub use types::{Leases, SubnetError, Totals};
 
@@ -299,12 +301,7 @@ impl HostState {
         let mut inner = self.lock();
         let (quota, has) = (self.quotas.of(namespace), self.used_by(&inner, namespace));
         quota::check(namespace, "vms", "VMs", quota.vms, has.vms, 1)?;
-        let (limit, asked) = (quota.disk_bytes, disk_bytes(spec));
-        quota::check(namespace, "disk_bytes", "bytes of disk", limit, has.disk_bytes, asked)?;
-        let (wanted, left) = (disk_bytes(spec), self.totals.disk_bytes.saturating_sub(inner.disk_bytes()));
-        if wanted > left {
-            return Err(exhausted("bytes of disk", left, wanted, "delete a VM"));
-        }
+        self.check_disk(&inner, namespace, disk_bytes(&spec.disks), None)?;
         self.check_isolated(&spec.nics)?;
         self.forwards.claim(namespace, vm_id, &spec.nics)?;
         let mut leased = Vec::new();
@@ -434,19 +431,10 @@ fn exhausted(what: &str, left: u64, wanted: u64, advice: &str) -> ErrorBody {
 }
 
 fn held(namespace: &Token, spec: &ResolvedSpec) -> Held {
-    Held { namespace: namespace.clone(), disk_bytes: disk_bytes(spec) }
-}
-
-/// What a VM may write: its own disks, at their full length.
-fn disk_bytes(spec: &ResolvedSpec) -> u64 {
-    spec.disks.iter().filter(|disk| !disk.readonly).map(ResolvedDisk::length).fold(0, u64::saturating_add)
+    Held { namespace: namespace.clone(), disk_bytes: disk_bytes(&spec.disks) }
 }
 
 impl Inner {
-    fn disk_bytes(&self) -> u64 {
-        self.held.values().map(|held| held.disk_bytes).sum()
-    }
-
     fn used(&self) -> (u64, u64) {
         self.runtime.values().fold((0, 0), |sum, used| (sum.0 + used.cpus, sum.1 + used.memory_bytes))
     }

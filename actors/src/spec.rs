@@ -17,7 +17,7 @@ use crate::network::forward::read_all;
 use crate::network::{egress, limit};
 
 mod agent;
-mod disks;
+pub mod disks;
 pub mod origins;
 mod seed;
 pub mod templates;

@@ -138,6 +138,8 @@ pub enum Verb {
     Egress,
     /// `limit`
     Limit,
+    /// `grow`
+    Grow,
     /// `delete`
     Delete,
 }
@@ -194,7 +196,7 @@ pub enum Input {
 
 impl Input {
     /// Every column, verbs first.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Verb(Verb::Start),
         Self::Verb(Verb::Shutdown),
         Self::Verb(Verb::Stop),
@@ -205,6 +207,7 @@ impl Input {
         Self::Verb(Verb::Forward),
         Self::Verb(Verb::Egress),
         Self::Verb(Verb::Limit),
+        Self::Verb(Verb::Grow),
         Self::Verb(Verb::Delete),
         Self::Happened(Happening::Booted),
         Self::Happened(Happening::BootFailed),
@@ -241,6 +244,7 @@ impl Input {
                 Verb::Forward => "forward",
                 Verb::Egress => "egress",
                 Verb::Limit => "limit",
+                Verb::Grow => "grow",
                 Verb::Delete => "delete",
             },
             Self::Happened(h) => match h {

@@ -261,6 +261,15 @@ pub const VERBS: &[VerbRow] = &[
     ),
     row(
         Plane::Vm,
+        "grow",
+        Class::Journalled,
+        Role::Operator,
+        "GrowRequest",
+        "ChangeReply",
+        "Makes a disk longer, at once if the guest runs and else from its next start on.",
+    ),
+    row(
+        Plane::Vm,
         "delete",
         Class::Journalled,
         Role::Operator,

@@ -47,6 +47,7 @@ fn schemas() -> Map<String, Value> {
         vm::EgressRequest,
         vm::LimitRequest,
         vm::StatsReply,
+        vm::GrowRequest,
         vm::ChangeReply,
         vm::ShutdownRequest,
         vm::StopRequest,

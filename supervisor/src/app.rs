@@ -287,6 +287,7 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
             uids: config.capacity.uids,
             descriptors: raise_descriptors(),
             disk_bytes,
+            disk_ratio: ratio,
             forward_ports: config.capacity.forward_ports,
         },
         quotas: config.quotas.quotas(),

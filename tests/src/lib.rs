@@ -17,6 +17,7 @@
 //! | [`digest`] | files of bytes that repeat nowhere, and what they are known by |
 //! | [`events`] | the log of events, checked as a log |
 //! | [`flood`] | a tenant that asks for far too much |
+//! | [`guest`] | a guest with a real kernel |
 //! | [`https`] | a server of files that breaks off, is silent and lies |
 //! | [`leak`] | what of a VM is still there |
 //! | [`liar`] | whoever is in an agent's place |
@@ -53,6 +54,7 @@ pub mod contract;
 pub mod digest;
 pub mod events;
 pub mod flood;
+pub mod guest;
 pub mod https;
 pub mod leak;
 pub mod liar;

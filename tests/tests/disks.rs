@@ -6,19 +6,16 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use drover_schemas::body::guest::{ExecReply, ExecResult};
-use drover_schemas::body::status::{AgentState, DiskMade, VmStatus};
+use drover_schemas::body::status::{DiskMade, VmStatus};
 use drover_schemas::body::vm::{ChangeReply, ExplainReply};
 use drover_schemas::state::VmState;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::{Bus, refused};
-use drover_tests::wait::{until, until_within};
+use drover_tests::guest::{agent, boot, sh};
+use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
 use drover_tests::{events, leak};
 use serde_json::{Value, json};
-
-/// For a boot in software emulation, with others beside it on a small machine.
-const BOOT: Duration = Duration::from_secs(300);
 
 fn folder(world: &World, vm: &VmStatus) -> PathBuf {
     world.state_dir().join("disks").join(vm.vm_id.to_string().to_ascii_lowercase())
@@ -189,34 +186,6 @@ fn a_daemon_that_dies_while_disks_are_made_leaves_whole_ones() {
         assert_eq!(fs::read_dir(&disks).unwrap().count(), 0);
         events::log(&bus).await;
     });
-}
-
-async fn boot(bus: &Bus, name: &str, mut spec: Value) -> VmStatus {
-    spec["template"] = json!("linux-microvm");
-    spec["agent"] = json!({"enabled": true, "ready_timeout_ms": 300_000});
-    bus.create(name, json!({"spec": spec})).await.unwrap();
-    agent(bus, name).await
-}
-
-async fn agent(bus: &Bus, name: &str) -> VmStatus {
-    // Longer than a request may wait.
-    until_within(BOOT, &format!("the agent of {name}"), async || {
-        bus.status(name).await.ok().filter(|vm| vm.agent.state == AgentState::Ready)
-    })
-    .await
-}
-
-async fn sh(bus: &Bus, name: &str, script: &str) -> String {
-    let body = json!({"argv": ["sh", "-c", script]});
-    let result: ExecResult = match bus.ask(&format!("vm.{name}.guest.exec"), &body).get().await.unwrap() {
-        ExecReply::Result(result) => result,
-        _ => panic!("nobody asked for a stream"),
-    };
-    let text = |bytes: Option<drover_schemas::blob::Blob>| {
-        String::from_utf8_lossy(bytes.unwrap_or_default().as_slice()).trim().to_owned()
-    };
-    assert_eq!(result.exit_code, Some(0), "{script}: {} {}", text(result.stdout), text(result.stderr));
-    text(result.stdout)
 }
 
 #[test]

@@ -14,6 +14,7 @@ fn state(cpus: u64, memory: u64) -> HostState {
         uids: 3,
         descriptors: 1_024,
         disk_bytes: 100,
+        disk_ratio: 2.0,
         forward_ports: None,
     };
     let def: NetworkDef =
@@ -161,6 +162,33 @@ fn open_files_are_counted_like_memory() {
     );
     host.unreserve(vm(1));
     host.reserve(&ns("default"), vm(3), &spec(1, 1)).unwrap();
+}
+
+#[test]
+fn a_disk_grows_within_the_quota_the_promises_and_what_is_free() {
+    let host = state(100, 1_000);
+    let (small, other, vm) = (ns("small"), ns("other"), VmId::from_u128);
+    host.lease(&small, vm(1), &with_disk(20, false)).unwrap();
+    host.lease(&other, vm(2), &with_disk(30, false)).unwrap();
+    let grow = |ns: &Token, id, to, free| {
+        let spec = with_disk(to, false);
+        let left = |error: ErrorBody| {
+            assert_eq!(error.code, ErrorCode::ResourceExhausted);
+            error.details.get("quota").or_else(|| error.details.get("left")).cloned().unwrap()
+        };
+        host.change_disks(ns, vm(id), &spec.disks, free).map_err(left)
+    };
+    assert_eq!(grow(&small, 1, 51, 1_000), Err("disk_bytes".to_owned()));
+    assert_eq!(grow(&other, 2, 81, 1_000), Err("50".to_owned()), "as much was promised");
+    // Twice what is free may be promised.
+    assert_eq!(grow(&other, 2, 51, 10), Err("20".to_owned()));
+    assert_eq!(host.capacity().disk_used_bytes, 50);
+    grow(&other, 2, 50, 10).unwrap();
+    grow(&small, 1, 50, 15).unwrap();
+    assert_eq!(host.capacity().disk_used_bytes, 100);
+    // Its change was never durable.
+    host.keep_disks(vm(1), &with_disk(20, false).disks);
+    assert_eq!((host.capacity().disk_used_bytes, host.used(&small).disk_bytes), (70, 20));
 }
 
 #[test]

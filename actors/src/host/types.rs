@@ -23,6 +23,8 @@ pub struct Totals {
     pub descriptors: u64,
     /// Room for the disks of VMs, in bytes: what there is times the overcommit ratio.
     pub disk_bytes: u64,
+    /// How many times over what there is may be promised.
+    pub disk_ratio: f64,
     /// Ports that may be forwarded to VMs.
     pub forward_ports: Option<PortRange>,
 }

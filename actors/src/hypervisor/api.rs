@@ -317,6 +317,16 @@ impl ApiClient {
         self.put("vm.reboot", None, self.deadlines.boot).await
     }
 
+    /// `vm.resize-disk`: gives a disk, which must be raw, another length, and tells the guest.
+    ///
+    /// # Errors
+    /// See [`ApiErrorKind`].
+    pub async fn resize_disk(&self, id: &str, bytes: u64) -> Result<(), ApiError> {
+        const CALL: &str = "vm.resize-disk";
+        let body = serde_json::json!({"id": id, "desired_size": bytes}).to_string().into_bytes();
+        self.put(CALL, Some(body), self.deadlines.change).await
+    }
+
     /// `vm.delete`: drops the configuration.
     ///
     /// # Errors

@@ -288,12 +288,18 @@ pub struct VsockConfig {
     pub socket: PathBuf,
 }
 
+/// What the VMM calls a disk.
+#[must_use]
+pub fn disk_id(index: usize) -> String {
+    format!("disk{index}")
+}
+
 /// The VMM's configuration for a VM.
 #[must_use]
 pub fn vm_config(input: &VmmInput<'_>) -> VmConfig {
     let spec = input.spec;
     let disks = input.paths.disks.iter().enumerate().map(|(index, disk)| DiskConfig {
-        id: format!("disk{index}"),
+        id: disk_id(index),
         path: disk.path.clone(),
         readonly: disk.readonly,
         image_type: disk.image_type,

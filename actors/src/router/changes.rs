@@ -2,7 +2,7 @@
 
 use drover_schemas::VmId;
 use drover_schemas::body::vm::{
-    ChangeRequest, EgressRequest, ForwardRequest, LimitRequest, ShutdownRequest, StopRequest,
+    ChangeRequest, EgressRequest, ForwardRequest, GrowRequest, LimitRequest, ShutdownRequest, StopRequest,
 };
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::ingress::permits::Permit;
 use crate::vm::actor::{Remembered, remembered};
-use crate::vm::message::{Change, NetworkChange};
+use crate::vm::message::{Change, SpecChange};
 
 const SHUTDOWN_MS: u64 = 60_000;
 const SHUTDOWN_MAX_MS: u64 = 90_000;
@@ -25,24 +25,24 @@ struct Decoded {
     if_revision: Option<u64>,
     wait: Option<Wait>,
     time_ms: u64,
-    network: Option<NetworkChange>,
+    spec: Option<SpecChange>,
 }
 
-const fn of_network(
+const fn of_spec(
     verb: Verb,
     name: &'static str,
     if_vm_id: Option<VmId>,
     if_revision: Option<u64>,
-    change: NetworkChange,
+    change: SpecChange,
 ) -> Decoded {
-    Decoded { verb, name, if_vm_id, if_revision, wait: None, time_ms: 0, network: Some(change) }
+    Decoded { verb, name, if_vm_id, if_revision, wait: None, time_ms: 0, spec: Some(change) }
 }
 
 fn decode(verb: &str, request: &Request) -> Result<Decoded, ErrorBody> {
     let plain = |verb, name| -> Result<Decoded, ErrorBody> {
         let body: ChangeRequest = request.decode()?;
         let ChangeRequest { if_vm_id, if_revision, wait } = body;
-        Ok(Decoded { verb, name, if_vm_id, if_revision, wait, time_ms: 0, network: None })
+        Ok(Decoded { verb, name, if_vm_id, if_revision, wait, time_ms: 0, spec: None })
     };
     match verb {
         "start" => plain(Verb::Start, "start"),
@@ -54,28 +54,34 @@ fn decode(verb: &str, request: &Request) -> Result<Decoded, ErrorBody> {
             let ShutdownRequest { if_vm_id, if_revision, timeout_ms } = request.decode()?;
             let time_ms = timeout_ms.unwrap_or(SHUTDOWN_MS).min(SHUTDOWN_MAX_MS);
             let (verb, name) = (Verb::Shutdown, "shutdown");
-            Ok(Decoded { verb, name, if_vm_id, if_revision, wait: None, time_ms, network: None })
+            Ok(Decoded { verb, name, if_vm_id, if_revision, wait: None, time_ms, spec: None })
         }
         "stop" => {
             let StopRequest { if_vm_id, if_revision, grace_ms, force } = request.decode()?;
             let verb = if force { Verb::StopForce } else { Verb::Stop };
             let time_ms = grace_ms.unwrap_or(STOP_GRACE_MS).min(STOP_GRACE_MAX_MS);
-            Ok(Decoded { verb, name: "stop", if_vm_id, if_revision, wait: None, time_ms, network: None })
+            Ok(Decoded { verb, name: "stop", if_vm_id, if_revision, wait: None, time_ms, spec: None })
         }
         "forward" => {
             let body: ForwardRequest = request.decode()?;
             let ForwardRequest { if_vm_id, if_revision, .. } = body;
-            Ok(of_network(Verb::Forward, "forward", if_vm_id, if_revision, NetworkChange::Forward(body)))
+            Ok(of_spec(Verb::Forward, "forward", if_vm_id, if_revision, SpecChange::Forward(body)))
         }
         "egress" => {
             let body: EgressRequest = request.decode()?;
             let EgressRequest { if_vm_id, if_revision, .. } = body;
-            Ok(of_network(Verb::Egress, "egress", if_vm_id, if_revision, NetworkChange::Egress(body)))
+            Ok(of_spec(Verb::Egress, "egress", if_vm_id, if_revision, SpecChange::Egress(body)))
+        }
+        "grow" => {
+            let body: GrowRequest = request.decode()?;
+            let GrowRequest { if_vm_id, if_revision, .. } = body;
+            let change = SpecChange::Grow(body);
+            Ok(of_spec(Verb::Grow, "grow", if_vm_id, if_revision, change))
         }
         "limit" => {
             let body: LimitRequest = request.decode()?;
             let LimitRequest { if_vm_id, if_revision, .. } = body;
-            Ok(of_network(Verb::Limit, "limit", if_vm_id, if_revision, NetworkChange::Limit(body)))
+            Ok(of_spec(Verb::Limit, "limit", if_vm_id, if_revision, SpecChange::Limit(body)))
         }
         _ => Err(unknown_verb(&request.subject)),
     }
@@ -114,7 +120,7 @@ pub(super) async fn change(
         if_revision: decoded.if_revision,
         wait: decoded.wait,
         time_ms: decoded.time_ms,
-        network: decoded.network,
+        spec: decoded.spec,
         request_id: request.request_id.unwrap_or_else(RequestId::generate),
         digest: request.digest(),
         trace: crate::trace::current(),

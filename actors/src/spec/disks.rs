@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use drover_schemas::body::spec::{DiskFs, DiskLimits, DiskSpec, ImageKind, ResolvedDisk};
+use drover_schemas::body::vm::GrowRequest;
 use drover_schemas::size::ByteSize;
-use drover_schemas::{ErrorBody, Token};
+use drover_schemas::{ErrorBody, ErrorCode, Token};
 
 use super::{ImageCatalogue, image, invalid};
 
@@ -135,6 +136,44 @@ pub(super) fn resolve(
     resolved.collect()
 }
 
+/// The disks of a VM with one that is longer.
+///
+/// # Errors
+/// `not_found` for a name that none has, `invalid_argument` for a disk that has another length than its own, or a size
+/// that cannot be; a disk never becomes shorter.
+pub fn grown(disks: &[ResolvedDisk], request: &GrowRequest) -> Result<Vec<ResolvedDisk>, ErrorBody> {
+    let GrowRequest { disk: wanted, size_bytes: size, .. } = request;
+    let mut grown = disks.to_vec();
+    let found = grown.iter_mut().enumerate().find(|(index, disk)| name(*index, disk) == wanted.as_str());
+    let Some((_, disk)) = found else {
+        let known: Vec<String> = disks.iter().enumerate().map(|(index, disk)| name(index, disk)).collect();
+        let text = format!("the VM has no disk {:?}; it has {}", wanted.as_str(), known.join(", "));
+        return Err(ErrorBody::new(ErrorCode::NotFound, text).with("field", "disk"));
+    };
+    if disk.readonly {
+        return Err(invalid("disk", "a disk that cannot be written to is as long as its image"));
+    }
+    if disk.image.as_ref().is_some_and(|image| !image.format.is_raw()) {
+        return Err(invalid("disk", "a disk of a qcow2 image stays as long as that; only a raw one grows"));
+    }
+    check_size("size_bytes", *size)?;
+    let length = disk.length();
+    if size.0 < length {
+        let text = format!("the disk has {length} bytes and never becomes shorter: its end may be in use");
+        return Err(invalid("size_bytes", text).with("size_bytes", length));
+    }
+    if size.0 > length {
+        disk.size_bytes = Some(size.0);
+    }
+    Ok(grown)
+}
+
+/// The name by which the guest finds a disk.
+#[must_use]
+pub fn name(index: usize, disk: &ResolvedDisk) -> String {
+    disk.name.as_ref().map_or_else(|| format!("disk{index}"), ToString::to_string)
+}
+
 fn check_size(field: &str, size: ByteSize) -> Result<(), ErrorBody> {
     if size < ByteSize::mib(1) || size > MAX_SIZE {
         return Err(invalid(
@@ -196,7 +235,6 @@ fn check_label(field: &str, label: Option<&str>, fs: DiskFs) -> Result<(), Error
 
 #[cfg(test)]
 mod tests {
-    use drover_schemas::ErrorCode;
     use drover_schemas::body::spec::{ImageFormat, ResolvedImage};
 
     use super::*;
@@ -267,6 +305,43 @@ mod tests {
             (Some(ByteSize::mib(8)), Some(ByteSize::mib(1024)))
         );
         assert_eq!((limits[1].ops_per_second, limits[1].burst_ops), (Some(100), Some(0)));
+    }
+
+    #[test]
+    fn a_disk_becomes_longer_and_never_shorter() {
+        let disks = resolved(
+            r#"[{"image": "root"}, {"size": "4MiB", "name": "data"}, {"image": "cloud"}, {"image": "root", "readonly": true}]"#,
+        )
+        .unwrap();
+        let ask = |disk: &str, size: &str| {
+            let request = serde_json::json!({"disk": disk, "size_bytes": size});
+            grown(&disks, &serde_json::from_value(request).unwrap())
+        };
+        let longer = ask("disk0", "5MiB").unwrap();
+        assert_eq!(longer[0], ResolvedDisk { size_bytes: Some(5 << 20), ..disks[0].clone() });
+        assert_eq!(longer[1..], disks[1..]);
+        assert_eq!(ask("data", "6GiB").unwrap()[1].length(), 6 << 30);
+        // As it is already.
+        assert_eq!(
+            (ask("disk0", "3MiB").unwrap(), ask("data", "4MiB").unwrap()),
+            (disks.clone(), disks.clone())
+        );
+        for (disk, size, field) in [
+            ("data", "3MiB", "size_bytes"),
+            ("disk0", "2MiB", "size_bytes"),
+            ("data", "4194305", "size_bytes"),
+            ("data", "9TiB", "size_bytes"),
+            ("data", "0", "size_bytes"),
+            ("disk2", "4GiB", "disk"),
+            ("disk3", "4MiB", "disk"),
+        ] {
+            let error = ask(disk, size).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument, "{disk} {size}: {error:?}");
+            assert_eq!(error.details["field"], field, "{disk} {size}: {error:?}");
+        }
+        let error = ask("date", "1GiB").unwrap_err();
+        assert_eq!(error.code, ErrorCode::NotFound);
+        assert!(error.message.contains("it has disk0, data, disk2, disk3"), "{error:?}");
     }
 
     #[test]

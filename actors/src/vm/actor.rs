@@ -43,8 +43,8 @@ use crate::services::{Shared, now_ms};
 use crate::trace;
 
 mod inside;
-mod network;
 mod requests;
+mod spec;
 
 pub(super) use inside::carry;
 pub use inside::{Taken, TakenSender};

@@ -15,14 +15,16 @@ use drover_schemas::body::spec::{DiskFs, ImageFormat, ResolvedDisk, ResolvedSpec
 use drover_schemas::body::status::{Cause, CauseKind, DiskMade, DiskStatus};
 use drover_schemas::{ErrorBody, ErrorCode};
 
-use super::tasks::{TaskContext, image_path, owner};
+use super::machine::Report;
+use super::tasks::{TaskContext, failed, image_path, no_vmm, owner};
 use crate::chain;
-use crate::hypervisor::config::{DiskPath, ImageType};
+use crate::hypervisor::config::{DiskPath, ImageType, disk_id};
 use crate::journal::VmRow;
 use crate::services::Services;
 
 pub use self::format::tool;
 use self::own::{DiskError, Source, Wanted};
+pub use crate::spec::disks::name;
 
 /// The work on the disks of one boot. It is asked to stop when it is dropped, and [`Self::ended`] waits until it has:
 /// what blocks goes on after the one who waited for it.
@@ -82,12 +84,6 @@ impl Drop for Work {
     }
 }
 
-/// The name by which the guest finds a disk.
-#[must_use]
-pub fn name(index: usize, disk: &ResolvedDisk) -> String {
-    disk.name.as_ref().map_or_else(|| format!("disk{index}"), ToString::to_string)
-}
-
 /// The format of the file of a disk.
 #[must_use]
 pub fn image_type(disk: &ResolvedDisk) -> ImageType {
@@ -120,6 +116,7 @@ pub async fn make(context: &TaskContext, work: &Work) -> Result<Vec<DiskPath>, C
                             label: disk.label.clone(),
                         },
                     },
+                    length: (image_type(disk) == ImageType::Raw).then(|| disk.length()),
                     owner: owner(context),
                     was_made: known.is_some(),
                 };
@@ -140,6 +137,42 @@ pub async fn make(context: &TaskContext, work: &Work) -> Result<Vec<DiskPath>, C
         paths.push(work.seed(context).await?);
     }
     Ok(paths)
+}
+
+/// Makes the disks of a VM that runs as long as its spec says, and lets its guest see it.
+///
+/// The VMM lengthens the file and tells the guest in one call, so a file that is long enough was told of.
+pub async fn grow(context: &TaskContext) -> Report {
+    let Some(run) = &context.run else { return no_vmm() };
+    let row = &context.row;
+    let own = row.spec.disks.iter().enumerate();
+    for (index, disk) in own.filter(|(_, disk)| !disk.readonly && image_type(disk) == ImageType::Raw) {
+        let path = path(&context.services, row, index);
+        let is_long = || std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.len() >= disk.length());
+        if is_long() {
+            continue;
+        }
+        let id = disk_id(index);
+        let grown = tokio::select! {
+            biased;
+            () = context.cancel.cancelled() => {
+                return Report::Failed(Cause::new(CauseKind::Superseded, "a later request took its place"));
+            }
+            grown = run.api.resize_disk(&id, disk.length()) => grown,
+        };
+        let cause = match grown {
+            Ok(()) if is_long() => continue,
+            Ok(()) => Cause::new(CauseKind::DiskRefused, "the VMM says that it is, and its file is not"),
+            Err(error) => failed(context, "vm.resize-disk", &error),
+        };
+        let text = format!(
+            "disk {:?} is longer in the spec, and will be from the VM's next start on, but not now: {}",
+            name(index, disk),
+            cause.message
+        );
+        return Report::Failed(Cause { message: text, ..cause }.with("disk", name(index, disk)));
+    }
+    Report::SpecChanged
 }
 
 /// The seed disk's place behind the others.
@@ -176,7 +209,7 @@ pub fn described(services: &Services, row: &VmRow) -> Vec<DiskPath> {
 /// The image cannot be read or the copy cannot be written.
 pub async fn copy_on_write(base: PathBuf, own: PathBuf, owner: Option<u32>) -> std::io::Result<()> {
     let source = Source::Image { path: base, size: None };
-    let made = Work::default().make(Wanted { own, source, owner, was_made: false }).await;
+    let made = Work::default().make(Wanted { own, source, length: None, owner, was_made: false }).await;
     made.map(drop).map_err(std::io::Error::other)
 }
 

@@ -29,7 +29,7 @@ use super::restart::{End, Verdict, judge};
 mod io;
 mod report;
 
-pub use io::{Admission, Command, Due, Effect, Ending, Input, NetworkVerb, Op, Report, Task};
+pub use io::{Admission, Command, Due, Effect, Ending, Input, Op, Report, SpecVerb, Task};
 
 /// Facts from outside that `apply` needs.
 #[derive(Debug, Clone, Copy)]
@@ -127,7 +127,7 @@ impl Machine {
                 let may_preempt = matches!(verb, Verb::StopForce | Verb::Delete);
                 // What changes the spec ends nobody's wait for a boot.
                 let waits = self.op.as_ref().is_some_and(|op| matches!(op.due, Due::Running | Due::Agent));
-                let in_the_way = self.task.is_some() || (NetworkVerb::of(verb).is_some() && waits);
+                let in_the_way = self.task.is_some() || (SpecVerb::of(verb).is_some() && waits);
                 match self.operation() {
                     Some(operation) if in_the_way && !may_preempt => Admission::Busy { operation },
                     _ => Admission::Accept,
@@ -258,7 +258,7 @@ impl Machine {
 
     /// Ends the operation for what comes in its place. A change of the spec was done when it was accepted.
     fn leave(&mut self, ending: Ending, out: &mut Vec<Effect>) {
-        self.finish_network(out);
+        self.finish_spec(out);
         self.finish(ending, out);
     }
 
@@ -329,14 +329,15 @@ impl Machine {
                 self.op = op("reboot", due);
                 self.run(Task::Reboot, out);
             }
-            Verb::Forward => self.change_network(NetworkVerb::Forward, command, out),
-            Verb::Egress => self.change_network(NetworkVerb::Egress, command, out),
-            Verb::Limit => self.change_network(NetworkVerb::Limit, command, out),
+            Verb::Limit => self.change_spec(SpecVerb::Limit, command, out),
+            Verb::Forward => self.change_spec(SpecVerb::Forward, command, out),
+            Verb::Egress => self.change_spec(SpecVerb::Egress, command, out),
+            Verb::Grow => self.change_spec(SpecVerb::Grow, command, out),
         }
     }
 
     /// The spec was changed, and its revision is durable with this.
-    fn change_network(&mut self, verb: NetworkVerb, command: &Command, out: &mut Vec<Effect>) {
+    fn change_spec(&mut self, verb: SpecVerb, command: &Command, out: &mut Vec<Effect>) {
         let (id, time_ms) = (Some(command.request_id), command.time_ms);
         self.op = Some(Op { name: verb.as_str().into(), request_id: id, due: Due::Done, time_ms });
         let text = format!("a request asked to change {}", verb.changes());
@@ -344,7 +345,7 @@ impl Machine {
         let (kind, previous, state) = (VmEventKind::Changed, self.state, self.state);
         out.push(Effect::Event { kind, previous, state, cause, request_id: id });
         if matches!(state, VmState::Running | VmState::Paused) {
-            self.run(Task::Network(verb), out);
+            self.run(Task::Spec(verb), out);
         } else {
             self.finish(Ending::Ok, out);
         }

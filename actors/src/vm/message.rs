@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use drover_schemas::body::status::{Cause, VmStatus};
-use drover_schemas::body::vm::{ChangeReply, EgressRequest, ForwardRequest, LimitRequest, Wait};
+use drover_schemas::body::vm::{ChangeReply, EgressRequest, ForwardRequest, GrowRequest, LimitRequest, Wait};
 use drover_schemas::state::Verb;
 use drover_schemas::{ErrorBody, RequestId, VmId};
 use tokio::sync::oneshot;
@@ -20,15 +20,17 @@ use crate::journal::VmRow;
 /// Where the outcome of a change goes. Dropping it tells the waiter that the actor is gone.
 pub type ChangeSender = oneshot::Sender<Result<ChangeReply, ErrorBody>>;
 
-/// How the host's network shall treat the guest.
+/// What the VM shall have.
 #[derive(Debug)]
-pub enum NetworkChange {
+pub enum SpecChange {
     /// Other ports of the host lead to it.
     Forward(ForwardRequest),
     /// It may reach something else.
     Egress(EgressRequest),
     /// It may be faster or slower.
     Limit(LimitRequest),
+    /// One of its disks is longer.
+    Grow(GrowRequest),
 }
 
 /// A verb that changes the VM, decoded.
@@ -46,8 +48,8 @@ pub struct Change {
     pub wait: Option<Wait>,
     /// `timeout_ms` or `grace_ms`.
     pub time_ms: u64,
-    /// What of the network it asks to change.
-    pub network: Option<NetworkChange>,
+    /// What of the spec it asks to change.
+    pub spec: Option<SpecChange>,
     /// Id of the request.
     pub request_id: RequestId,
     /// Digest of the body.

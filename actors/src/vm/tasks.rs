@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::disks;
 use super::laps::Laps;
-use super::machine::{NetworkVerb, Report, Task};
+use super::machine::{Report, SpecVerb, Task};
 use crate::chain;
 use crate::guest::Link;
 use crate::hypervisor::api::{ApiClient, VmmState};
@@ -101,7 +101,8 @@ pub async fn run(task: Task, context: TaskContext) -> TaskEnd {
         Task::Pause => pause(&context).await.into(),
         Task::Resume => resume(&context).await.into(),
         Task::Reboot => reboot(&context).await.into(),
-        Task::Network(verb) => network(&context, verb).await.into(),
+        Task::Spec(SpecVerb::Grow) => disks::grow(&context).await.into(),
+        Task::Spec(verb) => network(&context, verb).await.into(),
         Task::Release => {
             release(&context).await;
             Report::Released.into()
@@ -356,13 +357,13 @@ async fn stop(context: &TaskContext, grace_ms: u64) {
     release(context).await;
 }
 
-fn failed(context: &TaskContext, step: &str, error: &crate::hypervisor::api::ApiError) -> Report {
+pub(super) fn failed(context: &TaskContext, step: &str, error: &crate::hypervisor::api::ApiError) -> Cause {
     let stderr = run_dir(context).stderr_tail(cause::TAIL_MAX);
     let evidence = Evidence { stderr_tail: &stderr, console_tail: "", oom_kills: None, step };
-    Report::Failed(cause::of_api(error, &evidence))
+    cause::of_api(error, &evidence)
 }
 
-fn no_vmm() -> Report {
+pub(super) fn no_vmm() -> Report {
     Report::Failed(Cause::new(CauseKind::VmmExit, "the VMM is gone"))
 }
 
@@ -373,7 +374,7 @@ async fn pause(context: &TaskContext) -> Report {
         // The answer may have been lost: what it is counts.
         Err(error) => match run.api.info().await {
             Ok(info) if info.state == VmmState::Paused => Report::Paused,
-            _ => failed(context, "vm.pause", &error),
+            _ => Report::Failed(failed(context, "vm.pause", &error)),
         },
     }
 }
@@ -384,7 +385,7 @@ async fn resume(context: &TaskContext) -> Report {
         Ok(()) => Report::Resumed,
         Err(error) => match run.api.info().await {
             Ok(info) if info.state == VmmState::Running => Report::Resumed,
-            _ => failed(context, "vm.resume", &error),
+            _ => Report::Failed(failed(context, "vm.resume", &error)),
         },
     }
 }
@@ -393,14 +394,14 @@ async fn reboot(context: &TaskContext) -> Report {
     let Some(run) = &context.run else { return no_vmm() };
     match run.api.reboot().await {
         Ok(()) => Report::Rebooted,
-        Err(error) => failed(context, "vm.reboot", &error),
+        Err(error) => Report::Failed(failed(context, "vm.reboot", &error)),
     }
 }
 
 /// What is refused now is tried again by whoever watches the network: the spec says what shall be.
-async fn network(context: &TaskContext, verb: NetworkVerb) -> Report {
+async fn network(context: &TaskContext, verb: SpecVerb) -> Report {
     match context.services.network.change(vm_net(&context.row)).await {
-        Ok(()) => Report::NetworkChanged,
+        Ok(()) => Report::SpecChanged,
         Err(error) => Report::Failed(
             Cause::new(
                 CauseKind::HostResource,

@@ -10,6 +10,7 @@ use super::template::SpecValue;
 use crate::error::ErrorBody;
 use crate::guest::InterfaceUse;
 use crate::id::{RequestId, VmId};
+use crate::size::ByteSize;
 use crate::stream::StreamOpened;
 use crate::token::Token;
 
@@ -200,6 +201,22 @@ impl EgressRules {
     pub const fn is_empty(&self) -> bool {
         self.allow.is_empty() && self.deny.is_empty()
     }
+}
+
+/// Request of `grow`: a disk of the VM becomes longer, and never shorter. A guest that runs sees it at once; its
+/// file systems grow when it makes them (`resize2fs`). A paused guest cannot be told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GrowRequest {
+    /// Refuse with `conflict` unless the VM has this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_vm_id: Option<VmId>,
+    /// Refuse with `conflict` unless the spec has this revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
+    /// The disk, by its name.
+    pub disk: Token,
+    /// How long it shall be, a multiple of 1 MiB.
+    pub size_bytes: ByteSize,
 }
 
 /// Request of `list`.

@@ -50,13 +50,15 @@ const fn on_verb(state: VmState, verb: V) -> Cell {
         (S::Paused, V::Resume) => Accept(S::Paused),
         (S::Creating | S::Starting | S::Stopping, V::Reboot | V::Pause | V::Resume) => Busy,
         // It changes what the VM has, and not how it is.
-        (S::Running, V::Forward | V::Egress | V::Limit) => Accept(S::Running),
+        (S::Running, V::Forward | V::Egress | V::Limit | V::Grow) => Accept(S::Running),
         (S::Paused, V::Forward | V::Egress | V::Limit) => Accept(S::Paused),
-        (S::Stopped, V::Forward | V::Egress | V::Limit) => Accept(S::Stopped),
-        (S::Backoff, V::Forward | V::Egress | V::Limit) => Accept(S::Backoff),
-        (S::Hibernated, V::Forward | V::Egress | V::Limit) => Accept(S::Hibernated),
-        (S::Failed, V::Forward | V::Egress | V::Limit) => Accept(S::Failed),
-        (S::Creating | S::Starting | S::Stopping, V::Forward | V::Egress | V::Limit) => Busy,
+        // The VMM lets the disk work again when it has changed it, though the guest is paused.
+        (S::Paused, V::Grow) => Deny,
+        (S::Stopped, V::Forward | V::Egress | V::Limit | V::Grow) => Accept(S::Stopped),
+        (S::Backoff, V::Forward | V::Egress | V::Limit | V::Grow) => Accept(S::Backoff),
+        (S::Hibernated, V::Forward | V::Egress | V::Limit | V::Grow) => Accept(S::Hibernated),
+        (S::Failed, V::Forward | V::Egress | V::Limit | V::Grow) => Accept(S::Failed),
+        (S::Creating | S::Starting | S::Stopping, V::Forward | V::Egress | V::Limit | V::Grow) => Busy,
         (
             S::Stopped | S::Backoff | S::Hibernated | S::Failed | S::Paused,
             V::Reboot | V::Pause | V::Resume,

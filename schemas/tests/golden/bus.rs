@@ -17,7 +17,7 @@ use drover_schemas::body::status::{
 };
 use drover_schemas::body::vm::{
     ChangeReply, ChangeRequest, CreateRequest, EgressRequest, EgressRules, ForwardRef, ForwardRequest,
-    LimitRequest, LookupReply, StatsReply, StopRequest, Wait,
+    GrowRequest, LimitRequest, LookupReply, StatsReply, StopRequest, Wait,
 };
 use drover_schemas::codec::decode;
 use drover_schemas::event::{
@@ -183,6 +183,13 @@ fn requests_are_pinned() {
         guest_silent: None,
     };
     check("bus", "stats", &stats, decode);
+    let resize = GrowRequest {
+        if_vm_id: None,
+        if_revision: Some(3),
+        disk: token("data"),
+        size_bytes: ByteSize::mib(1024),
+    };
+    check("bus", "grow", &resize, decode);
     check(
         "bus",
         "stop",

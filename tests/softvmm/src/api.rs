@@ -1,11 +1,21 @@
 //! Routes: from a request to a call, and from its outcome to a response.
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config::VmConfig;
 use crate::http::parse::{Method, Request};
 use crate::http::server::Response;
 use crate::refusal::{Cause, Refusal};
+
+/// Body of `vm.resize-disk`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ResizeDisk {
+    /// The disk.
+    pub id: String,
+    /// Its length from now on; it may be shorter.
+    pub desired_size: u64,
+}
 
 /// A call of the API.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +40,8 @@ pub enum Call {
     Shutdown,
     /// `vm.reboot`
     Reboot,
+    /// `vm.resize-disk`
+    ResizeDisk(ResizeDisk),
     /// `vm.delete`
     Delete,
     /// `vmm.shutdown`
@@ -52,6 +64,7 @@ impl Call {
             Self::PowerButton => "power-button",
             Self::Shutdown => "shutdown",
             Self::Reboot => "reboot",
+            Self::ResizeDisk(_) => "resize-disk",
             Self::Delete => "delete",
             Self::VmmShutdown => "vmm-shutdown",
             Self::Unmodelled(_) => "unmodelled",
@@ -70,6 +83,7 @@ impl Call {
             Self::PowerButton => "Error triggering power button",
             Self::Shutdown => "The VM could not shutdown",
             Self::Reboot => "The VM could not reboot",
+            Self::ResizeDisk(_) => "The disk could not be resized",
             Self::Delete => "The VM could not be deleted",
             Self::VmmShutdown => "The VMM could not shutdown",
             Self::Unmodelled(message) => message,
@@ -88,7 +102,7 @@ pub enum Done {
     Json(Value),
 }
 
-const UNMODELLED: [(&str, &str, Option<&str>); 14] = [
+const UNMODELLED: [(&str, &str, Option<&str>); 13] = [
     ("vm.add-device", "The device could not be added to the VM", None),
     ("vm.add-disk", "The disk could not be added to the VM", None),
     ("vm.add-fs", "The fs could not be added to the VM", Some("tag")),
@@ -97,7 +111,6 @@ const UNMODELLED: [(&str, &str, Option<&str>); 14] = [
     ("vm.add-vsock", "The vsock device could not be added to the VM", Some("cid")),
     ("vm.remove-device", "The device could not be removed from the VM", Some("id")),
     ("vm.resize", "The VM could not be resized", None),
-    ("vm.resize-disk", "The disk could not be resized", Some("id")),
     ("vm.resize-zone", "The memory zone could not be resized", Some("id")),
     ("vm.restore", "The VM could not be restored", Some("source_url")),
     ("vm.send-migration", "Error dispatching the migration worker", Some("destination_url")),
@@ -124,6 +137,7 @@ pub fn route(request: &Request) -> Result<Call, Refusal> {
         "vm.info" => get(Call::Info),
         "vm.counters" => get(Call::Counters),
         "vm.create" => create(request),
+        "vm.resize-disk" => resize_disk(request),
         "vm.boot" => put(Call::Boot),
         "vm.pause" => put(Call::Pause),
         "vm.resume" => put(Call::Resume),
@@ -148,6 +162,13 @@ fn create(request: &Request) -> Result<Call, Refusal> {
         (Method::Put, None) => Err(Refusal { status: 400, chain: Vec::new() }),
         _ => Err(Refusal::bad_request()),
     }
+}
+
+fn resize_disk(request: &Request) -> Result<Call, Refusal> {
+    let (Method::Put, Some(body)) = (request.method, &request.body) else {
+        return Err(Refusal::bad_request());
+    };
+    serde_json::from_slice(body).map(Call::ResizeDisk).map_err(|e| Refusal::json(&e))
 }
 
 fn unmodelled(name: &str, request: &Request) -> Result<Call, Refusal> {

@@ -29,7 +29,7 @@ STEP is one of
   api                 after it is bound
   CALL.before CALL.after   around the effect of an API call; CALL alone is CALL.before.
                       CALL: ping info counters create boot pause resume power-button shutdown
-                      reboot delete vmm-shutdown
+                      resize-disk reboot delete vmm-shutdown
   boot.mid            the guest has started, nobody has been told
   guest-off guest-reset    the guest has powered itself off, or reset itself; nobody has been told
   t+MS                that many milliseconds after a boot (die, exit0, exit, kill only)";
@@ -78,7 +78,7 @@ pub enum FaultError {
     Value(String),
 }
 
-const CALLS: [&str; 12] = [
+const CALLS: [&str; 13] = [
     "ping",
     "info",
     "counters",
@@ -87,6 +87,7 @@ const CALLS: [&str; 12] = [
     "pause",
     "resume",
     "power-button",
+    "resize-disk",
     "shutdown",
     "reboot",
     "delete",

@@ -182,6 +182,9 @@ impl Vmm {
             Call::Resume => self.resume().await.map(|()| Done::Empty).map_err(refused),
             Call::PowerButton => self.power_button().await.map(|()| Done::Empty).map_err(refused),
             Call::Shutdown => self.shutdown().await.map(|()| Done::Empty).map_err(refused),
+            Call::ResizeDisk(asked) => {
+                self.resize_disk(&asked.id, asked.desired_size).await.map(|()| Done::Empty).map_err(refused)
+            }
             Call::Reboot => self.reboot().await.map(|()| Done::Empty).map_err(refused),
             Call::Delete => {
                 self.delete().await;
@@ -321,6 +324,30 @@ impl Vmm {
                 .await
                 .map_err(|why| Cause::new(["Error triggering power button"]).because(why)),
             None => Ok(()),
+        }
+    }
+
+    /// The real one does it for a paused guest too, whose disk then works on.
+    async fn resize_disk(&mut self, id: &str, bytes: u64) -> Result<(), Cause> {
+        let config = self.config.as_ref().ok_or_else(Cause::not_created)?;
+        let vm = self.vm.as_mut().ok_or_else(|| Cause::new(["Failed resizing a disk image"]))?;
+        let devices = config.devices();
+        let disks = config.disks.as_deref().unwrap_or_default();
+        let manager = "Error from device manager";
+        let Some(index) = devices.iter().take(disks.len()).position(|device| device == id) else {
+            let text = format!("Failed to find device corresponding to the given identifier: {id}");
+            return Err(Cause::new([manager]).because(text));
+        };
+        let refused = "Disk resize error";
+        if !bytes.is_multiple_of(512) {
+            return Err(Cause::new([manager, refused, "Disk image size is not a multiple of 512"]));
+        }
+        let failed = |why: String| {
+            Cause::new([manager, refused, "Disk resize failed", "I/O error", "Resize failed"]).because(why)
+        };
+        match (&mut vm.guest, &disks[index].path) {
+            (Some(guest), Some(path)) => guest.resize_disk(index, path, bytes).await.map_err(failed),
+            _ => Ok(()),
         }
     }
 

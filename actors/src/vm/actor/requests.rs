@@ -47,7 +47,7 @@ impl VmActorState {
             self.answer_already(change.request_id, row, change.reply).await;
             return;
         }
-        let before = match change.network.as_ref().map(|asked| self.change_network(asked)).transpose() {
+        let before = match change.spec.as_ref().map(|asked| self.change_spec(asked)).transpose() {
             Ok(None) => None,
             Ok(Some(Some(before))) => Some(before),
             Ok(Some(None)) => {
@@ -72,7 +72,7 @@ impl VmActorState {
         let result = self.commit(myself, next, effects, Some((change.request_id, row))).await;
         if let Err(error) = result {
             if let Some(before) = before {
-                self.network_as_before(before);
+                self.spec_as_before(before);
             }
             self.give_back_capacity();
             self.permits.remove(&change.request_id);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use drover_schemas::body::status::DiskMade;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::format::{self, FormatError};
@@ -23,6 +24,8 @@ pub struct Wanted {
     pub own: PathBuf,
     /// What it starts as.
     pub source: Source,
+    /// How long it has become since it was made, if it may have.
+    pub length: Option<u64>,
     /// Whose it is; ours if nobody's.
     pub owner: Option<u32>,
     /// It was there before.
@@ -88,7 +91,7 @@ pub enum DiskError {
 /// # Errors
 /// [`DiskError`]; nothing has its name then.
 pub fn make(wanted: &Wanted, stop: &AtomicBool) -> Result<DiskMade, DiskError> {
-    let Wanted { own, source, owner, was_made } = wanted;
+    let Wanted { own, source, length, owner, was_made } = wanted;
     // Once the folder is the VM's, its user may have put a link there: nothing in it is followed.
     let is_there = fs::symlink_metadata(own).is_ok();
     if *was_made && !is_there {
@@ -99,6 +102,9 @@ pub fn make(wanted: &Wanted, stop: &AtomicBool) -> Result<DiskMade, DiskError> {
     }
     if is_there {
         lchown(own, *owner, *owner).map_err(DiskError::Write)?;
+        if let Some(length) = length {
+            lengthen(own, *length).map_err(DiskError::Write)?;
+        }
         return Ok(DiskMade::Kept);
     }
     let partial = own.with_extension("partial");
@@ -120,6 +126,22 @@ pub fn make(wanted: &Wanted, stop: &AtomicBool) -> Result<DiskMade, DiskError> {
         let _ = fs::remove_file(&partial);
     }
     filled
+}
+
+/// Makes a disk's file as long as it shall be; a longer one stays. What is no file is left to whoever uses it.
+fn lengthen(own: &Path, length: u64) -> io::Result<()> {
+    let is_shorter = |meta: fs::Metadata| meta.is_file() && meta.len() < length;
+    if !is_shorter(fs::symlink_metadata(own)?) {
+        return Ok(());
+    }
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+    let file =
+        OpenOptions::new().write(true).custom_flags(i32::try_from(flags).unwrap_or_default()).open(own)?;
+    if is_shorter(file.metadata()?) {
+        file.set_len(length)?;
+        file.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Puts a file of these bytes in the place of one that may be there.

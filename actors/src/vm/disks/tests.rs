@@ -6,12 +6,12 @@ use super::*;
 
 fn blank(own: &Path, size: u64, ext4: bool) -> Wanted {
     let source = Source::Blank { size, ext4, label: ext4.then(|| "data".to_owned()) };
-    Wanted { own: own.to_owned(), source, owner: None, was_made: false }
+    Wanted { own: own.to_owned(), source, length: None, owner: None, was_made: false }
 }
 
 fn of_image(own: &Path, path: &Path, size: Option<u64>) -> Wanted {
     let source = Source::Image { path: path.to_owned(), size };
-    Wanted { own: own.to_owned(), source, owner: None, was_made: false }
+    Wanted { own: own.to_owned(), source, length: None, owner: None, was_made: false }
 }
 
 fn made(wanted: &Wanted) -> Result<DiskMade, DiskError> {
@@ -71,6 +71,34 @@ fn a_blank_disk_is_long_and_takes_no_room() {
     let meta = fs::metadata(&own).unwrap();
     assert_eq!((meta.len(), meta.blocks()), (1 << 34, 0));
     assert_eq!(left(&own), ["disk1.raw"]);
+}
+
+#[test]
+fn a_disk_that_is_there_becomes_as_long_as_it_shall_be_and_never_shorter() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = dir.path().join("vm/disk0.raw");
+    made(&blank(&own, 1 << 20, false)).unwrap();
+    fs::OpenOptions::new().write(true).open(&own).unwrap().write_all_at(b"the guest's", 5).unwrap();
+    for (wanted, length) in [(1 << 20, 1 << 20), (4 << 20, 4 << 20), (2 << 20, 4 << 20)] {
+        let longer = Wanted { length: Some(wanted), was_made: true, ..blank(&own, 1 << 20, false) };
+        assert_eq!(made(&longer).unwrap(), DiskMade::Kept);
+        assert_eq!(fs::metadata(&own).unwrap().len(), length);
+    }
+    assert_eq!(fs::read(&own).unwrap()[5..16], *b"the guest's");
+    // Nothing is followed, and nothing is waited for.
+    let (other, longer) = (dir.path().join("other"), |length| Wanted {
+        length: Some(length),
+        was_made: true,
+        ..blank(&own, 1 << 20, false)
+    });
+    fs::write(&other, "other").unwrap();
+    fs::remove_file(&own).unwrap();
+    symlink(&other, &own).unwrap();
+    made(&longer(8 << 20)).unwrap();
+    assert_eq!(fs::read(&other).unwrap(), b"other");
+    fs::remove_file(&own).unwrap();
+    nix::unistd::mkfifo(&own, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    made(&longer(8 << 20)).unwrap();
 }
 
 #[test]

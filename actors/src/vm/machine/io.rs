@@ -7,20 +7,22 @@ use drover_schemas::event::VmEventKind;
 use drover_schemas::state::{Verb, VmState};
 use serde::{Deserialize, Serialize};
 
-/// A verb that changes the spec alone, and how the host's network treats the guest.
+/// A verb that changes the spec alone, which is durable before anything is done about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NetworkVerb {
+pub enum SpecVerb {
     /// Ports of the host that lead to the guest.
     Forward,
     /// What the guest may reach.
     Egress,
     /// How fast the guest may be.
     Limit,
+    /// How long a disk is.
+    Grow,
 }
 
-impl NetworkVerb {
+impl SpecVerb {
     /// Every one.
-    pub const ALL: [Self; 3] = [Self::Forward, Self::Egress, Self::Limit];
+    pub const ALL: [Self; 4] = [Self::Forward, Self::Egress, Self::Limit, Self::Grow];
 
     /// The verb, if it is one of these.
     #[must_use]
@@ -29,6 +31,7 @@ impl NetworkVerb {
             Verb::Forward => Some(Self::Forward),
             Verb::Egress => Some(Self::Egress),
             Verb::Limit => Some(Self::Limit),
+            Verb::Grow => Some(Self::Grow),
             _ => None,
         }
     }
@@ -40,6 +43,7 @@ impl NetworkVerb {
             Self::Forward => "forward",
             Self::Egress => "egress",
             Self::Limit => "limit",
+            Self::Grow => "grow",
         }
     }
 
@@ -50,6 +54,7 @@ impl NetworkVerb {
             Self::Forward => "the forwards",
             Self::Egress => "what the guest may reach",
             Self::Limit => "how fast the guest may be",
+            Self::Grow => "the size of a disk",
         }
     }
 }
@@ -75,8 +80,8 @@ pub enum Task {
     Resume,
     /// Reboots the guest.
     Reboot,
-    /// Makes the host's network treat the guest as its spec says since this verb changed it.
-    Network(NetworkVerb),
+    /// Treats the guest as its spec says since this verb changed it.
+    Spec(SpecVerb),
     /// Releases the runtime of a VM that ended by itself.
     Release,
     /// Kills and releases everything, disks and leases included.
@@ -94,7 +99,7 @@ impl Task {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Reboot => "reboot",
-            Self::Network(verb) => verb.as_str(),
+            Self::Spec(verb) => verb.as_str(),
             Self::Release => "release",
             Self::Delete => "delete",
         }
@@ -118,8 +123,8 @@ pub enum Report {
     Resumed,
     /// The guest was rebooted.
     Rebooted,
-    /// The host's network treats the guest as its spec says.
-    NetworkChanged,
+    /// The guest is treated as its spec says.
+    SpecChanged,
     /// Nothing of the runtime is left.
     Released,
     /// Nothing at all is left.

@@ -1,6 +1,6 @@
 //! What the end of a task, and the start of the daemon, mean for the machine.
 
-use super::{AgentState, Desired, NetworkVerb, VmEventKind, VmState};
+use super::{AgentState, Desired, SpecVerb, VmEventKind, VmState};
 use super::{Cause, CauseKind, Cell, Context, Due, Effect, Ending, Happening, Machine, Op, Report, Task};
 use crate::vm::restart::End;
 
@@ -32,7 +32,7 @@ impl Machine {
                 out.push(Effect::Event { kind, previous, state, cause: Some(cause), request_id });
                 self.finish_if_due(Due::Done, out);
             }
-            Report::NetworkChanged => self.finish_if_due(Due::Done, out),
+            Report::SpecChanged => self.finish_if_due(Due::Done, out),
             Report::Deleted => self.on_deleted(out),
             Report::Failed(cause) => self.on_failed(&task, cause, out),
         }
@@ -118,7 +118,9 @@ impl Machine {
                 let cause = Cause::new(CauseKind::Request, format!("a request asked to {what}"));
                 self.enter(state, Some(cause), request_id, out);
             }
-            if self.op.as_ref().is_some_and(|op| matches!(op.due, Due::Running | Due::Done)) {
+            if self.tells_guest() {
+                self.run(Task::Spec(SpecVerb::Grow), out);
+            } else if self.op.as_ref().is_some_and(|op| matches!(op.due, Due::Running | Due::Done)) {
                 self.finish(Ending::Ok, out);
             }
         }
@@ -140,8 +142,8 @@ impl Machine {
                 self.cause = Some(cause);
                 self.on_shutdown_timed_out(out);
             }
-            Task::Pause | Task::Resume | Task::Reboot | Task::Network(_) => {
-                if !matches!(task, Task::Network(_)) {
+            Task::Pause | Task::Resume | Task::Reboot | Task::Spec(_) => {
+                if !matches!(task, Task::Spec(_)) {
                     let is_paused = self.state == VmState::Paused;
                     self.desired = if is_paused { Desired::Paused } else { Desired::Running };
                 }
@@ -155,7 +157,9 @@ impl Machine {
     }
 
     pub(super) fn on_found_alive(&mut self, paused: bool, out: &mut Vec<Effect>) {
-        self.finish_network(out);
+        if !self.tells_guest() {
+            self.finish_spec(out);
+        }
         let adopted = || Some(Cause::new(CauseKind::Adopted, "the daemon started and found the VM alive"));
         match self.on(Happening::DaemonStartAlive) {
             Cell::Enter(VmState::Deleting) => self.run(Task::Delete, out),
@@ -178,8 +182,10 @@ impl Machine {
                 self.agent = AgentState::Connecting;
                 match (self.desired, state) {
                     (Desired::Paused, VmState::Running) => self.run(Task::Pause, out),
+                    // The longer disk is told once the guest is seen to run.
                     (Desired::Running, VmState::Paused) => self.run(Task::Resume, out),
                     // Nothing tells whether it was done: it is done again before it is answered.
+                    _ if self.tells_guest() => self.run(Task::Spec(SpecVerb::Grow), out),
                     _ if self.op.as_ref().is_some_and(|op| op.name == "reboot") => {
                         self.run(Task::Reboot, out);
                     }
@@ -194,10 +200,15 @@ impl Machine {
         }
     }
 
-    /// It is in the spec, by which the network was restored or will be made.
-    pub(super) fn finish_network(&mut self, out: &mut Vec<Effect>) {
-        let of_network = |op: &Op| NetworkVerb::ALL.iter().any(|verb| verb.as_str() == op.name);
-        if self.op.as_ref().is_some_and(of_network) {
+    /// A guest that runs is to be told of what changed in its spec.
+    fn tells_guest(&self) -> bool {
+        self.op.as_ref().is_some_and(|op| op.name == SpecVerb::Grow.as_str())
+    }
+
+    /// It is in the spec, by which the network was restored or will be made, and disks are when the VM starts.
+    pub(super) fn finish_spec(&mut self, out: &mut Vec<Effect>) {
+        let of_spec = |op: &Op| SpecVerb::ALL.iter().any(|verb| verb.as_str() == op.name);
+        if self.op.as_ref().is_some_and(of_spec) {
             self.finish(Ending::Ok, out);
         }
     }
@@ -215,7 +226,7 @@ impl Machine {
         context: &Context<'_>,
         out: &mut Vec<Effect>,
     ) {
-        self.finish_network(out);
+        self.finish_spec(out);
         let happening = if host_rebooted { Happening::HostRebooted } else { Happening::DaemonStartGone };
         match self.on(happening) {
             Cell::Enter(VmState::Deleting) => self.run(Task::Delete, out),

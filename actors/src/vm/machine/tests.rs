@@ -41,7 +41,7 @@ fn at(state: VmState) -> Machine {
     machine
 }
 
-const VERBS: [Verb; 11] = [
+const VERBS: [Verb; 12] = [
     Verb::Start,
     Verb::Shutdown,
     Verb::Stop,
@@ -52,6 +52,7 @@ const VERBS: [Verb; 11] = [
     Verb::Forward,
     Verb::Egress,
     Verb::Limit,
+    Verb::Grow,
     Verb::Delete,
 ];
 
@@ -314,6 +315,7 @@ fn what_a_dead_daemon_had_accepted_is_answered_only_when_it_is_so() {
         (Running, Verb::Pause, false, Task::Pause, Report::Paused),
         (Paused, Verb::Resume, true, Task::Resume, Report::Resumed),
         (Running, Verb::Reboot, false, Task::Reboot, Report::Rebooted),
+        (Running, Verb::Grow, false, Task::Spec(SpecVerb::Grow), Report::SpecChanged),
         (Running, Verb::Shutdown, false, Task::Shutdown { timeout_ms: 100 }, Report::Stopped),
         (Running, Verb::Stop, false, Task::Stop { grace_ms: 100 }, Report::Stopped),
         (Running, Verb::StopForce, false, Task::Stop { grace_ms: 0 }, Report::Stopped),
@@ -344,21 +346,42 @@ fn cause() -> Cause {
 }
 
 #[test]
-fn a_change_of_the_network_is_done_once_it_is_durable_whatever_comes() {
-    [Verb::Forward, Verb::Egress, Verb::Limit].into_iter().for_each(is_done_once_durable);
+fn a_change_of_the_spec_is_done_once_it_is_durable_whatever_comes() {
+    [Verb::Forward, Verb::Egress, Verb::Limit, Verb::Grow].into_iter().for_each(is_done_once_durable);
+}
+
+#[test]
+fn a_longer_disk_is_told_once_the_guest_runs_again() {
+    // Somebody else paused it while no daemon was there.
+    let (machine, effects) = found_alive_after(VmState::Running, Verb::Grow, true);
+    assert_eq!((finishes(&effects), &machine.task), (vec![], &Some(Task::Resume)));
+    let (machine, effects) = machine.apply(Input::Report(Report::Resumed), &context(&RESTART));
+    assert_eq!((finishes(&effects), &machine.task), (vec![], &Some(Task::Spec(SpecVerb::Grow))));
+    let (machine, effects) = machine.apply(Input::Report(Report::SpecChanged), &context(&RESTART));
+    assert_eq!((finishes(&effects), machine.task), (vec![("grow", &Ending::Ok)], None));
+    // Where nothing runs, the next start makes it so.
+    let mut machine = at(VmState::Running);
+    machine.task = None;
+    let (machine, _) = machine.apply(command(Verb::Grow), &context(&RESTART));
+    let gone = Input::FoundGone { host_rebooted: false, cause: cause() };
+    let (_, effects) = restarted(&machine).apply(gone, &context(&RESTART));
+    assert_eq!(finishes(&effects), [("grow", &Ending::Ok)]);
 }
 
 fn is_done_once_durable(verb: Verb) {
-    let network = NetworkVerb::of(verb).unwrap();
-    let name = network.as_str();
+    let spec = SpecVerb::of(verb).unwrap();
+    let name = spec.as_str();
     for (state, runs) in [
         (VmState::Running, true),
         (VmState::Paused, true),
         (VmState::Stopped, false),
         (VmState::Backoff, false),
     ] {
+        if cell(state, Column::Verb(verb)) == Cell::Deny {
+            continue;
+        }
         let (machine, effects) = at(state).apply(command(verb), &context(&RESTART));
-        assert_eq!((machine.state, effects.contains(&Effect::Run(Task::Network(network)))), (state, runs));
+        assert_eq!((machine.state, effects.contains(&Effect::Run(Task::Spec(spec)))), (state, runs));
         assert!(matches!(effects[0], Effect::Event { kind: VmEventKind::Changed, .. }));
         assert_eq!(finishes(&effects).len(), usize::from(!runs));
     }
@@ -370,7 +393,7 @@ fn is_done_once_durable(verb: Verb) {
     let (machine, effects) = machine.apply(Input::Report(Report::Failed(cause())), &context(&RESTART));
     assert!(
         matches!(finishes(&effects)[..], [(found, Ending::Failed(_))] if found == name),
-        "the rules could not be laid"
+        "it is not in force"
     );
     assert_eq!((machine.desired, machine.task), (Desired::Running, Some(Task::Release)));
 }
@@ -414,7 +437,7 @@ fn reports(task: &Task, pick: u8) -> Report {
         Task::Pause => vec![Report::Paused, Report::Failed(cause())],
         Task::Resume => vec![Report::Resumed, Report::Failed(cause())],
         Task::Reboot => vec![Report::Rebooted, Report::Failed(cause())],
-        Task::Network(_) => vec![Report::NetworkChanged, Report::Failed(cause())],
+        Task::Spec(_) => vec![Report::SpecChanged, Report::Failed(cause())],
         Task::Release => vec![Report::Released],
         Task::Delete => vec![Report::Deleted],
     };
@@ -461,7 +484,8 @@ proptest! {
                                 "stop" | "shutdown" => VmState::Stopped,
                                 _ => VmState::Running,
                             };
-                            let anywhere = ["reboot", "forward", "egress", "limit"].contains(&op.name.as_str());
+                            let anywhere =
+                                ["reboot", "forward", "egress", "limit", "grow"].contains(&op.name.as_str());
                             prop_assert!(state == wanted || anywhere, "{op:?} was answered in {state}");
                         }
                     }

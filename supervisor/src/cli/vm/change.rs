@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use drover_schemas::body::vm::{
-    ChangeReply, ChangeRequest, EgressRequest, ForwardRequest, LimitRequest, ShutdownRequest, StopRequest,
-    Wait,
+    ChangeReply, ChangeRequest, EgressRequest, ForwardRequest, GrowRequest, LimitRequest, ShutdownRequest,
+    StopRequest, Wait,
 };
+use drover_schemas::size::ByteSize;
 use drover_schemas::{RequestId, Token, VmId};
 use serde::Serialize;
 
@@ -183,6 +184,23 @@ pub(super) async fn limit(
     change("limit", conditions, &request, DEADLINE, client, global).await
 }
 
+/// A disk becomes longer.
+pub(super) async fn grow(
+    conditions: &Conditions,
+    disk: &Token,
+    size: ByteSize,
+    client: &Client,
+    global: &Global,
+) -> Result<(), CliError> {
+    let (if_vm_id, if_revision) = (conditions.if_vm_id, conditions.if_revision);
+    let request = GrowRequest { if_vm_id, if_revision, disk: disk.clone(), size_bytes: size };
+    let reply = asked("grow", conditions, &request, DEADLINE, client, global).await?;
+    global.output.print(&reply, |reply| {
+        let already = if reply.already { " already" } else { "" };
+        format!("disk {disk} of {} has {size}{already}", reply.vm.name)
+    })
+}
+
 /// The longest time that a `wait` may take, with time for the way.
 pub(super) fn longest_wait() -> Duration {
     Duration::from_millis(drover_schemas::body::vm::MAX_WAIT_MS) + MARGIN
@@ -196,11 +214,22 @@ async fn change<Q: Serialize + Sync>(
     client: &Client,
     global: &Global,
 ) -> Result<(), CliError> {
+    let reply = asked(verb, conditions, request, usual, client, global).await?;
+    global.output.print(&reply, |reply| show::change(verb, reply))
+}
+
+async fn asked<Q: Serialize + Sync>(
+    verb: &str,
+    conditions: &Conditions,
+    request: &Q,
+    usual: Duration,
+    client: &Client,
+    global: &Global,
+) -> Result<ChangeReply, CliError> {
     let options = options(conditions.request_id, global.deadline(usual));
     let name = &conditions.name;
     let call = client.vm::<_, ChangeReply>(name, verb, request, options);
-    let reply = watched(client, name, &format!("{verb} {name}"), call).await?;
-    global.output.print(&reply, |reply| show::change(verb, reply))
+    Ok(watched(client, name, &format!("{verb} {name}"), call).await?)
 }
 
 /// The options of a change under the caller's id, or a new one.

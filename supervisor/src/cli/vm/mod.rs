@@ -5,6 +5,7 @@ mod change;
 mod console;
 mod copy;
 mod create;
+mod disk;
 mod egress;
 mod exec;
 mod folder;
@@ -73,6 +74,9 @@ pub enum VmCommand {
         /// The VM.
         name: Token,
     },
+    /// The VM's disks: make one longer, and list them.
+    #[command(subcommand)]
+    Disk(disk::DiskCommand),
     /// Stop a VM at once and remove everything of it.
     Rm(change::PlainArgs),
     /// Run a program in the guest.
@@ -161,6 +165,7 @@ impl VmCommand {
             Self::Forward(command) => command.name(),
             Self::Egress(command) => command.name(),
             Self::Limit(args) => args.name(),
+            Self::Disk(command) => command.name(),
             Self::Exec(args) => args.name(),
             Self::Runs(command) => command.name(),
             Self::Console(args) => args.name(),
@@ -198,6 +203,7 @@ pub(super) async fn run(command: &VmCommand, global: &Global) -> Result<u8, CliE
         VmCommand::Egress(command) => egress::run(command, &client, global).await?,
         VmCommand::Limit(args) => limit::run(args, &client, global).await?,
         VmCommand::Stats { name } => limit::stats(name, &client, global).await?,
+        VmCommand::Disk(command) => disk::run(command, &client, global).await?,
         VmCommand::Exec(args) => return exec::run(args, &client, global).await,
         VmCommand::Runs(command) => return runs::run(command, &client, global).await,
         VmCommand::Info { name } => look::info(name, &client, global).await?,

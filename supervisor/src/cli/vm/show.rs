@@ -1,7 +1,7 @@
 //! VMs in words and columns.
 
 use drover_schemas::body::spec::{EgressDefault, EgressRule, EgressSpec, ForwardSpec, NicLimits};
-use drover_schemas::body::status::{NicStatus, VmStatus};
+use drover_schemas::body::status::{DiskStatus, NicStatus, VmStatus};
 use drover_schemas::body::template::SpecValue;
 use drover_schemas::body::vm::{ChangeReply, ExplainReply};
 use drover_schemas::size::ByteSize;
@@ -75,9 +75,7 @@ pub fn status(vm: &VmStatus) -> String {
         nic.limits.iter().for_each(|one| row("limits", limits(one)));
         nic.egress.iter().flat_map(egress).for_each(|line| row("egress", line));
     }
-    for disk in &vm.disks {
-        row("disk", format!("{}: {} ({})", disk.name, ByteSize(disk.size_bytes), disk.made.as_str()));
-    }
+    vm.disks.iter().for_each(|one| row("disk", disk(one)));
     row("size", format!("{} CPU, {}", vm.cpus, mib(vm.memory_bytes)));
     if let Some(spec) = &vm.spec {
         row("template", spec.template.to_string());
@@ -98,6 +96,20 @@ pub fn status(vm: &VmStatus) -> String {
         ),
     );
     render(&mut table)
+}
+
+/// The disks of a VM.
+pub fn disks(vm: &VmStatus) -> String {
+    let lines: Vec<String> = vm.disks.iter().map(disk).collect();
+    match lines.as_slice() {
+        [] => format!("the host has made no disk of {}", vm.name),
+        lines => lines.join("\n"),
+    }
+}
+
+/// As in `data: 1 GiB (blank)`.
+fn disk(disk: &DiskStatus) -> String {
+    format!("{}: {} ({})", disk.name, ByteSize(disk.size_bytes), disk.made.as_str())
 }
 
 /// The ports of the host that lead to a VM.

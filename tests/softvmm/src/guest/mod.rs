@@ -154,6 +154,25 @@ impl Guest {
         }
     }
 
+    /// Gives a disk another length, and tells the guest.
+    ///
+    /// # Errors
+    /// It could not be done.
+    pub async fn resize_disk(
+        &mut self,
+        index: usize,
+        path: &std::path::Path,
+        bytes: u64,
+    ) -> Result<(), String> {
+        match self {
+            Self::Process(_) => {
+                let file = std::fs::OpenOptions::new().write(true).open(path);
+                file.and_then(|file| file.set_len(bytes)).map_err(|e| e.to_string())
+            }
+            Self::Qemu(guest) => guest.resize_disk(index, bytes).await,
+        }
+    }
+
     /// Presses the power button; what the guest makes of it comes later.
     ///
     /// # Errors

@@ -151,6 +151,15 @@ impl QemuGuest {
         self.command("system_powerdown").await
     }
 
+    /// Gives a disk another length.
+    ///
+    /// # Errors
+    /// QEMU did not.
+    pub async fn resize_disk(&mut self, index: usize, bytes: u64) -> Result<(), String> {
+        let asked = json!({"device": format!("drive{index}"), "size": bytes});
+        self.qmp.execute("block_resize", asked).await.map(drop).map_err(|e| e.to_string())
+    }
+
     async fn command(&mut self, name: &str) -> Result<(), String> {
         self.qmp.execute(name, Value::Null).await.map(drop).map_err(|e| e.to_string())
     }
