@@ -262,6 +262,16 @@ if wants agent; then
     wants e2e || step agent "the client in Python" python3 -W ignore tests/clients/python/test_client.py
 fi
 
+# cloud_disk : a disk as Debian's for clouds are, unless there is none to be had; DROVER_CLOUD names its folder.
+cloud_disk() {
+    timeout 900 tests/cloud-disk.sh "$CACHE/cloud-images"
+    case $? in
+        0) export DROVER_CLOUD=$CACHE/cloud-images ;;
+        75 | 124) echo "SKIP a disk made for clouds: the mirror of Debian's packages cannot be reached" ;;
+        *) return 1 ;;
+    esac
+}
+
 if wants images; then
     step images "from a file to a VM and away" real images 2
     step images "shared by the hosts of a fleet" real sharing 2
@@ -271,6 +281,10 @@ if wants images; then
     step images "disks that become longer" real growth 2
     need_debian qemu-img=qemu-utils xorrisofs=xorriso mke2fs=e2fsprogs
     step images "qcow2, discs and root file systems" real formats 1
+    need_debian mmdebstrap=mmdebstrap mcopy=mtools mkfs.vfat=dosfstools sfdisk=fdisk
+    [ -f /usr/share/ovmf/OVMF.fd ] || need_debian /usr/share/ovmf/OVMF.fd=ovmf
+    step images "a disk made for clouds" cloud_disk
+    [ -z "${DROVER_CLOUD:-}" ] || step images "the agent from a seed disk" real cloud 1
 fi
 
 if wants network; then

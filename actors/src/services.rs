@@ -57,6 +57,8 @@ pub struct Programs {
     pub landlock: bool,
     /// What a confined VMM may read beside what its VM needs.
     pub paths: Vec<PathBuf>,
+    /// The agent that guests are given, if there is one.
+    pub agent: Option<PathBuf>,
 }
 
 /// Limits of a host.

@@ -56,7 +56,7 @@ async fn keys_and_signals_reach_the_foreground() {
 
     // By name of the stream, without a terminal too; and a resize there is no harm.
     // Asleep in `wait`: a shell that forks at that moment may be slow to see its trap.
-    let request = sh("trap 'echo term; exit 3' TERM; sleep 1000 & echo ready; wait");
+    let request = sh("trap 'echo term; kill $!; exit 3' TERM; sleep 1000 & echo ready; wait");
     let mut said = Said::default();
     host.open(2, verb::EXEC, None, &request).await;
     host.sees(&mut said, "ready").await;

@@ -16,6 +16,7 @@ use drover_actors::root::{Failure, HostSetup, RunningHost, StartError, start};
 use drover_actors::services::{Limits, Programs};
 use drover_actors::spec::{TemplateError, Templates};
 use drover_actors::stream::StreamLimits;
+use drover_actors::vm::disks::{AgentProgramError, agent_program};
 use drover_actors::{chain, host::Totals};
 use drover_schemas::Token;
 use tokio::signal::unix::{SignalKind, signal};
@@ -69,6 +70,15 @@ pub enum AppError {
     Hold {
         /// Where it was looked for.
         path: PathBuf,
+    },
+    /// The agent cannot be given to guests.
+    #[error("{path} cannot be given to guests, see guest_agent in the configuration")]
+    GuestAgent {
+        /// As configured.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: AgentProgramError,
     },
     /// The launcher that was asked for is not there.
     #[error("VMs cannot be started as configured")]
@@ -357,6 +367,9 @@ async fn programs(config: &HostConfig) -> Result<Programs, AppError> {
     if !hold.is_file() {
         return Err(AppError::Hold { path: hold });
     }
+    if let Some(path) = &config.guest_agent {
+        agent_program(path).map_err(|source| AppError::GuestAgent { path: path.clone(), source })?;
+    }
     // The stand-in starts programs of its own, which the rules would stop.
     let landlock = config.vmm.confine
         && !version.is_softvmm()
@@ -371,6 +384,7 @@ async fn programs(config: &HostConfig) -> Result<Programs, AppError> {
         extra_args: config.vmm.args.clone(),
         confine: config.vmm.confine,
         paths: config.vmm.paths.clone(),
+        agent: config.guest_agent.clone(),
     })
 }
 

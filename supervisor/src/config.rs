@@ -58,6 +58,8 @@ pub struct HostConfig {
     pub networks: Vec<NetworkDef>,
     /// The hypervisor.
     pub vmm: VmmConfig,
+    /// The program of the agent that guests are given whose spec asks for it (`seed.agent`); none are if left out.
+    pub guest_agent: Option<PathBuf>,
     /// What may be promised.
     pub capacity: CapacityConfig,
     /// What one namespace may have of it.
@@ -206,6 +208,7 @@ impl Default for HostConfig {
             events: EventsConfig::default(),
             networks: Vec::new(),
             vmm: VmmConfig::default(),
+            guest_agent: None,
             capacity: CapacityConfig::default(),
             quotas: QuotasConfig::default(),
             agent_events: AgentEventsConfig::default(),

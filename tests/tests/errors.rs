@@ -79,6 +79,16 @@ fn a_hypervisor_that_is_missing_is_named() {
 }
 
 #[test]
+fn an_agent_that_guests_cannot_run_is_named() {
+    run("an_agent_that_guests_cannot_run_is_named", Options::down(), async |world| {
+        for (agent, told) in [("/nonexistent/drover-agent", "No such file"), ("/bin/sh", "build-static.sh")] {
+            world.configure_with(|config| config["guest_agent"] = json!(agent));
+            host_says(world, &[agent, "guest_agent", told]).await;
+        }
+    });
+}
+
+#[test]
 fn a_hypervisor_that_is_too_old_is_named_with_its_version() {
     run("a_hypervisor_that_is_too_old_is_named_with_its_version", Options::down(), async |world| {
         let old = world.path("old");

@@ -127,7 +127,7 @@ impl Creator {
 
     fn allowed(&self, namespace: &Token, spec: &ResolvedSpec) -> Result<(), ErrorBody> {
         self.services.admits_events_of(namespace)?;
-        supported(spec, tool())?;
+        supported(spec, tool(), self.services.programs.agent.as_deref())?;
         let why = if self.services.state.draining() {
             return Err(draining(&self.services.host));
         } else if spec.placement.host.as_ref().is_some_and(|host| *host != self.services.host) {

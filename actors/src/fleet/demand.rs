@@ -23,6 +23,8 @@ pub mod feature {
     pub const EGRESS: &str = "network.egress";
     /// A disk from which cloud-init of the guest learns what it needs.
     pub const SEED: &str = "seed.nocloud";
+    /// That disk gives guests the agent.
+    pub const SEED_AGENT: &str = "seed.agent";
     /// Disks with a name, a size, or no image.
     pub const DISKS: &str = "disks.sized";
     /// Blank disks that are formatted with ext4.
@@ -94,8 +96,12 @@ impl Demand {
         if spec.user_data.is_some() {
             features.push(feature::USER_DATA.to_owned());
         }
-        if spec.seed.as_ref().or(base.seed.as_ref()).map_or(user_data, |seed| seed.enabled) {
+        let seed = spec.seed.as_ref().or(base.seed.as_ref());
+        if seed.map_or(user_data, |seed| seed.enabled) {
             features.push(feature::SEED.to_owned());
+        }
+        if seed.is_some_and(|seed| seed.enabled && seed.agent) {
+            features.push(feature::SEED_AGENT.to_owned());
         }
         if nics.iter().any(|nic| !nic.forwards.is_empty()) {
             features.push(feature::FORWARDS.to_owned());
@@ -160,5 +166,8 @@ mod tests {
         let demand = Demand::of(&namespace, &spec, &templates);
         assert_eq!((demand.cpus, demand.template), (None, Token::new("theirs").ok()));
         assert_eq!(demand.features, [feature::WINDOWS]);
+        let spec: VmSpec = serde_json::from_str(r#"{"seed": {"agent": true}}"#).unwrap();
+        let demand = Demand::of(&namespace, &spec, &templates);
+        assert_eq!(demand.features, [feature::LINUX, feature::SEED, feature::SEED_AGENT]);
     }
 }

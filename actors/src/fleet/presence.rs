@@ -51,7 +51,8 @@ pub fn features(services: &Services) -> Vec<String> {
     let vmm = if services.programs.version.is_softvmm() { feature::EMULATED } else { feature::REAL };
     let forwards = services.state.forwards_ports().then_some(feature::FORWARDS);
     let ext4 = crate::vm::disks::tool().map(|_| feature::EXT4);
-    FEATURES.into_iter().chain([vmm]).chain(forwards).chain(ext4).map(str::to_owned).collect()
+    let agent = services.programs.agent.as_ref().map(|_| feature::SEED_AGENT);
+    FEATURES.into_iter().chain([vmm]).chain(forwards).chain(ext4).chain(agent).map(str::to_owned).collect()
 }
 
 /// What the host does, in a word; a host that lacks the bus's assets cannot create.

@@ -28,8 +28,8 @@ pub(super) fn resolve(spec: &VmSpec, base: &VmSpec) -> Result<Option<SeedSpec>, 
     if seed.enabled {
         return Ok(Some(seed.clone()));
     }
-    if spec.user_data.is_some() || !seed.ssh_keys.is_empty() {
-        let text = "it says that there is no seed disk, by which user_data and ssh_keys come to the guest; leave one out";
+    if spec.user_data.is_some() || !seed.ssh_keys.is_empty() || seed.agent {
+        let text = "it says that there is no seed disk, by which user_data, ssh_keys and the agent come to the guest; leave one out";
         return Err(invalid("spec.seed.enabled", text));
     }
     Ok(None)
@@ -95,6 +95,7 @@ mod tests {
             VmSpec { user_data: Some(Secret::new("x".repeat(MAX_USER_DATA + 1))), ..VmSpec::default() };
         assert_eq!(refused(&long), "spec.user_data");
         assert_eq!(refused(&spec(r#"{"seed": {"enabled": false}, "user_data": "x"}"#)), "spec.seed.enabled");
+        assert_eq!(refused(&spec(r#"{"seed": {"enabled": false, "agent": true}}"#)), "spec.seed.enabled");
         for key in
             ["", "hunter2", "ssh-ed25519", "ssh-ed25519 short", "command=\"x\" ssh-rsa AAAAB3NzaC1yc2EAAAA"]
         {

@@ -3,11 +3,12 @@
 //! They are made by the first boot, which is part of the create; a later one finds them. The row tells how each was
 //! made, so one that was there and is gone is a failure and not a reason to begin with an empty one.
 
+mod agent;
 mod format;
 mod own;
 mod seed;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,6 +23,7 @@ use crate::hypervisor::config::{DiskPath, ImageType, disk_id};
 use crate::journal::VmRow;
 use crate::services::Services;
 
+pub use self::agent::{AgentProgramError, check as agent_program};
 pub use self::format::tool;
 use self::own::{DiskError, Source, Wanted};
 pub use crate::spec::disks::name;
@@ -64,9 +66,11 @@ impl Work {
     async fn seed(&self, context: &TaskContext) -> Result<DiskPath, Cause> {
         let disk = seed_path(&context.services, &context.row);
         let busy = Arc::clone(&self.busy).lock_owned().await;
-        let (seed, path, owner) = (seed::Seed::of(&context.row), disk.path.clone(), owner(context));
+        let seed = seed::Seed::of(&context.row, context.services.programs.agent.as_deref());
+        let (path, owner) = (disk.path.clone(), owner(context));
         let made = tokio::task::spawn_blocking(move || {
-            let made = own::replace(&path, owner, &seed.image()?);
+            let seed = seed?;
+            let made = own::replace(&path, owner, |file| seed.write(file));
             drop(busy);
             made
         });
@@ -254,7 +258,11 @@ pub fn status(row: &VmRow) -> Vec<DiskStatus> {
 ///
 /// # Errors
 /// `unsupported`, with what is missing.
-pub fn supported(spec: &ResolvedSpec, tool: Option<PathBuf>) -> Result<(), ErrorBody> {
+pub fn supported(spec: &ResolvedSpec, tool: Option<PathBuf>, agent: Option<&Path>) -> Result<(), ErrorBody> {
+    if spec.seed.as_ref().is_some_and(|seed| seed.agent) && agent.is_none() {
+        let error = ErrorBody::new(ErrorCode::Unsupported, DiskError::NoAgent.to_string());
+        return Err(error.with("field", "spec.seed.agent").with("missing", "guest_agent"));
+    }
     let Some(index) = spec.disks.iter().position(|disk| disk.fs == Some(DiskFs::Ext4)) else { return Ok(()) };
     if tool.is_some() {
         return Ok(());

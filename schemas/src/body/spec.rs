@@ -372,6 +372,9 @@ impl AgentEventsSpec {
 pub struct SeedSpec {
     /// There is one; `false` takes away the template's.
     pub enabled: bool,
+    /// The guest gets drover's agent from it at its first boot, by a boothook of its vendor-data, unless it has one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub agent: bool,
     /// Public SSH keys that log in as the user of the guest's image, as they stand in `authorized_keys`; at most 32.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ssh_keys: Vec<String>,
@@ -379,7 +382,7 @@ pub struct SeedSpec {
 
 impl Default for SeedSpec {
     fn default() -> Self {
-        Self { enabled: true, ssh_keys: Vec::new() }
+        Self { enabled: true, agent: false, ssh_keys: Vec::new() }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A VM's own disk file, made once. It appears under its name only when it is whole and on disk. All of it blocks.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +10,7 @@ use drover_schemas::body::status::DiskMade;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::agent::AgentProgramError;
 use super::format::{self, FormatError};
 
 /// What is copied between two looks at whether it is still wanted.
@@ -81,6 +82,14 @@ pub enum DiskError {
     /// The file system cannot be made.
     #[error("format it")]
     Format(#[source] FormatError),
+    /// The guest was to have the agent.
+    #[error(
+        "the guest is to have the agent (spec.seed.agent), and the host has none for guests; name its program as guest_agent in the host's configuration"
+    )]
+    NoAgent,
+    /// The agent cannot be given to guests.
+    #[error("read the agent that guests are given (guest_agent of the host's configuration)")]
+    Agent(#[source] AgentProgramError),
     /// A later request needs no disk.
     #[error("a later request ended the boot")]
     Stopped,
@@ -144,29 +153,33 @@ fn lengthen(own: &Path, length: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts a file of these bytes in the place of one that may be there.
+/// Puts a file, which is filled here, in the place of one that may be there.
 ///
 /// # Errors
 /// [`DiskError`]; the place has what it had.
-pub fn replace(own: &Path, owner: Option<u32>, bytes: &[u8]) -> Result<(), DiskError> {
+pub fn replace(
+    own: &Path,
+    owner: Option<u32>,
+    fill: impl FnOnce(&File) -> Result<(), DiskError>,
+) -> Result<(), DiskError> {
     if let Some(dir) = own.parent() {
         folder(dir, owner).map_err(DiskError::Folder)?;
     }
     let partial = own.with_extension("partial");
-    let write = || -> io::Result<()> {
+    let write = || {
         match fs::remove_file(&partial) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(DiskError::Write(error)),
             _ => {}
         }
-        let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
-        to.write_all(bytes)?;
+        let open = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&partial);
+        let to = open().map_err(DiskError::Write)?;
+        fill(&to)?;
         // It is made anew at each start, so it may be lost with the host.
-        fchown(&to, owner, owner)?;
-        fs::rename(&partial, own)
+        fchown(&to, owner, owner).map_err(DiskError::Write)?;
+        fs::rename(&partial, own).map_err(DiskError::Write)
     };
-    write().map_err(|error| {
+    write().inspect_err(|_| {
         let _ = fs::remove_file(&partial);
-        DiskError::Write(error)
     })
 }
 

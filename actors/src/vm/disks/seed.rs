@@ -1,12 +1,15 @@
-//! The seed disk: a small FAT file system with the files of cloud-init's source NoCloud. Pure, but for the file system
-//! that is made in memory. They are JSON, which is YAML too and needs no escaping of ours.
+//! The seed disk: a small FAT file system with the files of cloud-init's source NoCloud. They are JSON, which is YAML too
+//! and needs no escaping of ours.
 
-use std::io::{self, Cursor, Write as _};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 
 use drover_schemas::secret::Secret;
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
 use serde_json::{Map, Value, json};
 
+use super::agent;
 use super::own::DiskError;
 use crate::journal::VmRow;
 use crate::network::NicLease;
@@ -14,7 +17,9 @@ use crate::network::NicLease;
 /// The label by which it is found.
 pub const LABEL: &str = "CIDATA";
 /// Its length: all that a spec may say fits in a third of it.
-const SIZE: usize = 1 << 20;
+const SIZE: u64 = 1 << 20;
+/// Of the program of the agent few and long parts are written.
+const CLUSTER: u32 = 32 << 10;
 
 /// The files of a seed disk.
 #[derive(Debug)]
@@ -22,13 +27,18 @@ pub struct Seed {
     meta_data: String,
     network_config: String,
     user_data: Secret,
+    agent: Option<PathBuf>,
     volume: u32,
 }
 
 impl Seed {
-    /// That of a VM.
-    #[must_use]
-    pub fn of(row: &VmRow) -> Self {
+    /// That of a VM, on a host that may have an agent for guests.
+    ///
+    /// # Errors
+    /// The VM is to have the agent, and there is none.
+    pub fn of(row: &VmRow, agent: Option<&Path>) -> Result<Self, DiskError> {
+        let wants_agent = row.spec.seed.as_ref().is_some_and(|seed| seed.agent);
+        let agent = wants_agent.then(|| agent.map(Path::to_owned).ok_or(DiskError::NoAgent));
         let keys = row.spec.seed.as_ref().map(|seed| seed.ssh_keys.clone()).unwrap_or_default();
         let mut meta_data = json!({"instance-id": row.vm_id, "local-hostname": row.name});
         if !keys.is_empty() {
@@ -36,42 +46,63 @@ impl Seed {
         }
         // A file of nothing but its first line sets nothing; cloud-init wants one to be there.
         let nothing = || Secret::new("#cloud-config\n{}\n");
-        Self {
+        Ok(Self {
             meta_data: pretty(&meta_data),
             network_config: pretty(&network_config(&row.nics)),
             user_data: row.user_data.clone().unwrap_or_else(nothing),
+            agent: agent.transpose()?,
             // Whatever it is, it is the same at each start.
             volume: row.vm_id.as_u128() as u32,
-        }
+        })
     }
 
-    /// The disk.
+    /// Writes the disk into an empty file.
     ///
     /// # Errors
-    /// The files have no room on it, which the limits of a spec exclude.
-    pub fn image(&self) -> Result<Vec<u8>, DiskError> {
-        self.write().map_err(DiskError::Write)
+    /// The file cannot be written, or the agent not be read. All else has room, by the limits of a spec.
+    pub fn write(&self, disk: &File) -> Result<(), DiskError> {
+        let agent = match &self.agent {
+            Some(path) => {
+                let size = agent::check(path).map_err(DiskError::Agent)?;
+                let read = |source| DiskError::Agent(agent::AgentProgramError::Read(source));
+                Some((File::open(path).map_err(read)?, size))
+            }
+            None => None,
+        };
+        self.fill(disk, agent).map_err(DiskError::Write)
     }
 
-    fn write(&self) -> io::Result<Vec<u8>> {
-        let mut disk = Cursor::new(vec![0; SIZE]);
-        let label = *b"CIDATA     ";
-        let options =
-            FormatVolumeOptions::new().fat_type(FatType::Fat12).volume_label(label).volume_id(self.volume);
+    fn fill(&self, mut disk: &File, agent: Option<(File, u64)>) -> io::Result<()> {
+        let program = agent.as_ref().map_or(0, |(_, size)| *size);
+        disk.set_len(SIZE + program.next_multiple_of(SIZE))?;
+        let options = FormatVolumeOptions::new().fat_type(FatType::Fat12).volume_label(*b"CIDATA     ");
+        let options = options.volume_id(self.volume);
+        let options = if program == 0 { options } else { options.bytes_per_cluster(CLUSTER) };
         fatfs::format_volume(&mut disk, options)?;
         let volume = FileSystem::new(&mut disk, FsOptions::new())?;
-        for (name, text) in [
-            ("meta-data", self.meta_data.as_str()),
-            ("network-config", &self.network_config),
-            ("user-data", self.user_data.reveal()),
-        ] {
-            let mut file = volume.root_dir().create_file(name)?;
-            file.write_all(text.as_bytes())?;
+        let root = volume.root_dir();
+        put(&root, "meta-data", &self.meta_data)?;
+        put(&root, "network-config", &self.network_config)?;
+        put(&root, "user-data", self.user_data.reveal())?;
+        if let Some((program, _)) = agent {
+            put(&root, "vendor-data", agent::BOOTHOOK)?;
+            let folder = root.create_dir(agent::FOLDER)?;
+            for (name, text) in agent::FILES {
+                put(&folder, name, text)?;
+            }
+            let mut file = folder.create_file(agent::PROGRAM)?;
+            io::copy(&mut io::BufReader::with_capacity(CLUSTER as usize, program), &mut file)?;
             file.flush()?;
         }
-        volume.unmount()?;
-        Ok(disk.into_inner())
+        drop(root);
+        volume.unmount()
     }
+}
+
+fn put<T: fatfs::ReadWriteSeek>(dir: &fatfs::Dir<'_, T>, name: &str, text: &str) -> io::Result<()> {
+    let mut file = dir.create_file(name)?;
+    file.write_all(text.as_bytes())?;
+    file.flush()
 }
 
 fn pretty(value: &Value) -> String {
@@ -98,22 +129,68 @@ fn network_config(nics: &[NicLease]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
+    use std::io::{Cursor, Read as _};
 
     use drover_schemas::body::spec::SeedSpec;
 
     use super::*;
 
+    /// The disk of a VM as bytes.
+    fn image(row: &VmRow, agent: Option<&Path>) -> Vec<u8> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        Seed::of(row, agent).unwrap().write(file.as_file()).unwrap();
+        std::fs::read(file.path()).unwrap()
+    }
+
     fn files(image: &mut Vec<u8>) -> Vec<(String, String)> {
         let volume = FileSystem::new(Cursor::new(image), FsOptions::new()).unwrap();
         assert_eq!(volume.read_volume_label_from_root_dir().unwrap().as_deref(), Some(LABEL));
-        let entries = volume.root_dir().iter().map(|entry| {
-            let entry = entry.unwrap();
-            let mut text = String::new();
-            entry.to_file().read_to_string(&mut text).unwrap();
-            (entry.file_name(), text)
-        });
+        let entries =
+            volume.root_dir().iter().filter(|entry| entry.as_ref().unwrap().is_file()).map(|entry| {
+                let entry = entry.unwrap();
+                let mut text = String::new();
+                entry.to_file().read_to_string(&mut text).unwrap();
+                (entry.file_name(), text)
+            });
         entries.collect()
+    }
+
+    #[test]
+    fn a_guest_gets_the_agent_if_it_is_asked_for() {
+        let mut row = crate::journal::tests::vm(7, "web", 1);
+        row.spec.seed = Some(SeedSpec { agent: true, ..SeedSpec::default() });
+        assert!(matches!(Seed::of(&row, None), Err(DiskError::NoAgent)));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let seed = Seed::of(&row, Some(Path::new("/bin/sh"))).unwrap();
+        assert!(matches!(seed.write(file.as_file()), Err(DiskError::Agent(_))));
+        // A program as long as one is; it needs no interpreter.
+        let mut program = vec![0x5a; 7_000_001];
+        program[..64].fill(0);
+        program[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        (program[32], program[54]) = (64, 56);
+        let path = file.path();
+        std::fs::write(path, &program).unwrap();
+        let mut disk = image(&row, Some(path));
+        assert_eq!(disk, image(&row, Some(path)));
+        let texts = files(&mut disk);
+        assert_eq!(
+            (texts.len(), texts[3].0.as_str(), texts[3].1.as_str()),
+            (4, "vendor-data", agent::BOOTHOOK)
+        );
+        let volume = FileSystem::new(Cursor::new(&mut disk), FsOptions::new()).unwrap();
+        let folder = volume.root_dir().open_dir("agent").unwrap();
+        let mut found = Vec::new();
+        folder.open_file("drover-agent").unwrap().read_to_end(&mut found).unwrap();
+        assert!(found == program);
+        let mut install = String::new();
+        folder.open_file("install").unwrap().read_to_string(&mut install).unwrap();
+        // What it puts is there, by the names that it has here.
+        for (name, _) in agent::FILES.iter().skip(1) {
+            assert!(folder.open_file(name).is_ok() && install.contains(&format!("put {name} ")), "{name}");
+        }
+        // Whoever does not ask has a small disk without it.
+        row.spec.seed = Some(SeedSpec::default());
+        assert_eq!(image(&row, Some(path)).len() as u64, SIZE);
     }
 
     #[test]
@@ -122,9 +199,9 @@ mod tests {
         row.spec.seed =
             Some(SeedSpec { ssh_keys: vec!["ssh-rsa \"quoted\": key".into()], ..SeedSpec::default() });
         row.user_data = Some(Secret::new("#!/bin/sh\necho hunter2\n"));
-        let mut image = Seed::of(&row).image().unwrap();
-        assert_eq!((image.len(), &image), (SIZE, &Seed::of(&row).image().unwrap()));
-        let files = files(&mut image);
+        let mut disk = image(&row, None);
+        assert_eq!((disk.len() as u64, &disk), (SIZE, &image(&row, None)));
+        let files = files(&mut disk);
         let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["meta-data", "network-config", "user-data"]);
         let meta: Value = serde_json::from_str(&files[0].1).unwrap();
@@ -154,12 +231,11 @@ mod tests {
         row.nics = nic.into_iter().cycle().take(8).collect();
         row.spec.seed = Some(SeedSpec { ssh_keys: vec!["\"".repeat(4096); 32], ..SeedSpec::default() });
         row.user_data = Some(Secret::new("x".repeat(16 * 1024)));
-        let mut image = Seed::of(&row).image().unwrap();
-        assert_eq!(files(&mut image)[2].1.len(), 16 * 1024);
+        assert_eq!(files(&mut image(&row, None))[2].1.len(), 16 * 1024);
         // And nothing is said of what is not there.
         row.user_data = None;
         row.spec.seed = Some(SeedSpec::default());
-        let files = files(&mut Seed::of(&row).image().unwrap());
+        let files = files(&mut image(&row, None));
         assert_eq!(files[2].1, "#cloud-config\n{}\n");
         assert!(!files[0].1.contains("public-keys"));
     }

@@ -1,6 +1,7 @@
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
-use std::path::Path;
+
+use drover_schemas::body::spec::SeedSpec;
 
 use super::*;
 
@@ -165,9 +166,14 @@ async fn work_that_is_not_wanted_ends_and_leaves_nothing() {
 fn a_host_without_the_tool_says_so() {
     let disk = ResolvedDisk { fs: Some(DiskFs::Ext4), size_bytes: Some(8 << 20), ..ResolvedDisk::default() };
     let mut spec = crate::journal::tests::vm(1, "a", 1).spec;
-    assert!(supported(&spec, None).is_ok());
+    assert!(supported(&spec, None, None).is_ok());
     spec.disks = vec![disk];
-    assert!(supported(&spec, Some("/sbin/mkfs.ext4".into())).is_ok());
-    let error = supported(&spec, None).unwrap_err();
+    assert!(supported(&spec, Some("/sbin/mkfs.ext4".into()), None).is_ok());
+    let error = supported(&spec, None, None).unwrap_err();
     assert_eq!((error.code, error.details["field"].as_str()), (ErrorCode::Unsupported, "spec.disks[0].fs"));
+    spec.disks.clear();
+    spec.seed = Some(SeedSpec { agent: true, ..SeedSpec::default() });
+    let error = supported(&spec, None, None).unwrap_err();
+    assert_eq!((error.code, error.details["field"].as_str()), (ErrorCode::Unsupported, "spec.seed.agent"));
+    assert!(supported(&spec, None, Some("/agent".as_ref())).is_ok());
 }

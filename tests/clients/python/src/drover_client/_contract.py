@@ -2229,6 +2229,8 @@ class RunsResult(TypedDict):
 
 class SeedSpec(TypedDict):
     """A small read-only disk behind the others, labelled `CIDATA`, from which cloud-init in the guest (its source NoCloud) learns the VM's id, its name, the addresses of its interfaces, its keys and its user-data. It is made anew at each start."""
+    # The guest gets drover's agent from it at its first boot, by a boothook of its vendor-data, unless it has one.
+    agent: NotRequired[bool]
     # There is one; `false` takes away the template's.
     enabled: NotRequired[bool]
     # Public SSH keys that log in as the user of the guest's image, as they stand in `authorized_keys`; at most 32.

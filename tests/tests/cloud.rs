@@ -1,0 +1,120 @@
+//! A disk as Debian's for clouds are, with nothing of drover's on it: it boots by its own loader and kernel, and gets its
+//! agent, its name, its addresses, its key and its user-data from the seed disk.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use drover_schemas::body::guest::{ExecReply, ExecResult};
+use drover_schemas::body::status::AgentState;
+use drover_schemas::body::vm::ChangeReply;
+use drover_schemas::{ErrorCode, RequestId};
+use drover_tests::events;
+use drover_tests::wait::until_within;
+use drover_tests::world::{Options, World, run};
+use serde_json::{Value, json};
+
+/// For a boot with firmware and cloud-init in software emulation, with others beside it on a small machine.
+const BOOT: Duration = Duration::from_secs(480);
+/// Where Debian's package `ovmf` has its firmware.
+const FIRMWARE: &str = "/usr/share/ovmf/OVMF.fd";
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJq3yZs8Wl0q9q5m6lOVZrYxk0Xh2V0G0Q7cVYw2d1aB me@home";
+
+#[test]
+fn a_disk_made_for_clouds_gets_its_agent_from_the_seed_disk() {
+    let test = "a_disk_made_for_clouds_gets_its_agent_from_the_seed_disk";
+    let Some(folder) = std::env::var_os("DROVER_CLOUD").map(PathBuf::from) else {
+        return println!(
+            "SKIP {test}: DROVER_CLOUD is not set; tests/run.sh images builds the disk and sets it"
+        );
+    };
+    if !Path::new(FIRMWARE).is_file() {
+        return println!("SKIP {test}: {FIRMWARE} is not there; the package ovmf has it");
+    }
+    let agent = std::env::var_os("DROVER_AGENT").map(PathBuf::from).unwrap();
+    let options =
+        Options { guest: "qemu", budget: Duration::from_secs(900), started: false, ..Options::default() };
+    run(test, options, async move |world| {
+        let images = json!({"import_dirs": [folder, Path::new(FIRMWARE).parent()]});
+        world.up_with(|config| config["images"] = images.clone()).await;
+        import(world, "cloud", "disk", &folder.join("cloud.raw")).await;
+        import(world, "ovmf", "firmware", Path::new(FIRMWARE)).await;
+        let spec = json!({
+            "template": "linux-cloud",
+            "boot": {"firmware": "ovmf"},
+            "disks": [{"image": "cloud", "size": "2GiB"}],
+            "seed": {"agent": true, "ssh_keys": [KEY]},
+            "user_data": "#cloud-config\nruncmd:\n  - echo of the user > /root/user-data\n",
+            "agent": {"enabled": true, "ready_timeout_ms": 480_000},
+        });
+        // A host that has no agent for guests says so at once.
+        let body = json!({"name": "web", "spec": spec});
+        world.bus.ask("vm.create", &body).id(RequestId::generate()).refused(ErrorCode::Unsupported).await;
+        world.stop_host().await;
+        world.configure_with(|config| {
+            config["images"] = images;
+            config["guest_agent"] = json!(agent);
+        });
+        world.start();
+        world.ready().await;
+        let began = Instant::now();
+        let ask = world.bus.ask("vm.create", &body).id(RequestId::generate()).within(Duration::from_secs(90));
+        ask.get::<ChangeReply>().await.unwrap_or_else(|e| panic!("create web: {e}"));
+        let vm = until_within(BOOT, "the agent", async || {
+            world.bus.status("web").await.ok().filter(|vm| vm.agent.state == AgentState::Ready)
+        })
+        .await;
+        println!("from create to agent in {:?}", began.elapsed());
+        until_within(BOOT, "cloud-init is done", async || {
+            let result = exec(world, "cloud-init status").await;
+            (!text(&result).contains("running")).then_some(())
+        })
+        .await;
+        println!("from create to the end of cloud-init in {:?}", began.elapsed());
+        // Its log says what it could not do.
+        let status =
+            says(world, "cloud-init status; grep -E 'WARN|ERROR|Traceback' /var/log/cloud-init.log").await;
+        assert_eq!(status, "status: done");
+        assert_eq!(says(world, "cat /etc/hostname /root/user-data").await, "web\nof the user");
+        assert_eq!(
+            says(world, "systemctl is-enabled drover-agent; systemctl is-active drover-agent").await,
+            "enabled\nactive"
+        );
+        assert_eq!(says(world, "systemctl --failed --no-legend").await, "");
+        assert!(says(world, "cat /home/debian/.ssh/authorized_keys").await.contains(KEY));
+        let nic = &vm.nics[0];
+        let addresses = says(world, "ip -4 -o address show scope global").await;
+        assert!(addresses.contains(&format!("{}/", nic.ipv4)), "{addresses}");
+        assert_eq!(
+            says(world, "findmnt -n -o SOURCE,FSTYPE --target /; ls /dev/disk/by-id").await.lines().next(),
+            Some("/dev/vda2 ext4")
+        );
+        world.bus.change("web", "delete").await.unwrap();
+        events::log(&world.bus).await;
+    });
+}
+
+async fn import(world: &World, name: &str, kind: &str, path: &Path) {
+    let image = json!({"name": name, "kind": kind, "path": path});
+    let ask = world.bus.ask("drover.v1.host.h1.image.import", &image).within(Duration::from_secs(90));
+    ask.get::<Value>().await.unwrap();
+}
+
+async fn exec(world: &World, script: &str) -> ExecResult {
+    let body = json!({"argv": ["bash", "-c", script]});
+    let ask = world.bus.ask("vm.web.guest.exec", &body).id(RequestId::generate());
+    match ask.within(Duration::from_secs(90)).get().await.unwrap() {
+        ExecReply::Result(result) => result,
+        _ => panic!("neither a stream nor a run was asked for"),
+    }
+}
+
+/// What a script of root's prints.
+async fn says(world: &World, script: &str) -> String {
+    text(&exec(world, script).await)
+}
+
+fn text(result: &ExecResult) -> String {
+    let bytes = result.stdout.as_ref().map(|bytes| bytes.as_slice()).unwrap_or_default();
+    String::from_utf8_lossy(bytes).trim_end().to_owned()
+}
