@@ -74,10 +74,10 @@ async fn vms(services: &Services, directory: &Directory) -> BTreeMap<Token, Vec<
 }
 
 /// Traffic is counted once for all, and only if anything runs.
-async fn count(services: &Services) -> Counted {
+async fn count(services: &Services) -> Arc<Counted> {
     services.network.counted().await.unwrap_or_else(|error| {
         debug!(error = %chain(&error), "traffic was not counted");
-        Counted::default()
+        Arc::default()
     })
 }
 

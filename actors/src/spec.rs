@@ -20,6 +20,7 @@ mod agent;
 pub mod disks;
 pub mod origins;
 mod seed;
+pub mod shape;
 pub mod templates;
 mod watch;
 
@@ -126,6 +127,8 @@ fn over(
     let cpus = spec.cpus.or(base.cpus).ok_or_else(|| missing("spec.cpus"))?;
     let memory = spec.memory.or(base.memory).ok_or_else(|| missing("spec.memory_bytes"))?;
     check_size(cpus, memory)?;
+    let cpu_topology = shape::topology(spec, base, cpus)?;
+    let hugepages = shape::pages(spec, base, memory)?;
     let labels: BTreeMap<_, _> = base.labels.clone().into_iter().chain(spec.labels.clone()).collect();
     check_labels(&labels)?;
     let seed = seed::resolve(spec, base)?;
@@ -153,7 +156,9 @@ fn over(
         template,
         os,
         cpus,
+        cpu_topology,
         memory_bytes: memory.0,
+        hugepages,
         boot,
         disks,
         nics,

@@ -4,16 +4,16 @@
 use std::process::Command;
 use std::time::Duration;
 
-use drover_schemas::RequestId;
 use drover_schemas::body::guest::{ExecReply, ExecResult};
 use drover_schemas::body::status::{AgentState, VmStatus};
 use drover_schemas::body::vm::ChangeReply;
+use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::Bus;
 use drover_tests::wait::until_within;
 use drover_tests::world::{Options, run};
 use drover_tests::{events, leak};
 use futures_util::future::join_all;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// For a boot in software emulation, with others beside it on a small machine.
 const BOOT: Duration = Duration::from_secs(300);
@@ -22,9 +22,10 @@ fn emulated() -> Options {
     Options { guest: "qemu", budget: Duration::from_secs(600), ..Options::default() }
 }
 
-async fn boot(bus: &Bus, name: &str) -> VmStatus {
+async fn boot(bus: &Bus, name: &str, more: Value) -> VmStatus {
     let agent = json!({"enabled": true, "ready_timeout_ms": 300_000});
-    let spec = json!({"template": "linux-microvm", "agent": agent});
+    let mut spec = json!({"template": "linux-microvm", "agent": agent});
+    spec.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
     let body = json!({"name": name, "spec": spec});
     let ask = bus.ask("vm.create", &body).id(RequestId::generate()).within(Duration::from_secs(100));
     ask.get::<ChangeReply>().await.unwrap_or_else(|e| panic!("create {name}: {e}"));
@@ -46,9 +47,13 @@ async fn exec(bus: &Bus, name: &str, argv: &[&str]) -> ExecResult {
 fn a_real_guest_runs_commands_is_on_the_network_and_takes_files() {
     run("a_real_guest_runs_commands_is_on_the_network_and_takes_files", emulated(), async |world| {
         let bus = world.bus.clone();
-        let vm = boot(&bus, "web").await;
+        let vm = boot(&bus, "web", json!({"cpus": 2, "cpu_topology": {"packages": 2}})).await;
         let system = exec(&bus, "web", &["uname", "-sm"]).await.stdout.unwrap();
         assert_eq!(system.as_slice(), b"Linux x86_64\n");
+        // It sees its CPUs as the spec lays them out; left alone they are cores of one socket here.
+        let sockets =
+            exec(&bus, "web", &["sh", "-c", "grep 'physical id' /proc/cpuinfo | sort -u | wc -l"]).await;
+        assert_eq!(sockets.stdout.unwrap().as_slice(), b"2\n");
         let nic = &vm.nics[0];
         let ping = Command::new("ping").args(["-c", "1", "-W", "20", &nic.ipv4]).output().unwrap();
         assert!(ping.status.success(), "{}", String::from_utf8_lossy(&ping.stdout));
@@ -76,7 +81,7 @@ fn ten_real_guests_at_once_get_ready() {
     run("ten_real_guests_at_once_get_ready", emulated(), async |world| {
         let bus = world.bus.clone();
         let names: Vec<String> = (0..10).map(|n| format!("q{n}")).collect();
-        let vms = join_all(names.iter().map(|name| boot(&bus, name))).await;
+        let vms = join_all(names.iter().map(|name| boot(&bus, name, json!({})))).await;
         let addresses: std::collections::HashSet<&str> =
             vms.iter().map(|vm| vm.nics[0].ipv4.as_str()).collect();
         assert_eq!(addresses.len(), vms.len());
@@ -85,5 +90,30 @@ fn ten_real_guests_at_once_get_ready() {
             assert_eq!(leak::anything(world, vm), Vec::<String>::new());
         }
         events::log(&bus).await;
+    });
+}
+
+#[test]
+fn memory_of_huge_pages_is_refused_where_there_are_none() {
+    let test = "memory_of_huge_pages_is_refused_where_there_are_none";
+    let reserved = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages");
+    if reserved.is_ok_and(|pages| pages.trim() != "0") {
+        return println!("SKIP {test}: this machine has pages of 1 GiB reserved");
+    }
+    run(test, Options::default(), async |world| {
+        let bus = &world.bus;
+        let ask = async |spec: Value, code| {
+            let body = json!({"name": "web", "spec": spec});
+            bus.ask("vm.create", &body).id(RequestId::generate()).refused(code).await
+        };
+        let large = json!({"hugepages": "1GiB", "memory": "1GiB"});
+        let error = ask(large, ErrorCode::ResourceExhausted).await;
+        assert_eq!((&*error.details["resource"], &*error.details["free"]), ("hugepages", "0"), "{error:?}");
+        // That the two do not go together is said before that.
+        let error = ask(json!({"hugepages": "1GiB", "memory": "1536MiB"}), ErrorCode::InvalidArgument).await;
+        assert_eq!(error.details["field"], "spec.hugepages");
+        let error =
+            ask(json!({"cpus": 3, "cpu_topology": {"cores_per_die": 2}}), ErrorCode::InvalidArgument).await;
+        assert_eq!(error.details["field"], "spec.cpu_topology");
     });
 }

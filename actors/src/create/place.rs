@@ -18,6 +18,7 @@ use crate::journal::{Batch, RequestRow, RequestState, VmRow};
 use crate::manager::ManagerMsg;
 use crate::services::now_ms;
 use crate::spec::Resolved;
+use crate::spec::shape::{POOLS, enough_pages};
 use crate::vm::actor::outcome_result;
 use crate::vm::disks::{supported, tool};
 use crate::vm::inside::InsideRow;
@@ -128,6 +129,7 @@ impl Creator {
     fn allowed(&self, namespace: &Token, spec: &ResolvedSpec) -> Result<(), ErrorBody> {
         self.services.admits_events_of(namespace)?;
         supported(spec, tool(), self.services.programs.agent.as_deref())?;
+        enough_pages(POOLS.as_ref(), spec)?;
         let why = if self.services.state.draining() {
             return Err(draining(&self.services.host));
         } else if spec.placement.host.as_ref().is_some_and(|host| *host != self.services.host) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use drover_schemas::Token;
-use drover_schemas::body::spec::{DiskFs, Os, PlacementSpec, VmSpec};
+use drover_schemas::body::spec::{DiskFs, HugePages, Os, PlacementSpec, VmSpec};
 
 use crate::spec::{Templates, boot_parts, template_of};
 
@@ -33,6 +33,12 @@ pub mod feature {
     pub const DISK_LIMITS: &str = "disks.limits";
     /// How fast a guest may be is said by its spec.
     pub const LIMITS: &str = "network.limits";
+    /// CPUs that are laid out as a spec says.
+    pub const TOPOLOGY: &str = "cpus.topology";
+    /// Memory of huge pages of 2 MiB, of which the host has some reserved.
+    pub const PAGES_2M: &str = "memory.hugepages.2MiB";
+    /// The same of 1 GiB.
+    pub const PAGES_1G: &str = "memory.hugepages.1GiB";
     /// Creates that were placed by another host.
     pub const PLACED: &str = "create.placed";
     /// The real hypervisor.
@@ -118,6 +124,14 @@ impl Demand {
         if disks.iter().any(|disk| disk.fs == Some(DiskFs::Ext4)) {
             features.push(feature::EXT4.to_owned());
         }
+        if spec.cpu_topology.or(base.cpu_topology).is_some() {
+            features.push(feature::TOPOLOGY.to_owned());
+        }
+        match spec.hugepages.or(base.hugepages) {
+            Some(HugePages::TwoMib) => features.push(feature::PAGES_2M.to_owned()),
+            Some(HugePages::OneGib) => features.push(feature::PAGES_1G.to_owned()),
+            Some(HugePages::None) | None => {}
+        }
         let own = disks.iter().filter(|disk| !disk.readonly);
         if nics.iter().any(|nic| nic.limits.is_some()) {
             features.push(feature::LIMITS.to_owned());
@@ -166,6 +180,10 @@ mod tests {
         let demand = Demand::of(&namespace, &spec, &templates);
         assert_eq!((demand.cpus, demand.template), (None, Token::new("theirs").ok()));
         assert_eq!(demand.features, [feature::WINDOWS]);
+        let spec: VmSpec =
+            serde_json::from_str(r#"{"cpu_topology": {"packages": 2}, "hugepages": "1GiB"}"#).unwrap();
+        let demand = Demand::of(&namespace, &spec, &templates);
+        assert_eq!(demand.features, [feature::LINUX, feature::TOPOLOGY, feature::PAGES_1G]);
         let spec: VmSpec = serde_json::from_str(r#"{"seed": {"agent": true}}"#).unwrap();
         let demand = Demand::of(&namespace, &spec, &templates);
         assert_eq!(demand.features, [feature::LINUX, feature::SEED, feature::SEED_AGENT]);

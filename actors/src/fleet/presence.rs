@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use drover_schemas::blob::Blob;
 use drover_schemas::body::host::{HostImage, HostRecord};
+use drover_schemas::body::spec::HugePages;
 use drover_schemas::codec;
 use tokio::sync::watch;
 use tracing::{error, warn};
@@ -15,6 +16,7 @@ use crate::bus::connect::Bus;
 use crate::chain;
 use crate::router::HostPhase;
 use crate::services::{Services, now_ms};
+use crate::spec::shape::{POOLS, has_pages};
 
 /// How often a host says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(30);
@@ -28,7 +30,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_IMAGES: usize = 256;
 
 /// Features that every build of this version offers, for peers of other versions.
-const FEATURES: [&str; 14] = [
+const FEATURES: [&str; 15] = [
     "vm.v1",
     "guest.v1",
     "events.v1",
@@ -43,6 +45,7 @@ const FEATURES: [&str; 14] = [
     feature::DISK_LIMITS,
     feature::SEED,
     feature::LIMITS,
+    feature::TOPOLOGY,
 ];
 
 /// What this host offers.
@@ -51,8 +54,19 @@ pub fn features(services: &Services) -> Vec<String> {
     let vmm = if services.programs.version.is_softvmm() { feature::EMULATED } else { feature::REAL };
     let forwards = services.state.forwards_ports().then_some(feature::FORWARDS);
     let ext4 = crate::vm::disks::tool().map(|_| feature::EXT4);
+    let has = |pages| has_pages(POOLS.as_ref(), pages);
+    let pages = [(HugePages::TwoMib, feature::PAGES_2M), (HugePages::OneGib, feature::PAGES_1G)];
+    let pages = pages.into_iter().filter(|(pages, _)| has(*pages)).map(|(_, feature)| feature);
     let agent = services.programs.agent.as_ref().map(|_| feature::SEED_AGENT);
-    FEATURES.into_iter().chain([vmm]).chain(forwards).chain(ext4).chain(agent).map(str::to_owned).collect()
+    FEATURES
+        .into_iter()
+        .chain([vmm])
+        .chain(forwards)
+        .chain(ext4)
+        .chain(agent)
+        .chain(pages)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// What the host does, in a word; a host that lacks the bus's assets cannot create.

@@ -44,6 +44,8 @@ fn spec(cpus: u32, memory_bytes: u64) -> ResolvedSpec {
         os: Os::Linux,
         cpus,
         memory_bytes,
+        cpu_topology: None,
+        hugepages: None,
         boot: ResolvedBoot { kernel: None, initramfs: None, firmware: None, cmdline: String::new() },
         disks: vec![],
         nics: vec![],

@@ -7,7 +7,7 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use drover_schemas::body::spec::{DiskLimits, NicSetup, Os, ResolvedSpec};
+use drover_schemas::body::spec::{CpuTopology, DiskLimits, HugePages, NicSetup, Os, ResolvedSpec};
 use drover_schemas::size::ByteSize;
 use drover_schemas::token::Token;
 use serde::Serialize;
@@ -158,6 +158,9 @@ pub struct CpusConfig {
     /// Hyper-V enlightenments, which Windows needs.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub kvm_hyperv: bool,
+    /// How they are laid out; the names are the VMM's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology: Option<CpuTopology>,
 }
 
 /// Memory.
@@ -165,6 +168,15 @@ pub struct CpusConfig {
 pub struct MemoryConfig {
     /// In bytes.
     pub size: u64,
+    /// From a pool of huge pages.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub hugepages: bool,
+    /// Of this length.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hugepage_size: Option<u64>,
+    /// All of it is set aside when the guest is made: a page that is wanted later and is not there would end the VMM.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub reserve: bool,
 }
 
 /// What is booted: a kernel or firmware.
@@ -298,6 +310,7 @@ pub fn disk_id(index: usize) -> String {
 #[must_use]
 pub fn vm_config(input: &VmmInput<'_>) -> VmConfig {
     let spec = input.spec;
+    let hugepage_size = spec.hugepages.and_then(HugePages::bytes);
     let disks = input.paths.disks.iter().enumerate().map(|(index, disk)| DiskConfig {
         id: disk_id(index),
         path: disk.path.clone(),
@@ -312,8 +325,18 @@ pub fn vm_config(input: &VmmInput<'_>) -> VmConfig {
         mac: nic.mac.clone(),
     });
     VmConfig {
-        cpus: CpusConfig { boot_vcpus: spec.cpus, max_vcpus: spec.cpus, kvm_hyperv: spec.os == Os::Windows },
-        memory: MemoryConfig { size: spec.memory_bytes },
+        cpus: CpusConfig {
+            boot_vcpus: spec.cpus,
+            max_vcpus: spec.cpus,
+            kvm_hyperv: spec.os == Os::Windows,
+            topology: spec.cpu_topology,
+        },
+        memory: MemoryConfig {
+            size: spec.memory_bytes,
+            hugepages: hugepage_size.is_some(),
+            hugepage_size,
+            reserve: hugepage_size.is_some(),
+        },
         payload: payload(input),
         disks: disks.collect(),
         net: net.collect(),

@@ -19,6 +19,8 @@ fn spec(os: Os) -> ResolvedSpec {
         os,
         cpus: 2,
         memory_bytes: 512 << 20,
+        cpu_topology: None,
+        hugepages: None,
         boot: ResolvedBoot {
             kernel: Some(image("debian", ImageKind::Kernel)),
             initramfs: None,
@@ -103,6 +105,9 @@ fn a_linux_guest_boots_a_kernel_with_its_address_and_name() {
 fn a_guest_may_have_neither_disk_nor_interface() {
     let mut spec = spec(Os::Linux);
     spec.boot.cmdline = String::new();
+    // Nor need it be as its VMM would lay it out.
+    spec.cpu_topology = Some(CpuTopology { packages: 2, ..CpuTopology::default() });
+    spec.hugepages = Some(HugePages::TwoMib);
     let config = vm_config(&VmmInput {
         spec: &spec,
         paths: BootPaths { kernel: Some("/k".into()), ..BootPaths::default() },

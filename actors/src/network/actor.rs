@@ -12,7 +12,7 @@ use drover_schemas::body::status::NicStatus;
 use drover_schemas::id::VmId;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr};
 
-use super::counters::Counted;
+use super::counters::{Counted, Counting};
 use super::lease::NicLease;
 use super::mend::{Before, Repair, Why};
 use super::nft::Member;
@@ -234,6 +234,7 @@ pub struct NetworkHandle {
     actor: ActorRef<NetworkMsg>,
     /// To be read; only the actor changes anything.
     pub(super) ops: Arc<NetOps>,
+    counting: Arc<Counting>,
 }
 
 impl NetworkHandle {
@@ -253,7 +254,7 @@ impl NetworkHandle {
             }
             None => Actor::spawn(None, Network, Arc::clone(&ops)).await?,
         };
-        Ok(Self { actor, ops })
+        Ok(Self { actor, ops, counting: Arc::default() })
     }
 
     /// The actor.
@@ -277,8 +278,8 @@ impl NetworkHandle {
     ///
     /// # Errors
     /// The kernel cannot be asked.
-    pub async fn counted(&self) -> Result<Counted, NetworkError> {
-        self.ops.counted().await
+    pub async fn counted(&self) -> Result<Arc<Counted>, NetworkError> {
+        self.counting.fresh(async || self.ops.counted().await).await
     }
 
     /// Makes the interfaces of a VM, or verifies those that are there.

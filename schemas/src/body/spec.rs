@@ -401,6 +401,52 @@ pub struct PlacementSpec {
     pub features: Vec<String>,
 }
 
+/// How a guest's CPUs are laid out, as its kernel sees them; all multiplied are the number of CPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CpuTopology {
+    /// Sockets.
+    pub packages: u16,
+    /// Dies of a socket.
+    pub dies_per_package: u16,
+    /// Cores of a die.
+    pub cores_per_die: u16,
+    /// Threads of a core.
+    pub threads_per_core: u16,
+}
+
+impl Default for CpuTopology {
+    fn default() -> Self {
+        Self { packages: 1, dies_per_package: 1, cores_per_die: 1, threads_per_core: 1 }
+    }
+}
+
+/// The pages of the host that a guest's memory is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HugePages {
+    /// Those that all processes have; takes away the template's.
+    #[serde(rename = "none")]
+    None,
+    /// From the host's pool of 2 MiB.
+    #[serde(rename = "2MiB")]
+    TwoMib,
+    /// From the host's pool of 1 GiB.
+    #[serde(rename = "1GiB")]
+    OneGib,
+}
+
+impl HugePages {
+    /// The length of one.
+    #[must_use]
+    pub const fn bytes(self) -> Option<u64> {
+        match self {
+            Self::None => None,
+            Self::TwoMib => Some(2 << 20),
+            Self::OneGib => Some(1 << 30),
+        }
+    }
+}
+
 /// What a caller (or a template) says about a VM. Everything left out comes from the template.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -415,9 +461,15 @@ pub struct VmSpec {
     /// Virtual CPUs at boot, 1 to 255.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
+    /// How the CPUs are laid out; if left out, one socket for each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_topology: Option<CpuTopology>,
     /// Guest memory; a multiple of 1 MiB, 64 MiB at the least.
     #[serde(rename = "memory_bytes", alias = "memory", skip_serializing_if = "Option::is_none")]
     pub memory: Option<ByteSize>,
+    /// Memory of huge pages, which are reserved on the host: faster for guests with much of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hugepages: Option<HugePages>,
     /// What the guest boots.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootSpec>,
@@ -614,8 +666,14 @@ pub struct ResolvedSpec {
     pub os: Os,
     /// Virtual CPUs.
     pub cpus: u32,
+    /// How they are laid out, if that is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_topology: Option<CpuTopology>,
     /// Guest memory.
     pub memory_bytes: u64,
+    /// The huge pages that it is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hugepages: Option<HugePages>,
     /// What the guest boots.
     pub boot: ResolvedBoot,
     /// Disks in order.

@@ -34,8 +34,9 @@ pub struct CpusConfig {
     pub boot_vcpus: u32,
     /// Upper bound for hotplug.
     pub max_vcpus: u32,
+    /// How they are laid out.
     #[serde(default, skip_serializing_if = "absent")]
-    topology: Option<Value>,
+    pub topology: Option<CpuTopology>,
     #[serde(default)]
     kvm_hyperv: bool,
     #[serde(default = "CpusConfig::phys_bits")]
@@ -50,6 +51,19 @@ pub struct CpusConfig {
     core_scheduling: String,
     #[serde(default = "CpusConfig::profile")]
     profile: String,
+}
+
+/// How processors are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CpuTopology {
+    /// Of a core.
+    pub threads_per_core: u16,
+    /// Of a die.
+    pub cores_per_die: u16,
+    /// Of a socket.
+    pub dies_per_package: u16,
+    /// Sockets.
+    pub packages: u16,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -102,10 +116,12 @@ pub struct MemoryConfig {
     hotplugged_size: Option<u64>,
     #[serde(default)]
     shared: bool,
+    /// From a pool of huge pages.
     #[serde(default)]
-    hugepages: bool,
+    pub hugepages: bool,
+    /// Of this length.
     #[serde(default, skip_serializing_if = "absent")]
-    hugepage_size: Option<u64>,
+    pub hugepage_size: Option<u64>,
     #[serde(default)]
     prefault: bool,
     #[serde(default)]
@@ -250,6 +266,18 @@ impl VmConfig {
         if self.cpus.max_vcpus < self.cpus.boot_vcpus {
             let (max, boot) = (self.cpus.max_vcpus, self.cpus.boot_vcpus);
             return Err(invalid(format!("Max CPUs ({max}) lower than boot CPUs ({boot})")));
+        }
+        if let Some(t) = self.cpus.topology {
+            let parts = [t.threads_per_core, t.cores_per_die, t.dies_per_package, t.packages];
+            if parts.contains(&0) {
+                return Err(invalid("No part of the CPU topology can be zero".into()));
+            }
+            if parts.iter().map(|part| u64::from(*part)).product::<u64>() != u64::from(self.cpus.max_vcpus) {
+                return Err(invalid("Product of CPU topology parts does not match maximum vCPU".into()));
+            }
+        }
+        if self.memory.hugepage_size.is_some() && !self.memory.hugepages {
+            return Err(invalid("Huge page size specified but huge pages not enabled".into()));
         }
         if let Some(vsock) = self.vsock.as_ref().filter(|v| v.cid <= 2) {
             return Err(invalid(format!("{} is a special VSOCK CID", vsock.cid)));

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::qmp::Qmp;
 use super::throttle::throttling;
 use super::{Death, Lost, Notifier, Plan, StartError, What, check_payload};
-use crate::config::{ImageType, VmConfig};
+use crate::config::{CpuTopology, ImageType, VmConfig};
 use crate::refusal::Cause;
 use crate::relay::{Closed, Gate};
 use crate::serial;
@@ -340,9 +340,21 @@ fn arguments(config: &VmConfig, monitor: i32, port: i32, meeting: Option<&Path>)
     add("-accel", format!("tcg,tb-size={TB_SIZE_MIB}"));
     add("-cpu", "max".into());
     add("-M", "q35,memory-backend=mem".into());
-    add("-object", format!("memory-backend-memfd,id=mem,size={size},share=on"));
+    let pages = match config.memory.hugepage_size {
+        Some(bytes) => format!(",hugetlb=on,hugetlbsize={bytes}"),
+        None if config.memory.hugepages => ",hugetlb=on".to_owned(),
+        None => String::new(),
+    };
+    add("-object", format!("memory-backend-memfd,id=mem,size={size},share=on{pages}"));
     add("-m", format!("{size}B"));
-    add("-smp", format!("{},maxcpus={}", config.cpus.boot_vcpus, config.cpus.max_vcpus));
+    let layout = config.cpus.topology.map(|t| {
+        let CpuTopology { packages, dies_per_package, cores_per_die, threads_per_core } = t;
+        format!(
+            ",sockets={packages},dies={dies_per_package},cores={cores_per_die},threads={threads_per_core}"
+        )
+    });
+    let (boot, max) = (config.cpus.boot_vcpus, config.cpus.max_vcpus);
+    add("-smp", format!("{boot},maxcpus={max}{}", layout.unwrap_or_default()));
     add("-display", "none".into());
     add("-action", "reboot=shutdown,shutdown=pause,panic=none".into());
     add("-chardev", format!("socket,id=monitor,fd={monitor}"));

@@ -1,0 +1,148 @@
+//! How a guest's CPUs are laid out and which pages its memory is of: checked, and whether the host has such pages.
+
+use std::path::Path;
+
+use drover_schemas::body::spec::{CpuTopology, HugePages, ResolvedSpec, VmSpec};
+use drover_schemas::size::ByteSize;
+use drover_schemas::{ErrorBody, ErrorCode};
+
+use super::invalid;
+
+/// Where Linux tells of its pools of huge pages:
+/// <https://www.kernel.org/doc/html/latest/admin-guide/mm/hugetlbpage.html>.
+pub const POOLS: &str = "/sys/kernel/mm/hugepages";
+
+/// The layout of a spec over its template; its product is the number of CPUs.
+///
+/// # Errors
+/// `invalid_argument` that says what the two are.
+pub(super) fn topology(spec: &VmSpec, base: &VmSpec, cpus: u32) -> Result<Option<CpuTopology>, ErrorBody> {
+    let Some(topology) = spec.cpu_topology.or(base.cpu_topology) else { return Ok(None) };
+    let CpuTopology { packages, dies_per_package, cores_per_die, threads_per_core } = topology;
+    let parts = [packages, dies_per_package, cores_per_die, threads_per_core];
+    // 16 bits each: it fits.
+    let product: u64 = parts.iter().map(|part| u64::from(*part)).product();
+    if product == u64::from(cpus) {
+        return Ok(Some(topology));
+    }
+    let text = format!(
+        "{} packages of {} dies of {} cores of {} threads are {product} CPUs, and spec.cpus says {cpus}; change one of the two",
+        parts[0], parts[1], parts[2], parts[3]
+    );
+    Err(invalid("spec.cpu_topology", text))
+}
+
+/// The pages of a spec over its template.
+///
+/// # Errors
+/// `invalid_argument` if the memory is no multiple of them.
+pub(super) fn pages(spec: &VmSpec, base: &VmSpec, memory: ByteSize) -> Result<Option<HugePages>, ErrorBody> {
+    let Some(size) = spec.hugepages.or(base.hugepages).and_then(HugePages::bytes) else { return Ok(None) };
+    if !memory.0.is_multiple_of(size) {
+        let text = format!("spec.memory_bytes is {memory}, which is no multiple of {}", ByteSize(size));
+        return Err(invalid("spec.hugepages", text));
+    }
+    Ok(spec.hugepages.or(base.hugepages))
+}
+
+/// How many pages of a size the host has free, and how many at all.
+fn pool(pools: &Path, size: u64) -> Option<(u64, u64)> {
+    let folder = pools.join(format!("hugepages-{}kB", size >> 10));
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
+    // Pages that are promised to a process are still free, and not ours.
+    let (free, promised, all) = (read("free_hugepages")?, read("resv_hugepages")?, read("nr_hugepages")?);
+    Some((free.saturating_sub(promised), all))
+}
+
+/// Whether the host has pages of a size reserved.
+#[must_use]
+pub fn has_pages(pools: &Path, pages: HugePages) -> bool {
+    pages.bytes().and_then(|size| pool(pools, size)).is_some_and(|(_, all)| all > 0)
+}
+
+/// Whether the memory of a VM is there in pages of the size that it is to have.
+///
+/// # Errors
+/// `resource_exhausted`, with what is free.
+pub fn enough_pages(pools: &Path, spec: &ResolvedSpec) -> Result<(), ErrorBody> {
+    let Some(size) = spec.hugepages.and_then(HugePages::bytes) else { return Ok(()) };
+    let (free, _) = pool(pools, size).unwrap_or_default();
+    let needed = spec.memory_bytes / size;
+    if free >= needed {
+        return Ok(());
+    }
+    let text = format!(
+        "the VM needs {needed} huge pages of {} and the host has {free} free; reserve more on it (hugepagesz and hugepages on its kernel's command line, or nr_hugepages below {}), or use another host",
+        ByteSize(size),
+        pools.display()
+    );
+    let error = ErrorBody::new(ErrorCode::ResourceExhausted, text).with("field", "spec.hugepages");
+    Err(error.with("resource", "hugepages").with("needed", needed).with("free", free))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> VmSpec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn a_layout_has_as_many_cpus_as_the_spec() {
+        let none = VmSpec::default();
+        let four = spec(r#"{"cpu_topology": {"packages": 2, "threads_per_core": 2}}"#);
+        assert_eq!(topology(&none, &none, 4), Ok(None));
+        let found = topology(&none, &four, 4).unwrap().unwrap();
+        assert_eq!((found.packages, found.dies_per_package, found.cores_per_die), (2, 1, 1));
+        let error = topology(&four, &none, 3).unwrap_err();
+        assert_eq!(error.details["field"], "spec.cpu_topology");
+        assert!(error.message.contains("are 4 CPUs, and spec.cpus says 3"), "{error:?}");
+        let one = spec(r#"{"cpu_topology": {"cores_per_die": 4}}"#);
+        assert_eq!(topology(&one, &four, 4).unwrap().unwrap().cores_per_die, 4);
+        let most = spec(
+            r#"{"cpu_topology": {"packages": 65535, "dies_per_package": 65535, "cores_per_die": 65535, "threads_per_core": 65535}}"#,
+        );
+        topology(&most, &none, 1).unwrap_err();
+        let zero = spec(r#"{"cpu_topology": {"packages": 0}}"#);
+        topology(&zero, &none, 1).unwrap_err();
+    }
+
+    #[test]
+    fn memory_is_of_whole_pages() {
+        let (none, small) = (VmSpec::default(), spec(r#"{"hugepages": "2MiB"}"#));
+        let (large, off) = (spec(r#"{"hugepages": "1GiB"}"#), spec(r#"{"hugepages": "none"}"#));
+        assert_eq!(pages(&none, &none, ByteSize::mib(63)), Ok(None));
+        assert_eq!(pages(&small, &large, ByteSize::mib(64)), Ok(Some(HugePages::TwoMib)));
+        assert_eq!(pages(&none, &large, ByteSize::mib(2048)), Ok(Some(HugePages::OneGib)));
+        // A request does without what its template asks for.
+        assert_eq!(pages(&off, &large, ByteSize::mib(65)), Ok(None));
+        let error = pages(&none, &large, ByteSize::mib(1536)).unwrap_err();
+        assert_eq!(error.details["field"], "spec.hugepages");
+    }
+
+    #[test]
+    fn a_host_has_them_or_says_how_it_gets_them() {
+        let pools = tempfile::tempdir().unwrap();
+        let mut vm = crate::journal::tests::vm(1, "a", 1).spec;
+        vm.memory_bytes = 64 << 20;
+        assert_eq!(enough_pages(pools.path(), &vm), Ok(()));
+        vm.hugepages = Some(HugePages::TwoMib);
+        let refused = |vm: &ResolvedSpec| enough_pages(pools.path(), vm).unwrap_err();
+        assert_eq!(refused(&vm).details["free"], 0.to_string());
+        assert!(!has_pages(pools.path(), HugePages::TwoMib));
+        let folder = pools.path().join("hugepages-2048kB");
+        std::fs::create_dir(&folder).unwrap();
+        let write =
+            |name: &str, number: u64| std::fs::write(folder.join(name), format!("{number}\n")).unwrap();
+        for (name, number) in [("nr_hugepages", 40), ("free_hugepages", 40), ("resv_hugepages", 8)] {
+            write(name, number);
+        }
+        assert_eq!(enough_pages(pools.path(), &vm), Ok(()));
+        assert!(has_pages(pools.path(), HugePages::TwoMib) && !has_pages(pools.path(), HugePages::OneGib));
+        write("resv_hugepages", 9);
+        let error = refused(&vm);
+        assert_eq!(error.code, ErrorCode::ResourceExhausted);
+        assert!(error.message.contains("needs 32 huge pages of 2 MiB and the host has 31 free"), "{error:?}");
+    }
+}
