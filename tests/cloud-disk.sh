@@ -12,7 +12,7 @@ say() { echo "cloud-disk: $*" >&2; }
 die() { say "$*"; exit 1; }
 [ $# = 1 ] || { sed -n '2,/^set -eu/{/^set/d;s/^# \{0,1\}//;p}' "$0" >&2; exit 64; }
 PACKAGES=systemd,systemd-sysv,systemd-resolved,dbus,udev,linux-image-cloud-amd64,systemd-boot-efi,cloud-init,cloud-guest-utils
-PACKAGES=$PACKAGES,locales,netplan.io,openssh-server,sudo,iproute2,procps
+PACKAGES=$PACKAGES,netplan.io,openssh-server,sudo,iproute2,procps
 export LC_ALL=C.UTF-8 PATH="$PATH:/usr/sbin:/sbin"
 mkdir -p "$1"
 out=$(cd "$1" && pwd)

@@ -86,6 +86,7 @@ VERBS: dict[str, Verb] = {
     "vm.explain": Verb("cmd.{ns}.vm.{name}.explain", False, None),
     "vm.forward": Verb("cmd.{ns}.vm.{name}.forward", True, None),
     "vm.get": Verb("cmd.{ns}.vm.{name}.get", False, None),
+    "vm.grow": Verb("cmd.{ns}.vm.{name}.grow", True, None),
     "vm.limit": Verb("cmd.{ns}.vm.{name}.limit", True, None),
     "vm.logs": Verb("cmd.{ns}.vm.{name}.logs", False, Stream((), ("stdout",))),
     "vm.pause": Verb("cmd.{ns}.vm.{name}.pause", True, None),
@@ -478,6 +479,18 @@ class ContractReply(TypedDict):
     asyncapi: str
     # Version of the host that answers.
     version: str
+
+
+class CpuTopology(TypedDict):
+    """How a guest's CPUs are laid out, as its kernel sees them; all multiplied are the number of CPUs."""
+    # Cores of a die.
+    cores_per_die: NotRequired[int]
+    # Dies of a socket.
+    dies_per_package: NotRequired[int]
+    # Sockets.
+    packages: NotRequired[int]
+    # Threads of a core.
+    threads_per_core: NotRequired[int]
 
 
 class CreateRequest(TypedDict):
@@ -1009,6 +1022,18 @@ class GetRequest(TypedDict):
     path: str
     # The bytes that are wanted, in order and at most 1,024 ranges; all of them if left out. The digest is over the whole file all the same.
     ranges: NotRequired[list[FileRange] | None]
+
+
+class GrowRequest(TypedDict):
+    """Request of `grow`: a disk of the VM becomes longer, and never shorter. A guest that runs sees it at once; its file systems grow when it makes them (`resize2fs`). A paused guest cannot be told."""
+    # The disk, by its name.
+    disk: Token
+    # Refuse with `conflict` unless the spec has this revision.
+    if_revision: NotRequired[int | None]
+    # Refuse with `conflict` unless the VM has this id.
+    if_vm_id: NotRequired[VmId | None]
+    # How long it shall be, a multiple of 1 MiB.
+    size_bytes: ByteSize
 
 
 class GuestSample(TypedDict):
@@ -2115,10 +2140,14 @@ class ResolvedSpec(TypedDict):
     agent: AgentSpec
     # What the guest boots.
     boot: ResolvedBoot
+    # How they are laid out, if that is said.
+    cpu_topology: NotRequired[CpuTopology | None]
     # Virtual CPUs.
     cpus: int
     # Disks in order.
     disks: list[ResolvedDisk]
+    # The huge pages that it is of.
+    hugepages: NotRequired[HugePages | None]
     # The caller's labels.
     labels: dict[str, str]
     # Guest memory.
@@ -2729,10 +2758,14 @@ class VmSpec(TypedDict):
     agent: NotRequired[AgentSpec | None]
     # What the guest boots.
     boot: NotRequired[BootSpec | None]
+    # How the CPUs are laid out; if left out, one socket for each.
+    cpu_topology: NotRequired[CpuTopology | None]
     # Virtual CPUs at boot, 1 to 255.
     cpus: NotRequired[int | None]
     # Disks in the order in which the guest sees them; replaces the template's.
     disks: NotRequired[list[DiskSpec] | None]
+    # Memory of huge pages, which are reserved on the host: faster for guests with much of it.
+    hugepages: NotRequired[HugePages | None]
     # Free text by name, for the caller's own use: at most 64 labels of 256 bytes.
     labels: NotRequired[dict[str, str]]
     # Guest memory; a multiple of 1 MiB, 64 MiB at the least.
@@ -2880,6 +2913,9 @@ HealthStatus = str
 
 # Kinds of host events; the last token of the subject.
 HostEventKind = str
+
+# The pages of the host that a guest's memory is of.
+HugePages = Literal["none", "2MiB", "1GiB"]
 
 # A part of what makes a guest itself.
 IdentityPart = str
