@@ -72,14 +72,14 @@ impl Seed {
         self.fill(disk, agent).map_err(DiskError::Write)
     }
 
-    fn fill(&self, mut disk: &File, agent: Option<(File, u64)>) -> io::Result<()> {
+    fn fill(&self, disk: &File, agent: Option<(File, u64)>) -> io::Result<()> {
         let program = agent.as_ref().map_or(0, |(_, size)| *size);
         disk.set_len(SIZE + program.next_multiple_of(SIZE))?;
         let options = FormatVolumeOptions::new().fat_type(FatType::Fat12).volume_label(*b"CIDATA     ");
         let options = options.volume_id(self.volume);
         let options = if program == 0 { options } else { options.bytes_per_cluster(CLUSTER) };
-        fatfs::format_volume(&mut disk, options)?;
-        let volume = FileSystem::new(&mut disk, FsOptions::new())?;
+        fatfs::format_volume(disk, options)?;
+        let volume = FileSystem::new(disk, FsOptions::new())?;
         let root = volume.root_dir();
         put(&root, "meta-data", &self.meta_data)?;
         put(&root, "network-config", &self.network_config)?;
