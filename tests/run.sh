@@ -279,6 +279,7 @@ if wants images; then
     step images "templates" real templates 2
     step images "disks of VMs" real disks 2
     step images "disks that become longer" real growth 2
+    step images "disks that outlive their VMs" real volumes 2
     need_debian qemu-img=qemu-utils xorrisofs=xorriso mke2fs=e2fsprogs
     step images "qcow2, discs and root file systems" real formats 1
     need_debian mmdebstrap=mmdebstrap mcopy=mtools mkfs.vfat=dosfstools sfdisk=fdisk

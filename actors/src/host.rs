@@ -21,10 +21,12 @@ use crate::quota::{self, Quotas};
 mod disks;
 mod forwards;
 mod types;
+mod volumes;
 
 use disks::disk_bytes;
 pub use forwards::{Forwards, PortRange};
 pub use types::{Leases, SubnetError, Totals};
+pub use volumes::Volumes;
 
 /// Files that the daemon has open for itself: journal, bus, firewall, and what starts and stops take.
 const OWN_DESCRIPTORS: u64 = 64;
@@ -41,6 +43,7 @@ pub struct HostState {
     installation: InstallationId,
     inner: Mutex<Inner>,
     forwards: Forwards,
+    volumes: Volumes,
     /// Networks whose guests reach each other.
     shared: BTreeSet<Token>,
     began: Instant,
@@ -123,11 +126,14 @@ impl HostState {
         inner.vms = snapshot.vms.len() as u64;
         inner.held = snapshot.vms.iter().map(|row| (row.vm_id, held(&row.namespace, &row.spec))).collect();
         let forwards = Forwards::new(totals.forward_ports);
+        let volumes = Volumes::default();
         for row in &snapshot.vms {
             forwards.restore(&row.namespace, row.vm_id, &row.spec.nics);
+            volumes.restore(&row.namespace, row.vm_id, &row.spec.disks);
         }
         Ok(Self {
             forwards,
+            volumes,
             shared: networks.iter().filter(|def| !def.isolate).map(|def| def.name.clone()).collect(),
             totals,
             quotas,
@@ -255,6 +261,7 @@ impl HostState {
         inner.vms += 1;
         inner.held.insert(vm_id, held(namespace, spec));
         self.forwards.restore(namespace, vm_id, &spec.nics);
+        self.volumes.restore(namespace, vm_id, &spec.disks);
     }
 
     /// Gives a VM what of the host `nics` ask for in the place of what it has.
@@ -303,7 +310,8 @@ impl HostState {
         quota::check(namespace, "vms", "VMs", quota.vms, has.vms, 1)?;
         self.check_disk(&inner, namespace, disk_bytes(&spec.disks), None)?;
         self.check_isolated(&spec.nics)?;
-        self.forwards.claim(namespace, vm_id, &spec.nics)?;
+        self.volumes.claim(namespace, vm_id, &spec.disks)?;
+        self.forwards.claim(namespace, vm_id, &spec.nics).inspect_err(|_| self.volumes.release(vm_id))?;
         let mut leased = Vec::new();
         for (index, nic) in spec.nics.iter().enumerate() {
             match inner.address(&nic.network, now) {
@@ -314,6 +322,7 @@ impl HostState {
                 Err(error) => {
                     inner.free_addresses(&leased, now, Duration::ZERO);
                     self.forwards.release(vm_id);
+                    self.volumes.release(vm_id);
                     return Err(error);
                 }
             }
@@ -321,6 +330,7 @@ impl HostState {
         let Some(uid) = inner.uid(&self.totals, now) else {
             inner.free_addresses(&leased, now, Duration::ZERO);
             self.forwards.release(vm_id);
+            self.volumes.release(vm_id);
             return Err(ErrorBody::new(
                 ErrorCode::ResourceExhausted,
                 format!(
@@ -342,6 +352,7 @@ impl HostState {
         inner.free_addresses(&leases.nics, now, Duration::ZERO);
         inner.uids.remove(&leases.uid);
         self.forwards.release(leases.vm_id);
+        self.volumes.release(leases.vm_id);
         inner.held.remove(&leases.vm_id);
         inner.vms = inner.vms.saturating_sub(1);
     }
@@ -351,6 +362,7 @@ impl HostState {
         let now = self.began.elapsed();
         let mut inner = self.lock();
         self.forwards.release(row.vm_id);
+        self.volumes.release(row.vm_id);
         inner.runtime.remove(&row.vm_id);
         inner.held.remove(&row.vm_id);
         inner.free_addresses(&row.nics, now, quarantine);
@@ -361,7 +373,7 @@ impl HostState {
     }
 
     fn used_by(&self, inner: &Inner, namespace: &Token) -> Used {
-        let mut used = Used::default();
+        let mut used = Used { disk_bytes: self.volumes.bytes(Some(namespace)), ..Used::default() };
         for held in inner.held.values().filter(|held| held.namespace == *namespace) {
             used.vms += 1;
             used.disk_bytes += held.disk_bytes;
@@ -410,7 +422,7 @@ impl HostState {
             addresses_used: inner.pools.values().map(|p| p.leased() as u64).sum(),
             vms: inner.vms,
             disk_bytes: self.totals.disk_bytes,
-            disk_used_bytes: inner.disk_bytes(),
+            disk_used_bytes: self.disk_used(&inner),
             users: self.totals.uids.into(),
             users_used: inner.uids.values().filter(|until| until.is_none_or(|until| until > now)).count()
                 as u64,

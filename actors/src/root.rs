@@ -59,6 +59,7 @@ use crate::services::{Limits, Programs, Services, Shared, now_ms};
 use crate::spec::Templates;
 use crate::stream::budget::Budget;
 use crate::stream::{StreamLimits, Streams};
+use crate::vm::disks::volumes;
 use crate::vm::message::VmMsg;
 
 /// Everything that a host is started with, checked.
@@ -218,6 +219,11 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let notify = NotifySocket::bind(&run_root).map_err(|source| StartError::Notify { source })?;
     let state = HostState::new(installation, setup.totals, Arc::clone(&quotas), &setup.networks, &snapshot)
         .map_err(|source| StartError::Subnet { source })?;
+    let folder = volumes::folder(&setup.disks);
+    let found = tokio::task::spawn_blocking(move || volumes::found(&folder)).await;
+    for (namespace, name, size) in found.unwrap_or_default() {
+        state.volumes().found(namespace, name, size);
+    }
     state.set_draining(journal.draining().map_err(load_error)?);
     let (failing, failed) = mpsc::channel(4);
     let (root, _) = Actor::spawn(Some("root".into()), Root, failing.clone()).await.map_err(actor("root"))?;

@@ -55,6 +55,7 @@ mod pool;
 mod stats;
 mod templates;
 mod usage;
+mod volumes;
 mod work;
 
 pub(crate) use usage::QuotaGauges;
@@ -439,6 +440,7 @@ impl Router {
                 let body: ImagesRequest = request.decode()?;
                 body_of(request, &shared::list(&self.services, &body).await?)
             }
+            "volume.create" | "volume.list" | "volume.remove" => self.volumes(verb, request).await,
             "placed" => {
                 let body: PlacedRequest = request.decode()?;
                 body_of(request, &self.creator.placed(&body))

@@ -14,3 +14,4 @@ pub mod status;
 pub mod template;
 pub mod usage;
 pub mod vm;
+pub mod volume;

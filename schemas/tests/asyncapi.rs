@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use drover_schemas::audit::AuditEvent;
 use drover_schemas::body::events::{EventsLastReply, EventsLastRequest, EventsReadReply, EventsReadRequest};
-use drover_schemas::body::{guest, host, image, samples, template, vm};
+use drover_schemas::body::{guest, host, image, samples, template, vm, volume};
 use drover_schemas::contract::ContractReply;
 use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent, ce};
 use drover_schemas::guest::{
@@ -153,6 +153,11 @@ fn schemas() -> Map<String, Value> {
         image::ImageNameRequest,
         image::ImageVerifyReply,
         image::ImageGcReply,
+        volume::VolumeCreateRequest,
+        volume::VolumeCreateReply,
+        volume::VolumeRemoveRequest,
+        volume::VolumesRequest,
+        volume::VolumesReply,
         VmEvent,
         HostEvent,
         RejectedEvent,

@@ -421,7 +421,8 @@ fn disk(state: &Path, ratio: f64) -> u64 {
         let files = dir.flatten().filter_map(|vm| std::fs::read_dir(vm.path()).ok()).flatten().flatten();
         files.filter_map(|file| Some(file.metadata().ok()?.blocks() * 512)).sum()
     };
-    let taken = std::fs::read_dir(state.join("disks")).map_or(0, taken);
+    let taken: u64 =
+        ["disks", "volumes"].iter().map(|dir| std::fs::read_dir(state.join(dir)).map_or(0, &taken)).sum();
     // It is made when it is first needed: its parent tells as well.
     let free = state.ancestors().find_map(|dir| nix::sys::statvfs::statvfs(dir).ok());
     let free = free.map_or(0, |found| found.blocks_available() * found.fragment_size());

@@ -47,7 +47,13 @@ impl Creator {
     ) -> Result<ChangeReply, NotPlaced> {
         let state = &self.services.state;
         let vm_id = claim.vm_id;
-        let resolved = wanted.spec.clone().map_err(NotPlaced::Refused)?;
+        let mut resolved = wanted.spec.clone().map_err(NotPlaced::Refused)?;
+        for disk in &mut resolved.spec.disks {
+            // One that is not there is refused with the leases.
+            let volume = disk.volume.as_ref();
+            disk.size_bytes =
+                volume.map_or(disk.size_bytes, |name| state.volumes().size(&wanted.key.namespace, name));
+        }
         if claim.phase != Phase::Placing {
             return Err(NotPlaced::Failed(lost(&claim)));
         }

@@ -39,6 +39,8 @@ pub mod feature {
     pub const PAGES_2M: &str = "memory.hugepages.2MiB";
     /// The same of 1 GiB.
     pub const PAGES_1G: &str = "memory.hugepages.1GiB";
+    /// Disks that stay when their VM is deleted.
+    pub const VOLUMES: &str = "disks.volumes";
     /// Creates that were placed by another host.
     pub const PLACED: &str = "create.placed";
     /// The real hypervisor.
@@ -64,7 +66,9 @@ pub struct Demand {
     pub networks: BTreeMap<Token, u64>,
     /// Images by name or digest.
     pub images: Vec<String>,
-    /// Of these, each disk that the VM gets a copy of and that is as long as its image.
+    /// Volumes of the namespace.
+    pub volumes: Vec<Token>,
+    /// Of the images, each disk that the VM gets a copy of and that is as long as its image.
     pub copies: Vec<String>,
     /// Bytes of the disks whose length the spec says.
     pub disk_bytes: u64,
@@ -118,6 +122,10 @@ impl Demand {
         if disks.iter().any(|disk| disk.image.is_none() || disk.size.is_some() || disk.name.is_some()) {
             features.push(feature::DISKS.to_owned());
         }
+        let volumes: Vec<Token> = disks.iter().filter_map(|disk| disk.volume.clone()).collect();
+        if !volumes.is_empty() {
+            features.push(feature::VOLUMES.to_owned());
+        }
         if disks.iter().any(|disk| disk.limits.is_some()) {
             features.push(feature::DISK_LIMITS.to_owned());
         }
@@ -144,6 +152,7 @@ impl Demand {
             memory_bytes: spec.memory.or(base.memory).map(|memory| memory.0),
             networks,
             images,
+            volumes,
             copies: own
                 .clone()
                 .filter(|disk| disk.size.is_none())

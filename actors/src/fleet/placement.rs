@@ -91,6 +91,12 @@ pub enum Unfit {
         /// Which.
         image: String,
     },
+    /// A volume is missing.
+    #[error("has no volume {volume} of the namespace")]
+    Volume {
+        /// Which.
+        volume: Token,
+    },
     /// A network is missing.
     #[error("has no network {network}")]
     Network {
@@ -185,6 +191,11 @@ fn wrong_kind(demand: &Demand, record: &HostRecord) -> Option<Unfit> {
         && !there.iter().chain(own.into_iter().flatten()).any(|known| known == template)
     {
         return Some(Unfit::Template { template: template.clone() });
+    }
+    let own = demand.namespace.as_ref().and_then(|namespace| record.volumes.get(namespace));
+    let is_there = |volume: &&Token| own.is_some_and(|own| own.contains(volume));
+    if let Some(volume) = demand.volumes.iter().find(|volume| !is_there(volume)) {
+        return Some(Unfit::Volume { volume: volume.clone() });
     }
     let missing =
         demand.images.iter().find(|image| record.images.is_some() && size_of(record, image).is_none());

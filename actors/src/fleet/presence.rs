@@ -30,7 +30,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_IMAGES: usize = 256;
 
 /// Features that every build of this version offers, for peers of other versions.
-const FEATURES: [&str; 15] = [
+const FEATURES: [&str; 16] = [
     "vm.v1",
     "guest.v1",
     "events.v1",
@@ -43,6 +43,7 @@ const FEATURES: [&str; 15] = [
     feature::EGRESS,
     feature::DISKS,
     feature::DISK_LIMITS,
+    feature::VOLUMES,
     feature::SEED,
     feature::LIMITS,
     feature::TOPOLOGY,
@@ -106,6 +107,7 @@ pub fn record(services: &Services, now: HostPhase) -> HostRecord {
         networks: Some(services.state.free_addresses()),
         templates: Some(services.templates.names().cloned().collect()),
         own_templates: services.templates.own_names(),
+        volumes: services.state.volumes().names(),
         images: (services.images.len() <= MAX_IMAGES).then(images),
         load_percent: load_percent(),
     }

@@ -6,9 +6,13 @@ use drover_schemas::{ErrorBody, Token, VmId};
 use super::{HostState, Inner, exhausted};
 use crate::quota;
 
-/// What may be written to disks, at their full length.
+/// What may be written to disks, at their full length. A volume was counted when it was made.
 pub(super) fn disk_bytes(disks: &[ResolvedDisk]) -> u64 {
-    disks.iter().filter(|disk| !disk.readonly).map(ResolvedDisk::length).fold(0, u64::saturating_add)
+    disks
+        .iter()
+        .filter(|disk| !disk.readonly && disk.volume.is_none())
+        .map(ResolvedDisk::length)
+        .fold(0, u64::saturating_add)
 }
 
 impl HostState {
@@ -54,7 +58,7 @@ impl HostState {
     ) -> Result<(), ErrorBody> {
         let (limit, used) = (self.quotas.of(namespace).disk_bytes, self.used_by(inner, namespace).disk_bytes);
         quota::check(namespace, "disk_bytes", "bytes of disk", limit, used, wanted)?;
-        let promised = self.totals.disk_bytes.saturating_sub(inner.disk_bytes());
+        let promised = self.totals.disk_bytes.saturating_sub(self.disk_used(inner));
         // Others may have written to the file system since the daemon started.
         let left = free.map_or(promised, |free| promised.min((free as f64 * self.totals.disk_ratio) as u64));
         if wanted > left {
@@ -62,10 +66,10 @@ impl HostState {
         }
         Ok(())
     }
-}
 
-impl Inner {
-    pub(super) fn disk_bytes(&self) -> u64 {
-        self.held.values().map(|held| held.disk_bytes).sum()
+    /// What is promised of it.
+    pub(super) fn disk_used(&self, inner: &Inner) -> u64 {
+        let held: u64 = inner.held.values().map(|held| held.disk_bytes).sum();
+        held.saturating_add(self.volumes.bytes(None))
     }
 }

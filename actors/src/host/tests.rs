@@ -194,6 +194,33 @@ fn a_disk_grows_within_the_quota_the_promises_and_what_is_free() {
 }
 
 #[test]
+fn volumes_take_room_and_quota_until_they_are_gone() {
+    let host = state(100, 1_000);
+    let (small, name) = (ns("small"), ns("data"));
+    let make = |ns: &Token, name: &Token, size| host.make_volume(ns, name, size, 1_000).map_err(|e| e.code);
+    assert_eq!(make(&small, &name, 51), Err(ErrorCode::ResourceExhausted), "the quota");
+    assert_eq!(make(&ns("other"), &name, 101), Err(ErrorCode::ResourceExhausted), "what there is");
+    assert_eq!(make(&small, &name, 40), Ok(true));
+    assert_eq!(make(&small, &name, 40), Err(ErrorCode::Busy), "it is being made");
+    host.settle_volume(&small, &name, true);
+    assert_eq!(
+        (make(&small, &name, 40), make(&small, &name, 41)),
+        (Ok(false), Err(ErrorCode::AlreadyExists))
+    );
+    assert_eq!((host.used(&small).disk_bytes, host.capacity().disk_used_bytes), (40, 40));
+    // A VM that has it takes no more.
+    let volume = ResolvedDisk { volume: Some(name.clone()), size_bytes: Some(40), ..ResolvedDisk::default() };
+    let spec = ResolvedSpec { disks: vec![volume], ..spec(1, 1) };
+    let leases = host.lease(&small, VmId::from_u128(1), &spec).unwrap();
+    assert_eq!(host.used(&small).disk_bytes, 40);
+    assert_eq!(host.lease(&small, VmId::from_u128(2), &spec).unwrap_err().code, ErrorCode::Conflict);
+    host.give_back(&leases);
+    host.volumes().remove(&small, &name).unwrap();
+    host.settle_volume(&small, &name, false);
+    assert_eq!((host.used(&small).disk_bytes, host.capacity().disk_used_bytes), (0, 0));
+}
+
+#[test]
 fn a_namespace_has_no_more_than_its_quota_and_others_do_not_notice() {
     let host = state(100, 1_000);
     let (small, vm) = (ns("small"), VmId::from_u128);

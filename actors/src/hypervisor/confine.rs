@@ -48,7 +48,8 @@ pub fn confinement(of: &ConfinementOf<'_>) -> Confinement {
     let BootPaths { kernel, initramfs, firmware, disks } = of.boot;
     [kernel, initramfs, firmware].into_iter().flatten().for_each(|path| paths.read(path));
     for disk in disks.iter().filter(|disk| !disk.path.starts_with(of.own_disks)) {
-        paths.read(&disk.path);
+        // A volume is nobody's else while it is written to.
+        if disk.readonly { paths.read(&disk.path) } else { paths.write(&disk.path) }
     }
     paths.write(of.own_disks);
     paths.read(of.run_dir.path());

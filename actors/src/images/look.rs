@@ -42,7 +42,8 @@ pub(super) fn unknown(name: &str) -> ErrorBody {
     ErrorBody::new(ErrorCode::NotFound, format!("there is no image {shown}; see image.list"))
 }
 
-async fn rows(services: &Shared) -> Result<Vec<VmRow>, ErrorBody> {
+/// The VMs of the host.
+pub(crate) async fn rows(services: &Shared) -> Result<Vec<VmRow>, ErrorBody> {
     let journal = services.journal.clone();
     let loaded = tokio::task::spawn_blocking(move || journal.load()).await;
     Ok(loaded.map_err(|_| broke_off())?.map_err(|error| error.to_body())?.vms)

@@ -35,7 +35,7 @@ pub(super) fn resolve(
     if disks.len() > MAX_DISKS {
         return Err(invalid("spec.disks", format!("at most {MAX_DISKS} disks")));
     }
-    let mut names = BTreeSet::new();
+    let (mut names, mut volumes) = (BTreeSet::new(), BTreeSet::new());
     let resolved = disks.into_iter().enumerate().map(|(index, disk)| {
         let field = |part: &str| format!("spec.disks[{index}].{part}");
         let name = match disk.name {
@@ -61,6 +61,28 @@ pub(super) fn resolve(
             check_limits(&field("limits"), limits)?;
         }
         let limits = disk.limits;
+        if disk.volume.is_some() {
+            let others = [
+                ("image", disk.image.is_some()),
+                ("size_bytes", disk.size.is_some()),
+                ("fs", disk.fs.is_some()),
+                ("label", disk.label.is_some()),
+            ];
+            if let Some((part, _)) = others.into_iter().find(|(_, is_set)| *is_set) {
+                return Err(invalid(&field(part), "a volume has been made already; leave it out"));
+            }
+            if disk.volume.as_ref().is_some_and(|volume| !volumes.insert(volume.clone())) {
+                return Err(invalid(&field("volume"), "another disk is this volume too"));
+            }
+            let (volume, readonly) = (disk.volume, disk.readonly);
+            return Ok(ResolvedDisk {
+                name: Some(name),
+                volume,
+                readonly,
+                limits,
+                ..ResolvedDisk::default()
+            });
+        }
         let source = disk.image.as_ref();
         let source = source.map(|name| image(images, &field("image"), name, ImageKind::DISKS)).transpose()?;
         if let Some(size) = disk.size {
@@ -87,12 +109,11 @@ pub(super) fn resolve(
             let (name, size_bytes) = (Some(name), Some(size.0));
             return Ok(ResolvedDisk {
                 name,
-                image: None,
                 size_bytes,
                 fs: Some(fs),
                 label: disk.label,
-                readonly: false,
                 limits,
+                ..ResolvedDisk::default()
             });
         };
         if disk.fs.is_some() || disk.label.is_some() {
@@ -150,6 +171,9 @@ pub fn grown(disks: &[ResolvedDisk], request: &GrowRequest) -> Result<Vec<Resolv
         let text = format!("the VM has no disk {:?}; it has {}", wanted.as_str(), known.join(", "));
         return Err(ErrorBody::new(ErrorCode::NotFound, text).with("field", "disk"));
     };
+    if disk.volume.is_some() {
+        return Err(invalid("disk", "a volume keeps the length that it was made with"));
+    }
     if disk.readonly {
         return Err(invalid("disk", "a disk that cannot be written to is as long as its image"));
     }
@@ -166,6 +190,18 @@ pub fn grown(disks: &[ResolvedDisk], request: &GrowRequest) -> Result<Vec<Resolv
         disk.size_bytes = Some(size.0);
     }
     Ok(grown)
+}
+
+/// Whether a blank disk of its own may be so.
+///
+/// # Errors
+/// `invalid_argument` that names the field.
+pub fn check_blank(size: ByteSize, fs: DiskFs, label: Option<&str>) -> Result<(), ErrorBody> {
+    check_size("size_bytes", size)?;
+    if fs == DiskFs::Ext4 && size < MIN_EXT4 {
+        return Err(invalid("size_bytes", format!("ext4 needs {MIN_EXT4}")));
+    }
+    check_label("label", label, fs)
 }
 
 /// The name by which the guest finds a disk.
@@ -293,6 +329,23 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_is_named_and_nothing_else() {
+        let disks =
+            resolved(r#"[{"volume": "data", "name": "d", "readonly": true}, {"volume": "logs"}]"#).unwrap();
+        let names: Vec<_> = disks.iter().map(|disk| disk.volume.as_ref().unwrap().as_str()).collect();
+        assert_eq!((names, disks[0].readonly, disks[1].readonly), (vec!["data", "logs"], true, false));
+        assert_eq!((disks[1].name.as_ref().unwrap().as_str(), disks[1].length()), ("disk1", 0));
+        let twice = resolved(r#"[{"volume": "data"}, {"volume": "data"}]"#).unwrap_err();
+        assert_eq!(twice.details["field"], "spec.disks[1].volume");
+        assert!(
+            grown(&disks, &serde_json::from_str(r#"{"disk": "d", "size_bytes": "1GiB"}"#).unwrap()).is_err()
+        );
+        check_blank(ByteSize::mib(8), DiskFs::Ext4, Some("data")).unwrap();
+        assert!(check_blank(ByteSize::mib(7), DiskFs::Ext4, None).is_err());
+        assert!(check_blank(ByteSize(1), DiskFs::None, None).is_err());
+    }
+
+    #[test]
     fn limits_hold_for_any_disk() {
         let disks = resolved(
             r#"[{"image": "root", "limits": {"bytes_per_second": "8MiB", "burst_bytes": "1GiB"}},
@@ -367,6 +420,9 @@ mod tests {
             (r#"{"size": "8MiB", "fs": "ext4", "label": "seventeen-letters"}"#, "label"),
             (r#"{"size": "1MiB", "name": "a-name-of-21-letters-"}"#, "name"),
             (r#"{"size": "1MiB", "name": "disk0"}"#, "name"),
+            (r#"{"volume": "v", "image": "root"}"#, "image"),
+            (r#"{"volume": "v", "size": "1MiB"}"#, "size_bytes"),
+            (r#"{"volume": "v", "fs": "none"}"#, "fs"),
             (r#"{"size": "1MiB", "limits": {}}"#, "limits"),
             (r#"{"size": "1MiB", "limits": {"bytes_per_second": 1}}"#, "limits.bytes_per_second"),
             (r#"{"size": "1MiB", "limits": {"bytes_per_second": "2TiB"}}"#, "limits.bytes_per_second"),

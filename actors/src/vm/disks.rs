@@ -7,6 +7,7 @@ mod agent;
 mod format;
 mod own;
 mod seed;
+pub mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -107,6 +108,12 @@ pub async fn make(context: &TaskContext, work: &Work) -> Result<Vec<DiskPath>, C
         let image = disk.image.as_ref().map(|image| image_path(context, image)).transpose()?;
         let known = context.row.disks.get(index).copied();
         let (path, how) = match image {
+            _ if disk.volume.is_some() => {
+                let path = path(&context.services, &context.row, index);
+                volumes::give(&path, disk.readonly, owner(context))
+                    .map_err(|error| refused(index, disk, &path, &DiskError::Volume(error)))?;
+                (path, DiskMade::Volume)
+            }
             Some(image) if disk.readonly => (image, DiskMade::Shared),
             image => {
                 let own = path(&context.services, &context.row, index);
@@ -235,6 +242,9 @@ fn refused(index: usize, disk: &ResolvedDisk, own: &std::path::Path, error: &Dis
 /// Where the VM's own disk is.
 #[must_use]
 pub fn path(services: &Services, row: &VmRow, index: usize) -> PathBuf {
+    if let Some(volume) = row.spec.disks.get(index).and_then(|disk| disk.volume.as_ref()) {
+        return volumes::path(services, &row.namespace, volume);
+    }
     let suffix = match row.spec.disks.get(index).map(image_type) {
         Some(ImageType::Qcow2) => "qcow2",
         Some(ImageType::Raw) | None => "raw",
@@ -252,6 +262,18 @@ pub fn status(row: &VmRow) -> Vec<DiskStatus> {
         made: *made,
     })
     .collect()
+}
+
+/// What the file system of the disks has left. The folder is made with the first disk: until then its parent tells.
+///
+/// # Errors
+/// `internal`.
+pub fn free(disks: &Path) -> Result<u64, ErrorBody> {
+    let stat = disks.ancestors().find_map(|dir| rustix::fs::statvfs(dir).ok());
+    let stat = stat.ok_or_else(|| {
+        ErrorBody::new(ErrorCode::Internal, "the file system of the disks does not say what it has left")
+    })?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Whether a host has what the disks of a spec need.

@@ -106,6 +106,7 @@ fn disk(of: &DiskStatus) -> String {
         DiskMade::Copy => "is a whole copy of its image: the file system shares no blocks (copy)",
         DiskMade::Blank => "began blank (blank)",
         DiskMade::Shared => "is the image itself, read-only (shared)",
+        DiskMade::Volume => "is a volume of the namespace, which stays when the VM is deleted (volume)",
         DiskMade::Kept | DiskMade::Unknown => "was there when it was needed (kept)",
     };
     format!("Disk {:?} of {} {how}.", of.name, ByteSize(of.size_bytes))

@@ -191,6 +191,9 @@ pub struct HostRecord {
     /// Beside these, the templates of single namespaces.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub own_templates: BTreeMap<Token, Vec<Token>>,
+    /// Volumes of each namespace.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<Token, Vec<Token>>,
     /// Images; absent where the host does not say, such as for being too many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<Vec<HostImage>>,

@@ -39,7 +39,7 @@ pub struct BootSpec {
 }
 
 /// One disk of a VM: a copy of an image, or a blank one of a size. Each VM has its own; it is made when the VM is
-/// created and goes with it.
+/// created and goes with it. Or it is a volume, which stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(transform = size_alias)]
@@ -52,6 +52,10 @@ pub struct DiskSpec {
     /// The image that the disk starts as. Without it the disk is blank, and has a `size`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// In its place: a volume of the namespace, which was there before the VM and stays when that is deleted. One VM may
+    /// write to it, or many read it (`readonly`). The VM goes to the host that has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Token>,
     /// Its length, a multiple of 1 MiB. That of a copy is its image's if left out, and never less. Only what is
     /// written to takes room of the host.
     #[serde(rename = "size_bytes", alias = "size", skip_serializing_if = "Option::is_none")]
@@ -633,6 +637,9 @@ pub struct ResolvedDisk {
     /// What it starts as; a blank disk has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ResolvedImage>,
+    /// The volume that it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Token>,
     /// Its length, if that is not its image's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,

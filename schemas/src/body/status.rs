@@ -250,6 +250,8 @@ pub enum DiskMade {
     Blank,
     /// It is the image itself, which the guest cannot write to.
     Shared,
+    /// It is a volume of the namespace, which stays when the VM is deleted.
+    Volume,
     /// It was there, and how it was made is not known any more.
     Kept,
     /// A way that this reader does not know.
@@ -266,6 +268,7 @@ impl DiskMade {
             Self::Copy => "copy",
             Self::Blank => "blank",
             Self::Shared => "shared",
+            Self::Volume => "volume",
             Self::Kept => "kept",
             Self::Unknown => "unknown",
         }

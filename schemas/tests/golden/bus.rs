@@ -9,7 +9,7 @@ use drover_schemas::body::guest::{
 };
 use drover_schemas::body::samples::NicSample;
 use drover_schemas::body::spec::{
-    AgentSpec, EgressDefault, EgressRule, ForwardSpec, NicLimits, NicSetup, NicSpec, Protocol, RestartSpec,
+    AgentSpec, DiskFs, EgressDefault, EgressRule, ForwardSpec, NicLimits, NicSetup, NicSpec, Protocol, RestartSpec,
     VmSpec,
 };
 use drover_schemas::body::status::{
@@ -19,6 +19,7 @@ use drover_schemas::body::vm::{
     ChangeReply, ChangeRequest, CreateRequest, EgressRequest, EgressRules, ForwardRef, ForwardRequest,
     GrowRequest, LimitRequest, LookupReply, StatsReply, StopRequest, Wait,
 };
+use drover_schemas::body::volume::VolumeCreateRequest;
 use drover_schemas::codec::decode;
 use drover_schemas::event::{
     AgentEvent, DroppedEvents, HostEvent, HostEventKind, RejectedEvent, VmEvent, VmEventKind,
@@ -183,13 +184,21 @@ fn requests_are_pinned() {
         guest_silent: None,
     };
     check("bus", "stats", &stats, decode);
-    let resize = GrowRequest {
+    let grow = GrowRequest {
         if_vm_id: None,
         if_revision: Some(3),
         disk: token("data"),
         size_bytes: ByteSize::mib(1024),
     };
-    check("bus", "grow", &resize, decode);
+    check("bus", "grow", &grow, decode);
+    let volume = VolumeCreateRequest {
+        namespace: token("acme"),
+        name: token("data"),
+        size_bytes: ByteSize::mib(1024),
+        fs: DiskFs::Ext4,
+        label: Some("data".into()),
+    };
+    check("bus", "volume-create", &volume, decode);
     check(
         "bus",
         "stop",

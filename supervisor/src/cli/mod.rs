@@ -15,6 +15,7 @@ mod progress;
 pub mod tally;
 mod template;
 mod vm;
+mod volume;
 
 use std::time::Duration;
 
@@ -70,6 +71,9 @@ enum Command {
     /// Import, list and remove the images of a host.
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Disks that outlive VMs: make, list and remove those of a namespace on a host.
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     /// Look at the journal of a host that is stopped, or at a backup, and restore one.
     #[command(subcommand)]
     Journal(journal::JournalCommand),
@@ -140,6 +144,7 @@ pub async fn run(cli: &Cli) -> Result<u8, CliError> {
         Command::Doctor(args) => host::doctor(args, &cli.global).await,
         Command::Host(command) => host::run(command, &cli.global).await,
         Command::Image(command) => image::run(command, &cli.global).await,
+        Command::Volume(command) => volume::run(command, &cli.global).await,
         Command::Template(command) => template::run(command, &cli.global).await,
         Command::Journal(command) => journal::run(command, &cli.global).await,
         Command::Vm(command) => vm::run(command, &cli.global).await,

@@ -16,6 +16,9 @@ use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::{
     ChangeReply, CreateRequest, ListReply, ListRequest, ValidateReply, ValidateRequest,
 };
+use drover_schemas::body::volume::{
+    VolumeCreateReply, VolumeCreateRequest, VolumeInfo, VolumeRemoveRequest, VolumesReply, VolumesRequest,
+};
 use drover_schemas::contract::ContractReply;
 use drover_schemas::subject::{Family, GuestToken, PoolVerb, Subject};
 use drover_schemas::{ErrorBody, ErrorCode, Token, VmId};
@@ -316,6 +319,54 @@ impl Client {
     /// As [`Client::call`].
     pub async fn image_gc(&self, host: &Token, deadline: Duration) -> Result<ImageGcReply, ClientError> {
         self.host(host, "image.gc", &Empty {}, deadline).await
+    }
+
+    /// Makes a volume of a namespace.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn volume_create(
+        &self,
+        host: &Token,
+        request: &VolumeCreateRequest,
+        deadline: Duration,
+    ) -> Result<VolumeCreateReply, ClientError> {
+        self.host(host, "volume.create", request, deadline).await
+    }
+
+    /// Every volume of a namespace on a host.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn volumes(
+        &self,
+        host: &Token,
+        namespace: &Token,
+        deadline: Duration,
+    ) -> Result<Vec<VolumeInfo>, ClientError> {
+        let mut request = VolumesRequest { namespace: namespace.clone(), limit: None, cursor: None };
+        let mut volumes = Vec::new();
+        loop {
+            let page: VolumesReply = self.host(host, "volume.list", &request, deadline).await?;
+            volumes.extend(page.volumes);
+            request.cursor = page.next_cursor;
+            if request.cursor.is_none() {
+                return Ok(volumes);
+            }
+        }
+    }
+
+    /// Removes a volume that no VM names.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn volume_remove(
+        &self,
+        host: &Token,
+        request: &VolumeRemoveRequest,
+        deadline: Duration,
+    ) -> Result<Empty, ClientError> {
+        self.host(host, "volume.remove", request, deadline).await
     }
 
     pub(super) async fn host<Q, R>(

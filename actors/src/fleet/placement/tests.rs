@@ -35,6 +35,7 @@ fn record(name: &str) -> HostRecord {
         networks: Some([(token("default"), 50)].into()),
         templates: Some(vec![token("linux-default")]),
         own_templates: BTreeMap::new(),
+        volumes: BTreeMap::new(),
         images: Some(vec![HostImage { name: "root".into(), sha256: "aa".into(), size_bytes: 2 * GIB }]),
         load_percent: 0,
     }
@@ -42,6 +43,7 @@ fn record(name: &str) -> HostRecord {
 
 fn demand() -> Demand {
     Demand {
+        volumes: Vec::new(),
         namespace: Some(token("acme")),
         template: Some(token("linux-default")),
         cpus: Some(2),
@@ -82,6 +84,12 @@ fn each_thing_that_is_missing_is_a_reason() {
     let own = HostRecord { own_templates: [(token("acme"), vec![token("other")])].into(), ..record("h1") };
     let asked = Demand { template: Some(token("other")), ..demand() };
     assert_eq!(rank(&asked, [seen(&own)], 0).fit, [token("h1")]);
+    assert_eq!(asks(|d| d.volumes = vec![token("data")]), "has no volume data of the namespace");
+    let own = HostRecord { volumes: [(token("acme"), vec![token("data")])].into(), ..record("h1") };
+    let asked = Demand { volumes: vec![token("data")], ..demand() };
+    assert_eq!(rank(&asked, [seen(&own)], 0).fit, [token("h1")]);
+    let other = Demand { namespace: Some(token("other")), ..asked };
+    assert_eq!(rank(&other, [seen(&own)], 0).fit, []);
     assert_eq!(asks(|d| d.images.push("sha256:bb".into())), "has no image sha256:bb");
     assert_eq!(asks(|d| d.networks = [(token("blue"), 1)].into()), "has no network blue");
     assert_eq!(asks(|d| d.cpus = Some(17)), "has 16 virtual CPUs left, 17 needed");

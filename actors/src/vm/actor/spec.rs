@@ -1,11 +1,12 @@
 //! What a VM has, changed: claimed, looked at, and in its spec, before the change is durable.
 
+use drover_schemas::ErrorBody;
 use drover_schemas::body::spec::{NicSpec, ResolvedDisk};
-use drover_schemas::{ErrorBody, ErrorCode};
 
 use super::VmActorState;
 use crate::network::{egress, forward, limit};
 use crate::spec::disks::grown;
+use crate::vm::disks::free;
 use crate::vm::message::SpecChange;
 
 /// What there was before a change.
@@ -73,13 +74,4 @@ impl VmActorState {
         }
         self.row.revision -= 1;
     }
-}
-
-/// What the file system of the disks has left. The folder is made with the first disk: until then its parent tells.
-fn free(disks: &std::path::Path) -> Result<u64, ErrorBody> {
-    let stat = disks.ancestors().find_map(|dir| rustix::fs::statvfs(dir).ok());
-    let stat = stat.ok_or_else(|| {
-        ErrorBody::new(ErrorCode::Internal, "the file system of the disks does not say what it has left")
-    })?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

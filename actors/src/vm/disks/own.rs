@@ -79,6 +79,9 @@ pub enum DiskError {
     /// It was there before.
     #[error("its file is gone, and with it all that the guest wrote; put it back, or delete the VM")]
     Gone,
+    /// It is a volume that cannot be used.
+    #[error("use the volume")]
+    Volume(#[source] io::Error),
     /// The file system cannot be made.
     #[error("format it")]
     Format(#[source] FormatError),

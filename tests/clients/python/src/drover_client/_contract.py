@@ -74,6 +74,9 @@ VERBS: dict[str, Verb] = {
     "host.orphans": Verb("host.{host}.orphans", False, None),
     "host.orphans.remove": Verb("host.{host}.orphans.remove", False, None),
     "host.placed": Verb("host.{host}.placed", False, None),
+    "host.volume.create": Verb("host.{host}.volume.create", False, None),
+    "host.volume.list": Verb("host.{host}.volume.list", False, None),
+    "host.volume.remove": Verb("host.{host}.volume.remove", False, None),
     "pool.create": Verb("cmd.{ns}.vm.create", True, None),
     "pool.list": Verb("cmd.{ns}.vm.list", False, None),
     "pool.lookup": Verb("cmd.{ns}.vm.lookup", False, None),
@@ -546,7 +549,7 @@ class DiskLimits(TypedDict):
 
 
 class DiskSpec(TypedDict):
-    """One disk of a VM: a copy of an image, or a blank one of a size. Each VM has its own; it is made when the VM is created and goes with it."""
+    """One disk of a VM: a copy of an image, or a blank one of a size. Each VM has its own; it is made when the VM is created and goes with it. Or it is a volume, which stays."""
     # What a blank disk is formatted with; `none` if left out.
     fs: NotRequired[DiskFs | None]
     # The image that the disk starts as. Without it the disk is blank, and has a `size`.
@@ -563,6 +566,8 @@ class DiskSpec(TypedDict):
     size: NotRequired[ByteSize | None]
     # Its length, a multiple of 1 MiB. That of a copy is its image's if left out, and never less. Only what is written to takes room of the host.
     size_bytes: NotRequired[ByteSize | None]
+    # In its place: a volume of the namespace, which was there before the VM and stays when that is deleted. One VM may write to it, or many read it (`readonly`). The VM goes to the host that has it.
+    volume: NotRequired[Token | None]
 
 
 class DiskStatus(TypedDict):
@@ -1248,6 +1253,8 @@ class HostRecord(TypedDict):
     version: str
     # What the hypervisor says of its version.
     vmm_version: NotRequired[str]
+    # Volumes of each namespace.
+    volumes: NotRequired[HostRecordVolumes]
     # When it was written, by the host's clock.
     written_unix_ms: int
 
@@ -1258,6 +1265,10 @@ class HostRecordNetworks(TypedDict):
 
 class HostRecordOwnTemplates(TypedDict):
     """Beside these, the templates of single namespaces."""
+
+
+class HostRecordVolumes(TypedDict):
+    """Volumes of each namespace."""
 
 
 class HostSample(TypedDict):
@@ -2116,6 +2127,8 @@ class ResolvedDisk(TypedDict):
     readonly: bool
     # Its length, if that is not its image's.
     size_bytes: NotRequired[int | None]
+    # The volume that it is.
+    volume: NotRequired[Token | None]
 
 
 class ResolvedImage(TypedDict):
@@ -2842,6 +2855,64 @@ class VmmInfo(TypedDict):
     path: str
     # What it says of its version.
     version: str
+
+
+class VolumeCreateReply(TypedDict):
+    """Reply of `volume.create`."""
+    # It was there already, and nothing was done.
+    already: NotRequired[bool]
+
+
+class VolumeCreateRequest(TypedDict):
+    """Request of `volume.create`."""
+    # What it is formatted with; `none` if left out.
+    fs: NotRequired[DiskFs]
+    # The label of that file system.
+    label: NotRequired[str | None]
+    # The name that specs use.
+    name: Token
+    # Whose it is.
+    namespace: Token
+    # Its length, a multiple of 1 MiB; only what is written takes room of the host.
+    size_bytes: ByteSize
+
+
+class VolumeInfo(TypedDict):
+    """A volume of a host."""
+    # Its name.
+    name: Token
+    # Its length.
+    size_bytes: int
+    # VMs of any state that name it, the first 100.
+    used_by: list[Token]
+    # What it takes of the host.
+    written_bytes: int
+
+
+class VolumeRemoveRequest(TypedDict):
+    """Request of `volume.remove`."""
+    # Its name.
+    name: Token
+    # Whose it is.
+    namespace: Token
+
+
+class VolumesReply(TypedDict):
+    """Reply of `volume.list`."""
+    # Where the next page begins; absent on the last.
+    next_cursor: NotRequired[str | None]
+    # Volumes by name.
+    volumes: list[VolumeInfo]
+
+
+class VolumesRequest(TypedDict):
+    """Request of `volume.list`."""
+    # `next_cursor` of the page before.
+    cursor: NotRequired[str | None]
+    # At most this many; 100 if left out, 500 at most.
+    limit: NotRequired[int | None]
+    # Whose they are.
+    namespace: Token
 
 
 # What became of a user.
