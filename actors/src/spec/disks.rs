@@ -168,7 +168,8 @@ pub fn grown(disks: &[ResolvedDisk], request: &GrowRequest) -> Result<Vec<Resolv
     let found = grown.iter_mut().enumerate().find(|(index, disk)| name(*index, disk) == wanted.as_str());
     let Some((_, disk)) = found else {
         let known: Vec<String> = disks.iter().enumerate().map(|(index, disk)| name(index, disk)).collect();
-        let text = format!("the VM has no disk {:?}; it has {}", wanted.as_str(), known.join(", "));
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        let text = format!("the VM has no disk {:?}; it has {known}", wanted.as_str());
         return Err(ErrorBody::new(ErrorCode::NotFound, text).with("field", "disk"));
     };
     if disk.volume.is_some() {
@@ -395,6 +396,8 @@ mod tests {
         let error = ask("date", "1GiB").unwrap_err();
         assert_eq!(error.code, ErrorCode::NotFound);
         assert!(error.message.contains("it has disk0, data, disk2, disk3"), "{error:?}");
+        let request = serde_json::from_str(r#"{"disk": "disk0", "size_bytes": 1048576}"#).unwrap();
+        assert!(grown(&[], &request).unwrap_err().message.ends_with("it has none"));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use drover_schemas::body::guest::{
 };
 use drover_schemas::body::samples::NicSample;
 use drover_schemas::body::spec::{
-    AgentSpec, DiskFs, EgressDefault, EgressRule, ForwardSpec, NicLimits, NicSetup, NicSpec, Protocol, RestartSpec,
-    VmSpec,
+    AgentSpec, DiskFs, EgressDefault, EgressRule, ForwardSpec, NicLimits, NicSetup, NicSpec, Protocol,
+    RestartSpec, VmSpec,
 };
 use drover_schemas::body::status::{
     AgentState, AgentStatus, Cause, CauseKind, DiskMade, DiskStatus, NicStatus, VmStatus,

@@ -62,7 +62,7 @@ class OnAHost(unittest.IsolatedAsyncioTestCase):
 class TheMainJob(OnAHost):
     async def test_the_main_job(self):
         drover = self.drover
-        vm = await drover.create("web", {"labels": {"a": "b"}}, wait="agent")
+        vm = await drover.create("web", {"labels": {"a": "b"}, "disks": [{"size": "64MiB"}]}, wait="agent")
         self.assertEqual((vm["state"], vm["agent"]["state"]), ("running", "ready"))
         result = await drover.exec("web", ["sh", "-c", "echo hi; echo no >&2; exit 3"])
         self.assertEqual((result["exit_code"], result["stdout"], result["stderr"]), (3, b"hi\n", b"no\n"))
@@ -88,6 +88,9 @@ class TheMainJob(OnAHost):
         self.assertEqual([vm["name"] async for vm in drover.vms()], ["web"])
         self.assertEqual((await drover.change("pause", "web"))["state"], "paused")
         self.assertEqual((await drover.change("resume", "web"))["state"], "running")
+        self.assertEqual((await drover.change("grow", "web", disk="disk0", size_bytes=1 << 30))["revision"], 2)
+        self.assertEqual((await drover.get("web"))["disks"][0]["size_bytes"], 1 << 30)
+        await self.refused("invalid_argument", drover.change("grow", "web", disk="disk0", size_bytes=1 << 20))
         self.assertEqual((await drover.change("shutdown", "web"))["state"], "stopped")
         self.assertEqual((await drover.change("start", "web", wait="agent"))["incarnation"], 2)
         self.assertTrue((await drover.explain("web"))["findings"])

@@ -211,7 +211,7 @@ class Client:
         return cast(ChangeReply, reply)["vm"]
 
     async def change(self, verb: str, name: str, *, request_id: str | None = None, **body: Any) -> VmStatus:
-        """`start`, `shutdown`, `stop`, `reboot`, `pause`, `resume`, `forward`, `egress`, `limit` or `delete`,
+        """`start`, `shutdown`, `stop`, `reboot`, `pause`, `resume`, `forward`, `egress`, `limit`, `grow` or `delete`,
         with the fields of its request."""
         reply = await self.call(f"vm.{verb}", body, name=name, request_id=request_id, deadline=90.0)
         return cast(ChangeReply, reply)["vm"]
