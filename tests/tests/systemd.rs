@@ -71,8 +71,8 @@ fn vms_outlive_whatever_happens_to_the_service() {
         world.start_nats().await;
         let service = Service::install(world);
         systemctl(&["start", UNIT]);
-        world.ready().await;
         let bus = world.bus.clone();
+        world.ready_on(&bus).await;
         let info = bus.host().await.unwrap();
         assert!(info.confinement["launcher"].starts_with("systemd"), "{:?}", info.confinement);
 
@@ -99,7 +99,7 @@ fn vms_outlive_whatever_happens_to_the_service() {
         })
         .await;
         for _ in 0..2 {
-            world.ready().await;
+            world.ready_on(&bus).await;
             bus.until_ping("a").await;
             assert_eq!(bus.status("a").await.unwrap().vmm_pid, Some(pid));
             systemctl(&["restart", UNIT]);
@@ -107,7 +107,7 @@ fn vms_outlive_whatever_happens_to_the_service() {
         systemctl(&["stop", UNIT]);
         assert!(Path::new(&format!("/proc/{pid}")).exists(), "the VM lives on without the service");
         systemctl(&["start", UNIT]);
-        world.ready().await;
+        world.ready_on(&bus).await;
         bus.until_ping("a").await;
         assert_eq!(bus.status("a").await.unwrap().vmm_pid, Some(pid));
 
