@@ -10,6 +10,8 @@ set -eu
 
 say() { echo "cloud-disk: $*" >&2; }
 die() { say "$*"; exit 1; }
+# shellcheck source=deploy/guest/mirror.sh
+. "$(dirname "$0")/../deploy/guest/mirror.sh"
 [ $# = 1 ] || { sed -n '2,/^set -eu/{/^set/d;s/^# \{0,1\}//;p}' "$0" >&2; exit 64; }
 PACKAGES=systemd,systemd-sysv,systemd-resolved,dbus,udev,linux-image-cloud-amd64,systemd-boot-efi,cloud-init,cloud-guest-utils
 PACKAGES=$PACKAGES,netplan.io,openssh-server,sudo,iproute2,procps
@@ -24,20 +26,16 @@ stamp=$(sha256sum "$0" | cut -d' ' -f1)
 say "fetching Debian $release, its kernel and cloud-init (two minutes, once)"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-sources=
-for file in /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list; do
-    [ -n "$sources" ] || ! grep -qs "$release" "$file" || sources=$file
-done
+sources=$(mirror "$release")
 # A clock that is off by more than the lists are valid is no reason to stop.
-# shellcheck disable=SC2016,SC2086
+# shellcheck disable=SC2016
 mmdebstrap --quiet --variant=minbase --include="$PACKAGES" --skip=check/empty \
     --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Check-Date "false"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' --customize-hook='rm -f "$1"/etc/ssh/ssh_host_*' \
     --customize-hook=': > "$1/etc/machine-id"' --customize-hook='rm -rf "$1"/var/lib/apt/lists/*_*' \
-    "$release" "$work/tree.tar" $sources > "$out/mmdebstrap.log" 2>&1 || {
-    grep -qE 'Could not (resolve|connect)|Unable to connect|Connection (timed out|refused)|Temporary failure' \
-        "$out/mmdebstrap.log" && { say "the mirror of Debian's packages cannot be reached"; exit 75; }
+    "$release" "$work/tree.tar" ${sources:+"$sources"} > "$out/mmdebstrap.log" 2>&1 || {
+    unreached "$out/mmdebstrap.log"
     die "mmdebstrap failed; see $out/mmdebstrap.log"
 }
 mkdir "$work/tree"

@@ -47,7 +47,8 @@ else
     echo "SKIP Debian's own checks: lintian is not installed"
 fi
 if command -v shellcheck > /dev/null; then
-    holds "its scripts" shellcheck deploy/agent/build-deb.sh deploy/agent/debian/p* deploy/guest/build-debian.sh
+    holds "its scripts" shellcheck -x deploy/agent/build-deb.sh deploy/agent/debian/p* deploy/agent/seed/install \
+        deploy/guest/build-debian.sh deploy/guest/mirror.sh tests/cloud-disk.sh
     holds "the script for OpenRC" shellcheck -s sh deploy/agent/drover-agent.openrc
 else
     echo "SKIP the look at its scripts: shellcheck is not installed"

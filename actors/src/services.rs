@@ -26,7 +26,7 @@ use crate::hypervisor::run_dir::RunRoot;
 use crate::hypervisor::version::VmmVersion;
 use crate::images::Images;
 use crate::images::fleet::FleetImages;
-use crate::journal::JournalHandle;
+use crate::journal::{JournalHandle, VmRow};
 use crate::metrics::Metrics;
 use crate::network::NetworkHandle;
 use crate::quota::EventBudget;
@@ -174,6 +174,16 @@ impl Services {
         self.cgroups.of(vm_id).memory_bytes().or_else(|| self.cgroup(vm_id).memory_bytes())
     }
 
+    /// The VMs of the host, as the journal has them.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub async fn rows(&self) -> Result<Vec<VmRow>, ErrorBody> {
+        let journal = self.journal.clone();
+        let loaded = tokio::task::spawn_blocking(move || journal.load()).await;
+        Ok(loaded.map_err(|_| broke_off())?.map_err(|error| error.to_body())?.vms)
+    }
+
     /// Where a VM has its disks.
     #[must_use]
     pub fn disk_dir(&self, vm_id: VmId) -> PathBuf {
@@ -230,4 +240,9 @@ pub fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What is told of work in a task of its own that did not come to its end.
+pub(crate) fn broke_off() -> ErrorBody {
+    ErrorBody::new(ErrorCode::Internal, "the work broke off; see the host's log")
 }

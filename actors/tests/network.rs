@@ -6,8 +6,11 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests are tests too
 
 use std::collections::HashSet;
+mod common;
+
+use common::{in_namespace, run};
+
 use std::fs::File;
-use std::future::Future;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -26,43 +29,6 @@ use drover_schemas::id::{InstallationId, VmId};
 use drover_schemas::token::Token;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio_util::task::AbortOnDropHandle;
-
-/// Runs `test` in a fresh namespace, or says why not.
-fn in_namespace<F, T>(test: F)
-where
-    F: FnOnce() -> T + Send + 'static,
-    T: Future<Output = ()>,
-{
-    let missing = if !nix::unistd::geteuid().is_root() {
-        Some("not root".to_owned())
-    } else if let Err(error) = File::options().read(true).write(true).open("/dev/net/tun") {
-        Some(format!("/dev/net/tun: {error}"))
-    } else if let Err(error) = Command::new("nft").arg("--version").output() {
-        Some(format!("nft: {error}"))
-    } else {
-        None
-    };
-    if let Some(reason) = missing {
-        eprintln!("skipped: {reason}");
-        return;
-    }
-    let thread = std::thread::spawn(move || {
-        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-            eprintln!("skipped: cannot make a network namespace: {error}");
-            return;
-        }
-        // One thread: whatever the runtime starts is started from here, within the namespace.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(test());
-    });
-    thread.join().unwrap();
-}
-
-fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output().unwrap();
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
 
 fn links() -> Vec<String> {
     let listed: serde_json::Value = serde_json::from_str(&run("ip", &["-j", "link"])).unwrap();

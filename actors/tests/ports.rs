@@ -5,9 +5,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests are tests too
 
+mod common;
+
+use common::{in_namespace, run};
+
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::process::Command;
 
 use drover_actors::network::link::LinkError;
 use drover_actors::network::{
@@ -21,33 +24,6 @@ use futures_util::future::join_all;
 const ASKED: u16 = 1_100;
 /// How many a bridge takes.
 const PORTS: usize = 1_023;
-
-fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun");
-    if !nix::unistd::geteuid().is_root()
-        || tun.is_err()
-        || Command::new("nft").arg("--version").output().is_err()
-    {
-        eprintln!("skipped: needs root, /dev/net/tun and nft");
-        return;
-    }
-    let thread = std::thread::spawn(move || {
-        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-            eprintln!("skipped: cannot make a network namespace: {error}");
-            return;
-        }
-        // One thread: whatever the runtime starts is started from here, within the namespace.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(test());
-    });
-    thread.join().unwrap();
-}
-
-fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output().unwrap();
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
 
 /// How many TAPs there are, and how many of them the rules know.
 fn present(table: &str) -> (usize, usize) {

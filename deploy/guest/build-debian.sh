@@ -15,13 +15,8 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 say() { echo "build-debian: $*" >&2; }
 die() { say "$*"; exit 1; }
-# unreached LOG : ends the script if that is what the log tells.
-unreached() {
-    if grep -qE 'Could not (resolve|connect)|Unable to connect|Connection (timed out|refused)|Temporary failure' "$1"; then
-        say "the mirror of Debian's packages cannot be reached; see $1"
-        exit 75
-    fi
-}
+# shellcheck source=deploy/guest/mirror.sh
+. "$here/mirror.sh"
 usage() { sed -n '2,/^set -eu/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
 
 PACKAGES=systemd,systemd-sysv,dbus,udev,iproute2,iputils-ping,procps,kmod,openssh-server,qemu-guest-agent
@@ -65,16 +60,12 @@ modules=$(find "$cache" -maxdepth 5 -path "*/root/lib/modules/$kernel" -type d |
 [ -n "$modules" ] || die "the modules of kernel $kernel are not in $cache"
 
 # --- Debian's packages: fetched and configured once -----------------------------------------------
-base=$cache/debian-$(sed -n '/^PACKAGES=/p; /mmdebstrap --quiet/,/sources >/p' "$0" | sha256sum | cut -c1-12).tar
+base=$cache/debian-$(sed -n '/^PACKAGES=/p; /mmdebstrap --quiet/,/new\.tar/p' "$0" | sha256sum | cut -c1-12).tar
 if [ -n "$fresh" ] || ! [ -s "$base" ]; then
     # shellcheck source=/dev/null
     release=$(. /etc/os-release && echo "$VERSION_CODENAME")
     say "fetching Debian $release and its packages (a minute, once)"
-    # The mirror, and the keys, that this machine uses itself.
-    sources=
-    for file in /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list; do
-        [ -n "$sources" ] || ! grep -qs "$release" "$file" || sources=$file
-    done
+    sources=$(mirror "$release")
     # A clock that is off by more than the lists are valid is no reason to stop.
     # shellcheck disable=SC2016
     mmdebstrap --quiet --variant=minbase --include="$PACKAGES" --skip=check/empty \
@@ -82,7 +73,7 @@ if [ -n "$fresh" ] || ! [ -s "$base" ]; then
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/info/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' --customize-hook='rm -f "$1"/etc/ssh/ssh_host_*' \
-        "$release" "$cache/new.tar" $sources > "$cache/mmdebstrap.log" 2>&1 ||
+        "$release" "$cache/new.tar" ${sources:+"$sources"} > "$cache/mmdebstrap.log" 2>&1 ||
         { rm -f "$cache/new.tar"; unreached "$cache/mmdebstrap.log"; die "mmdebstrap failed; see $cache/mmdebstrap.log"; }
     rm -f "$cache"/debian-*.tar
     mv "$cache/new.tar" "$base"

@@ -29,8 +29,16 @@ pub async fn boot(bus: &Bus, name: &str, mut spec: Value) -> VmStatus {
 /// # Panics
 /// It does not come up.
 pub async fn agent(bus: &Bus, name: &str) -> VmStatus {
+    agent_within(BOOT, bus, name).await
+}
+
+/// The same for one that boots in another time.
+///
+/// # Panics
+/// It does not come up.
+pub async fn agent_within(limit: Duration, bus: &Bus, name: &str) -> VmStatus {
     // Longer than a request may wait.
-    until_within(BOOT, &format!("the agent of {name}"), async || {
+    until_within(limit, &format!("the agent of {name}"), async || {
         bus.status(name).await.ok().filter(|vm| vm.agent.state == AgentState::Ready)
     })
     .await

@@ -5,11 +5,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use drover_schemas::body::guest::{ExecReply, ExecResult};
-use drover_schemas::body::status::AgentState;
 use drover_schemas::body::vm::ChangeReply;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::events;
+use drover_tests::guest::{agent_within, sh};
 use drover_tests::wait::until_within;
 use drover_tests::world::{Options, World, run};
 use serde_json::{Value, json};
@@ -61,14 +60,14 @@ fn a_disk_made_for_clouds_gets_its_agent_from_the_seed_disk() {
         let began = Instant::now();
         let ask = world.bus.ask("vm.create", &body).id(RequestId::generate()).within(Duration::from_secs(90));
         ask.get::<ChangeReply>().await.unwrap_or_else(|e| panic!("create web: {e}"));
-        let vm = until_within(BOOT, "the agent", async || {
-            world.bus.status("web").await.ok().filter(|vm| vm.agent.state == AgentState::Ready)
-        })
-        .await;
+        let vm = agent_within(BOOT, &world.bus, "web").await;
         println!("from create to agent in {:?}", began.elapsed());
         // Its end, as cloud-init writes it down.
         let end = until_within(BOOT, "cloud-init is done", async || {
-            serde_json::from_str::<Value>(&says(world, "cat /run/cloud-init/result.json").await).ok()
+            serde_json::from_str::<Value>(
+                &says(world, "cat /run/cloud-init/result.json 2> /dev/null || true").await,
+            )
+            .ok()
         })
         .await;
         println!("from create to the end of cloud-init in {:?}", began.elapsed());
@@ -100,21 +99,7 @@ async fn import(world: &World, name: &str, kind: &str, path: &Path) {
     ask.get::<Value>().await.unwrap();
 }
 
-async fn exec(world: &World, script: &str) -> ExecResult {
-    let body = json!({"argv": ["bash", "-c", script]});
-    let ask = world.bus.ask("vm.web.guest.exec", &body).id(RequestId::generate());
-    match ask.within(Duration::from_secs(90)).get().await.unwrap() {
-        ExecReply::Result(result) => result,
-        _ => panic!("neither a stream nor a run was asked for"),
-    }
-}
-
-/// What a script of root's prints.
+/// What a script of root's prints; it succeeds.
 async fn says(world: &World, script: &str) -> String {
-    text(&exec(world, script).await)
-}
-
-fn text(result: &ExecResult) -> String {
-    let bytes = result.stdout.as_ref().map(|bytes| bytes.as_slice()).unwrap_or_default();
-    String::from_utf8_lossy(bytes).trim_end().to_owned()
+    sh(&world.bus, "web", script).await
 }

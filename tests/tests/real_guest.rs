@@ -5,35 +5,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use drover_schemas::body::guest::{ExecReply, ExecResult};
-use drover_schemas::body::status::{AgentState, VmStatus};
-use drover_schemas::body::vm::ChangeReply;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::Bus;
-use drover_tests::wait::until_within;
+use drover_tests::guest::{boot, sh};
 use drover_tests::world::{Options, run};
 use drover_tests::{events, leak};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-/// For a boot in software emulation, with others beside it on a small machine.
-const BOOT: Duration = Duration::from_secs(300);
-
 fn emulated() -> Options {
     Options { guest: "qemu", budget: Duration::from_secs(600), ..Options::default() }
-}
-
-async fn boot(bus: &Bus, name: &str, more: Value) -> VmStatus {
-    let agent = json!({"enabled": true, "ready_timeout_ms": 300_000});
-    let mut spec = json!({"template": "linux-microvm", "agent": agent});
-    spec.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
-    let body = json!({"name": name, "spec": spec});
-    let ask = bus.ask("vm.create", &body).id(RequestId::generate()).within(Duration::from_secs(100));
-    ask.get::<ChangeReply>().await.unwrap_or_else(|e| panic!("create {name}: {e}"));
-    // Longer than a request may wait.
-    until_within(BOOT, &format!("the agent of {name}"), async || {
-        bus.status(name).await.ok().filter(|vm| vm.agent.state == AgentState::Ready)
-    })
-    .await
 }
 
 async fn exec(bus: &Bus, name: &str, argv: &[&str]) -> ExecResult {
@@ -51,9 +32,8 @@ fn a_real_guest_runs_commands_is_on_the_network_and_takes_files() {
         let system = exec(&bus, "web", &["uname", "-sm"]).await.stdout.unwrap();
         assert_eq!(system.as_slice(), b"Linux x86_64\n");
         // It sees its CPUs as the spec lays them out; left alone they are cores of one socket here.
-        let sockets =
-            exec(&bus, "web", &["sh", "-c", "grep 'physical id' /proc/cpuinfo | sort -u | wc -l"]).await;
-        assert_eq!(sockets.stdout.unwrap().as_slice(), b"2\n");
+        let sockets = sh(&bus, "web", "grep 'physical id' /proc/cpuinfo | sort -u | wc -l").await;
+        assert_eq!(sockets, "2");
         let nic = &vm.nics[0];
         let ping = Command::new("ping").args(["-c", "1", "-W", "20", &nic.ipv4]).output().unwrap();
         assert!(ping.status.success(), "{}", String::from_utf8_lossy(&ping.stdout));

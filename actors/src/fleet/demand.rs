@@ -140,10 +140,10 @@ impl Demand {
             Some(HugePages::OneGib) => features.push(feature::PAGES_1G.to_owned()),
             Some(HugePages::None) | None => {}
         }
-        let own = disks.iter().filter(|disk| !disk.readonly);
         if nics.iter().any(|nic| nic.limits.is_some()) {
             features.push(feature::LIMITS.to_owned());
         }
+        let own = disks.iter().filter(|disk| !disk.readonly);
         features.extend(placement.features.iter().cloned());
         Self {
             namespace: Some(namespace.clone()),

@@ -77,10 +77,7 @@ impl Volumes {
                         format!("the file of volume {:?} is gone from this host", name.as_str()),
                     );
                 }
-                State::Making | State::Removing => {
-                    let text = format!("volume {:?} is being made or removed; repeat", name.as_str());
-                    return refuse(ErrorCode::Busy, text);
-                }
+                State::Making | State::Removing => return Err(unsettled(name)),
             }
             let mut others = volume.users.iter().filter(|(user, _)| **user != vm_id);
             if let Some((user, reads)) = others.find(|(_, reads)| !(readonly && **reads)) {
@@ -136,7 +133,7 @@ impl Volumes {
         wanted.map(|(_, volume)| volume.size_bytes).fold(0, u64::saturating_add)
     }
 
-    /// Begins to remove a volume; [`Self::removed`] ends it.
+    /// Begins to remove a volume; [`HostState::settle_volume`] ends it.
     ///
     /// # Errors
     /// `not_found`, `busy`, or `conflict` for one that a VM names.
@@ -146,10 +143,8 @@ impl Volumes {
             .get_mut(&(namespace.clone(), name.clone()))
             .filter(|volume| volume.state != State::Missing)
             .ok_or_else(|| unknown(namespace, name))?;
-        let refuse = |code, text: String| Err(ErrorBody::new(code, text).with("volume", name));
         if volume.state != State::Ready {
-            let text = format!("volume {:?} is being made or removed; repeat", name.as_str());
-            return refuse(ErrorCode::Busy, text);
+            return Err(unsettled(name));
         }
         if let Some(user) = volume.users.keys().next() {
             let count = volume.users.len();
@@ -157,7 +152,8 @@ impl Volumes {
                 "{count} VMs name volume {:?}, {user} among them; delete them first (`drover volume ls` names them)",
                 name.as_str()
             );
-            return refuse(ErrorCode::Conflict, text).map_err(|error| error.with("used_by", user));
+            let error = ErrorBody::new(ErrorCode::Conflict, text).with("volume", name);
+            return Err(error.with("used_by", user));
         }
         volume.state = State::Removing;
         Ok(())
@@ -211,10 +207,7 @@ impl HostState {
                 );
                 return refuse(ErrorCode::Conflict, text);
             }
-            Some((State::Making | State::Removing, _)) => {
-                let text = format!("volume {:?} is being made or removed; repeat", name.as_str());
-                return refuse(ErrorCode::Busy, text);
-            }
+            Some((State::Making | State::Removing, _)) => return Err(unsettled(name)),
         }
         self.check_disk(&inner, namespace, size_bytes, Some(free))?;
         let volume = Volume { size_bytes, state: State::Making, users: BTreeMap::new() };
@@ -241,6 +234,11 @@ fn unknown(namespace: &Token, name: &Token) -> ErrorBody {
         name.as_str()
     );
     ErrorBody::new(ErrorCode::NotFound, text).with("volume", name)
+}
+
+fn unsettled(name: &Token) -> ErrorBody {
+    let text = format!("volume {:?} is being made or removed; repeat", name.as_str());
+    ErrorBody::new(ErrorCode::Busy, text).with("volume", name)
 }
 
 #[cfg(test)]

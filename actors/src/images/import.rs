@@ -18,12 +18,12 @@ use tracing::{info, warn};
 use super::error::ImportError;
 use super::fetch::{Fetch, Job, UrlPolicy};
 use super::look::{info_of, unknown, uses};
-use super::once::{Once, broke_off};
+use super::once::Once;
 use super::store::{Named, Store, Taken, open_below};
 use super::{Image, digest, fleet, image_of};
 use crate::chain;
 use crate::host_log::HostNote;
-use crate::services::{Shared, now_ms};
+use crate::services::{Shared, broke_off, now_ms};
 
 /// Imports that read and write at once; others wait.
 const AT_ONCE: usize = 2;

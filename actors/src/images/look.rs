@@ -9,8 +9,6 @@ use drover_schemas::{ErrorBody, ErrorCode};
 
 use super::Image;
 use super::import::{contents_of, on_store};
-use super::once::broke_off;
-use crate::journal::VmRow;
 use crate::page::cut;
 use crate::services::Shared;
 
@@ -42,17 +40,10 @@ pub(super) fn unknown(name: &str) -> ErrorBody {
     ErrorBody::new(ErrorCode::NotFound, format!("there is no image {shown}; see image.list"))
 }
 
-/// The VMs of the host.
-pub(crate) async fn rows(services: &Shared) -> Result<Vec<VmRow>, ErrorBody> {
-    let journal = services.journal.clone();
-    let loaded = tokio::task::spawn_blocking(move || journal.load()).await;
-    Ok(loaded.map_err(|_| broke_off())?.map_err(|error| error.to_body())?.vms)
-}
-
 /// How many VMs were created with each content.
 pub(super) async fn uses(services: &Shared) -> Result<BTreeMap<String, u64>, ErrorBody> {
     let mut uses = BTreeMap::new();
-    for row in rows(services).await? {
+    for row in services.rows().await? {
         for sha256 in contents_of(&row.spec) {
             *uses.entry(sha256).or_default() += 1;
         }
@@ -79,7 +70,7 @@ pub async fn get(services: &Shared, request: &ImageGetRequest) -> Result<ImageGe
         let also = names.iter().filter(same).map(|(name, _)| name.clone()).collect();
         (image, also)
     };
-    let rows = rows(services).await?;
+    let rows = services.rows().await?;
     let mut used_by: Vec<ImageUser> = rows
         .into_iter()
         .filter(|row| contents_of(&row.spec).contains(&image.resolved.sha256))

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use drover_schemas::{ErrorBody, ErrorCode, Token};
 use futures_util::future::{BoxFuture, FutureExt as _, Shared};
 
+use crate::services::broke_off;
+
 /// Work of one kind that is under way or waits.
 const WAITING: usize = 64;
 
@@ -73,8 +75,4 @@ impl<Q, R: Clone> Drop for Ended<Q, R> {
     fn drop(&mut self) {
         self.0.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
     }
-}
-
-pub(super) fn broke_off() -> ErrorBody {
-    ErrorBody::new(ErrorCode::Internal, "the work broke off; see the host's log")
 }

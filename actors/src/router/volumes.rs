@@ -1,5 +1,7 @@
 //! Volumes of this host, made, listed and removed.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use drover_schemas::body::guest::Empty;
 use drover_schemas::body::spec::DiskFs;
 use drover_schemas::body::volume::{
@@ -67,17 +69,13 @@ async fn remove(services: &Shared, asked: VolumeRemoveRequest) -> Result<Empty, 
 async fn list(services: &Shared, asked: VolumesRequest) -> Result<VolumesReply, ErrorBody> {
     let limit = asked.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX) as usize;
     let after = asked.cursor.unwrap_or_default();
-    let rows = crate::images::look::rows(services).await?;
-    let users = |name: &Token| {
-        let names = |row: &&crate::journal::VmRow| {
-            row.namespace == asked.namespace
-                && row.spec.disks.iter().any(|disk| disk.volume.as_ref() == Some(name))
-        };
-        let mut users: Vec<Token> = rows.iter().filter(names).map(|row| row.name.clone()).collect();
-        users.sort();
-        users.truncate(USERS);
-        users
-    };
+    let rows = services.rows().await?;
+    let mut users: BTreeMap<&Token, BTreeSet<&Token>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.namespace == asked.namespace) {
+        for volume in row.spec.disks.iter().filter_map(|disk| disk.volume.as_ref()) {
+            users.entry(volume).or_default().insert(&row.name);
+        }
+    }
     let mut names = services.state.volumes().names().remove(&asked.namespace).unwrap_or_default();
     names.retain(|name| name.as_str() > after.as_str());
     let is_more = names.len() > limit;
@@ -87,7 +85,7 @@ async fn list(services: &Shared, asked: VolumesRequest) -> Result<VolumesReply, 
     for name in names {
         let Some(size_bytes) = services.state.volumes().size(&asked.namespace, &name) else { continue };
         let written_bytes = volumes::written(services, &asked.namespace, &name);
-        let used_by = users(&name);
+        let used_by = users.get(&name).into_iter().flatten().take(USERS).map(|vm| (*vm).clone()).collect();
         found.push(VolumeInfo { name, size_bytes, written_bytes, used_by });
     }
     Ok(VolumesReply { volumes: found, next_cursor })

@@ -37,27 +37,25 @@ pub(super) fn topology(spec: &VmSpec, base: &VmSpec, cpus: u32) -> Result<Option
 /// # Errors
 /// `invalid_argument` if the memory is no multiple of them.
 pub(super) fn pages(spec: &VmSpec, base: &VmSpec, memory: ByteSize) -> Result<Option<HugePages>, ErrorBody> {
-    let Some(size) = spec.hugepages.or(base.hugepages).and_then(HugePages::bytes) else { return Ok(None) };
+    let pages = spec.hugepages.or(base.hugepages);
+    let Some(size) = pages.and_then(HugePages::bytes) else { return Ok(None) };
     if !memory.0.is_multiple_of(size) {
         let text = format!("spec.memory_bytes is {memory}, which is no multiple of {}", ByteSize(size));
         return Err(invalid("spec.hugepages", text));
     }
-    Ok(spec.hugepages.or(base.hugepages))
+    Ok(pages)
 }
 
-/// How many pages of a size the host has free, and how many at all.
-fn pool(pools: &Path, size: u64) -> Option<(u64, u64)> {
-    let folder = pools.join(format!("hugepages-{}kB", size >> 10));
-    let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
-    // Pages that are promised to a process are still free, and not ours.
-    let (free, promised, all) = (read("free_hugepages")?, read("resv_hugepages")?, read("nr_hugepages")?);
-    Some((free.saturating_sub(promised), all))
+/// What a pool of the host says of itself.
+fn pool(pools: &Path, size: u64, what: &str) -> Option<u64> {
+    let file = pools.join(format!("hugepages-{}kB", size >> 10)).join(what);
+    std::fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 /// Whether the host has pages of a size reserved.
 #[must_use]
 pub fn has_pages(pools: &Path, pages: HugePages) -> bool {
-    pages.bytes().and_then(|size| pool(pools, size)).is_some_and(|(_, all)| all > 0)
+    pages.bytes().and_then(|size| pool(pools, size, "nr_hugepages")).is_some_and(|all| all > 0)
 }
 
 /// Whether the memory of a VM is there in pages of the size that it is to have.
@@ -66,7 +64,9 @@ pub fn has_pages(pools: &Path, pages: HugePages) -> bool {
 /// `resource_exhausted`, with what is free.
 pub fn enough_pages(pools: &Path, spec: &ResolvedSpec) -> Result<(), ErrorBody> {
     let Some(size) = spec.hugepages.and_then(HugePages::bytes) else { return Ok(()) };
-    let (free, _) = pool(pools, size).unwrap_or_default();
+    let read = |what| pool(pools, size, what).unwrap_or_default();
+    // Pages that are promised to a process are still free, and not ours.
+    let free = read("free_hugepages").saturating_sub(read("resv_hugepages"));
     let needed = spec.memory_bytes / size;
     if free >= needed {
         return Ok(());

@@ -47,11 +47,16 @@ pub enum AgentProgramError {
     },
 }
 
-/// Whether a program runs in any guest of this machine's kind; its length.
+/// Whether a program runs in any guest of this machine's kind.
 ///
 /// # Errors
 /// [`AgentProgramError`].
-pub fn check(path: &Path) -> Result<u64, AgentProgramError> {
+pub fn check(path: &Path) -> Result<(), AgentProgramError> {
+    open(path).map(drop)
+}
+
+/// A program that does, from its beginning on, and its length.
+pub(super) fn open(path: &Path) -> Result<(File, u64), AgentProgramError> {
     let mut file = File::open(path).map_err(AgentProgramError::Read)?;
     let size = file.metadata().map_err(AgentProgramError::Read)?.len();
     if size > MAX_PROGRAM {
@@ -77,10 +82,11 @@ pub fn check(path: &Path) -> Result<u64, AgentProgramError> {
         .and_then(|_| file.read_exact(&mut headers))
         .map_err(|_| AgentProgramError::NoProgram)?;
     // PT_INTERP: the program that loads libraries.
-    match headers.chunks(usize::from(each)).any(|header| header.starts_with(&3_u32.to_le_bytes())) {
-        true => Err(AgentProgramError::Dynamic),
-        false => Ok(size),
+    if headers.chunks(usize::from(each)).any(|header| header.starts_with(&3_u32.to_le_bytes())) {
+        return Err(AgentProgramError::Dynamic);
     }
+    file.rewind().map_err(AgentProgramError::Read)?;
+    Ok((file, size))
 }
 
 #[cfg(test)]
@@ -99,7 +105,7 @@ mod tests {
             let mut bytes = program.clone();
             change(&mut bytes);
             std::fs::write(&path, bytes).unwrap();
-            check(&path)
+            open(&path).map(|(_, size)| size)
         };
         assert_eq!(of(&|_| ()).unwrap(), 176);
         assert!(matches!(of(&|bytes| bytes[64 + 56] = 3), Err(AgentProgramError::Dynamic)));

@@ -61,14 +61,7 @@ impl Seed {
     /// # Errors
     /// The file cannot be written, or the agent not be read. All else has room, by the limits of a spec.
     pub fn write(&self, disk: &File) -> Result<(), DiskError> {
-        let agent = match &self.agent {
-            Some(path) => {
-                let size = agent::check(path).map_err(DiskError::Agent)?;
-                let read = |source| DiskError::Agent(agent::AgentProgramError::Read(source));
-                Some((File::open(path).map_err(read)?, size))
-            }
-            None => None,
-        };
+        let agent = self.agent.as_deref().map(agent::open).transpose().map_err(DiskError::Agent)?;
         self.fill(disk, agent).map_err(DiskError::Write)
     }
 

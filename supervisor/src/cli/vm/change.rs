@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use drover_schemas::body::vm::{
-    ChangeReply, ChangeRequest, EgressRequest, ForwardRequest, GrowRequest, LimitRequest, ShutdownRequest,
-    StopRequest, Wait,
-};
+use drover_schemas::body::vm::{ChangeReply, ChangeRequest, GrowRequest, ShutdownRequest, StopRequest, Wait};
 use drover_schemas::size::ByteSize;
 use drover_schemas::{RequestId, Token, VmId};
 use serde::Serialize;
@@ -92,6 +89,11 @@ impl Conditions {
     pub(super) const fn name(&self) -> &Token {
         &self.name
     }
+
+    /// The VM's id and revision, if the change is only meant for these.
+    pub(super) const fn expected(&self) -> (Option<VmId>, Option<u64>) {
+        (self.if_vm_id, self.if_revision)
+    }
 }
 
 impl PlainArgs {
@@ -148,40 +150,15 @@ pub(super) async fn stop(args: &StopArgs, client: &Client, global: &Global) -> R
     change("stop", &args.conditions, &request, usual, client, global).await
 }
 
-/// `request` is without its conditions.
-pub(super) async fn forward(
+/// A change that is made at once, or not; `request` has its conditions.
+pub(super) async fn at_once<Q: Serialize + Sync>(
+    verb: &str,
     conditions: &Conditions,
-    request: ForwardRequest,
+    request: &Q,
     client: &Client,
     global: &Global,
 ) -> Result<(), CliError> {
-    let (if_vm_id, if_revision) = (conditions.if_vm_id, conditions.if_revision);
-    let request = ForwardRequest { if_vm_id, if_revision, ..request };
-    change("forward", conditions, &request, DEADLINE, client, global).await
-}
-
-/// As [`forward`].
-pub(super) async fn egress(
-    conditions: &Conditions,
-    request: EgressRequest,
-    client: &Client,
-    global: &Global,
-) -> Result<(), CliError> {
-    let (if_vm_id, if_revision) = (conditions.if_vm_id, conditions.if_revision);
-    let request = EgressRequest { if_vm_id, if_revision, ..request };
-    change("egress", conditions, &request, DEADLINE, client, global).await
-}
-
-/// As [`forward`].
-pub(super) async fn limit(
-    conditions: &Conditions,
-    request: LimitRequest,
-    client: &Client,
-    global: &Global,
-) -> Result<(), CliError> {
-    let (if_vm_id, if_revision) = (conditions.if_vm_id, conditions.if_revision);
-    let request = LimitRequest { if_vm_id, if_revision, ..request };
-    change("limit", conditions, &request, DEADLINE, client, global).await
+    change(verb, conditions, request, DEADLINE, client, global).await
 }
 
 /// A disk becomes longer.
@@ -192,7 +169,7 @@ pub(super) async fn grow(
     client: &Client,
     global: &Global,
 ) -> Result<(), CliError> {
-    let (if_vm_id, if_revision) = (conditions.if_vm_id, conditions.if_revision);
+    let (if_vm_id, if_revision) = conditions.expected();
     let request = GrowRequest { if_vm_id, if_revision, disk: disk.clone(), size_bytes: size };
     let reply = asked("grow", conditions, &request, DEADLINE, client, global).await?;
     global.output.print(&reply, |reply| {

@@ -125,7 +125,7 @@ impl EgressCommand {
 }
 
 pub(super) async fn run(command: &EgressCommand, client: &Client, global: &Global) -> Result<(), CliError> {
-    let (conditions, request) = match command {
+    let (conditions, mut request) = match command {
         EgressCommand::Allow(args) => {
             (&args.conditions, args.request(EgressRules { allow: args.rules(), deny: Vec::new() }))
         }
@@ -148,5 +148,6 @@ pub(super) async fn run(command: &EgressCommand, client: &Client, global: &Globa
             return global.output.print(&said, |_| show::egresses(&vm));
         }
     };
-    change::egress(conditions, request, client, global).await
+    (request.if_vm_id, request.if_revision) = conditions.expected();
+    change::at_once("egress", conditions, &request, client, global).await
 }

@@ -128,7 +128,8 @@ pub(super) async fn run(command: &ForwardCommand, client: &Client, global: &Glob
         }
     };
     request.nic = nic;
-    change::forward(conditions, request, client, global).await
+    (request.if_vm_id, request.if_revision) = conditions.expected();
+    change::at_once("forward", conditions, &request, client, global).await
 }
 
 #[cfg(test)]

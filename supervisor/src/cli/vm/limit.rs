@@ -65,8 +65,9 @@ pub(super) async fn run(args: &LimitArgs, client: &Client, global: &Global) -> R
         send_bits_per_second: args.send.map(|Rate(bits)| bits),
         receive_bits_per_second: args.receive.map(|Rate(bits)| bits),
     };
-    let request = LimitRequest { nic: args.nic, limits, ..LimitRequest::default() };
-    change::limit(&args.conditions, request, client, global).await
+    let (if_vm_id, if_revision) = args.conditions.expected();
+    let request = LimitRequest { if_vm_id, if_revision, nic: args.nic, limits };
+    change::at_once("limit", &args.conditions, &request, client, global).await
 }
 
 pub(super) async fn stats(name: &Token, client: &Client, global: &Global) -> Result<(), CliError> {
