@@ -152,6 +152,17 @@ impl Outside {
     pub fn listen(&self) -> TcpListener {
         self.within(|| TcpListener::bind((OUTSIDE, 0)).expect("listen"))
     }
+
+    /// Takes and sends datagrams there; none for long is an error.
+    ///
+    /// # Panics
+    /// It cannot.
+    #[must_use]
+    pub fn datagrams(&self) -> UdpSocket {
+        let socket = self.within(|| UdpSocket::bind((OUTSIDE, 0)).expect("a socket"));
+        socket.set_read_timeout(Some(PATIENCE * patience_factor())).expect("a socket");
+        socket
+    }
 }
 
 /// Runs a command in a guest to its end.

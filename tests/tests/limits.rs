@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use drover_schemas::body::samples::{NamespaceSample, NicSample};
@@ -14,16 +16,61 @@ use drover_schemas::codec::decode;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::{Bus, Failure, refused};
 use drover_tests::leak;
-use drover_tests::traffic::{Outside, start_python};
+use drover_tests::traffic::{Outside, exec, start_python};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
 use futures_util::StreamExt as _;
+use nix::unistd::gettid;
 use serde_json::{Value, json};
 
 /// A connection needs this long to settle.
 const SETTLE: Duration = Duration::from_secs(3);
 /// How long it is measured.
 const MEASURE: Duration = Duration::from_secs(8);
+
+/// What a datagram of a flood carries.
+const PAYLOAD: usize = 1_400;
+/// What a limit counts of a datagram beside its payload: the headers of IP and UDP.
+const HEADERS: usize = 28;
+
+/// Sends datagrams as fast as it can, until nobody takes them. Arguments: address, port.
+const FLOOD: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.connect((sys.argv[1], int(sys.argv[2])))
+while True:
+    try:
+        s.send(bytes(1400))
+    except ConnectionRefusedError:
+        break
+    except OSError:
+        pass
+"#;
+
+/// Asks for a flood, and says how many bits a second came. Arguments: address, port, seconds to settle, seconds to
+/// measure.
+const BASIN: &str = r#"
+import socket, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+s.connect((sys.argv[1], int(sys.argv[2])))
+s.settimeout(1)
+while True:
+    try:
+        s.send(b"!")
+        s.recv(2048)
+        break
+    except OSError:
+        pass
+s.settimeout(30)
+begin = time.monotonic() + int(sys.argv[3])
+while time.monotonic() < begin:
+    s.recv(2048)
+begin, count = time.monotonic(), 0
+while (now := time.monotonic()) < begin + int(sys.argv[4]):
+    count += len(s.recv(2048)) + 28
+print(int(count * 8 / (now - begin)), end="")
+"#;
 
 /// Sends as fast as it can. Arguments: address, port.
 const SOURCE: &str = r#"
@@ -49,29 +96,104 @@ while s.recv(262144):
     pass
 "#;
 
-async fn start(bus: &Bus, vm: &str, program: &str, listener: &TcpListener) {
-    let address = listener.local_addr().unwrap();
+/// What a program in a guest is told.
+fn arguments(address: SocketAddr) -> [String; 4] {
     let [settle, measure] = [SETTLE, MEASURE].map(|time| time.as_secs().to_string());
-    let (ip, port) = (address.ip().to_string(), address.port().to_string());
-    start_python(bus, vm, program, &[&ip, &port, &settle, &measure]).await;
+    [address.ip().to_string(), address.port().to_string(), settle, measure]
+}
+
+async fn start(bus: &Bus, vm: &str, program: &str, address: SocketAddr) {
+    let args = arguments(address);
+    start_python(bus, vm, program, &args.each_ref().map(String::as_str)).await;
+}
+
+/// Bits a second of what `next` yields in bytes, once it has settled.
+fn measured(mut next: impl FnMut() -> usize) -> u64 {
+    let mut count = |time: Duration| {
+        let (began, mut count) = (Instant::now(), 0);
+        while began.elapsed() < time {
+            count += next();
+        }
+        count as f64 * 8.0 / began.elapsed().as_secs_f64()
+    };
+    count(SETTLE);
+    count(MEASURE) as u64
+}
+
+/// Lets threads run before all others: a flood that stands still for a moment loses what its limit would have let
+/// through, and then it is this machine that is measured.
+fn ahead_of_others(threads: &[i32]) {
+    let done =
+        Command::new("renice").args(["-n", "-20", "-p"]).args(threads.iter().map(i32::to_string)).output();
+    let done = done.unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// The threads of a process and of what it started, whose ones to come are as they are.
+fn threads(pid: i32) -> Vec<i32> {
+    let mut found = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        found.push(task.file_name().to_string_lossy().parse().unwrap());
+        let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        found.extend(children.split_whitespace().flat_map(|child| threads(child.parse().unwrap())));
+    }
+    found
+}
+
+/// How many bits a second come of a flood that a guest sends. A flood does not slow down for what is lost of it, so all
+/// that a limit lets through comes.
+async fn floods(bus: &Bus, vm: &str, outside: &Outside) -> u64 {
+    let socket = outside.datagrams();
+    start(bus, vm, FLOOD, socket.local_addr().unwrap()).await;
+    let measure = move || {
+        ahead_of_others(&[gettid().as_raw()]);
+        let mut buffer = [0; PAYLOAD];
+        measured(|| socket.recv(&mut buffer).unwrap() + HEADERS)
+    };
+    tokio::task::spawn_blocking(measure).await.unwrap()
+}
+
+/// How many bits a second a guest is heard to receive of a flood of so many.
+async fn is_flooded(bus: &Bus, vm: &str, outside: &Outside, rate: u64) -> u64 {
+    let socket = outside.datagrams();
+    let args = arguments(socket.local_addr().unwrap());
+    let over = Arc::new(AtomicBool::new(false));
+    let sender = std::thread::spawn({
+        let over = Arc::clone(&over);
+        move || {
+            ahead_of_others(&[gettid().as_raw()]);
+            let (_, guest) = socket.recv_from(&mut [0]).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+            let (began, mut sent) = (Instant::now(), 0);
+            while !over.load(Ordering::Relaxed) {
+                let due = began.elapsed().as_secs_f64() * rate as f64 / 8.0;
+                while (sent as f64) < due {
+                    // What the host has no room for is lost, as on any way.
+                    let _ = socket.send_to(&[0; PAYLOAD], guest);
+                    sent += PAYLOAD + HEADERS;
+                }
+                // Nothing comes: the wait is what is wanted.
+                let _ = socket.recv(&mut [0]);
+            }
+        }
+    });
+    let mut argv = vec!["python3", "-c", BASIN];
+    argv.extend(args.iter().map(String::as_str));
+    let done = exec(bus, vm, &argv).await;
+    over.store(true, Ordering::Relaxed);
+    sender.join().unwrap();
+    let said = done.stdout.as_ref().map(|said| String::from_utf8_lossy(&said.0));
+    said.and_then(|said| said.parse().ok()).unwrap_or_else(|| panic!("{done:?}"))
 }
 
 /// How many bits a second come from a guest that sends as fast as it can.
 async fn sends(bus: &Bus, vm: &str, outside: &Outside) -> u64 {
     let listener = outside.listen();
-    start(bus, vm, SOURCE, &listener).await;
+    start(bus, vm, SOURCE, listener.local_addr().unwrap()).await;
     let measure = move || {
         let (mut line, _) = listener.accept().unwrap();
         let mut buffer = vec![0; 1 << 18];
-        let mut count = |time: Duration| {
-            let (began, mut count) = (Instant::now(), 0);
-            while began.elapsed() < time {
-                count += line.read(&mut buffer).unwrap();
-            }
-            count as f64 * 8.0 / began.elapsed().as_secs_f64()
-        };
-        count(SETTLE);
-        count(MEASURE) as u64
+        measured(|| line.read(&mut buffer).unwrap())
     };
     tokio::task::spawn_blocking(measure).await.unwrap()
 }
@@ -79,7 +201,7 @@ async fn sends(bus: &Bus, vm: &str, outside: &Outside) -> u64 {
 /// How many bits a second a guest is heard to receive of somebody who sends as fast as can be.
 async fn receives(bus: &Bus, vm: &str, outside: &Outside) -> u64 {
     let listener = outside.listen();
-    start(bus, vm, SINK, &listener).await;
+    start(bus, vm, SINK, listener.local_addr().unwrap()).await;
     let measure = move || {
         let (mut line, _) = listener.accept().unwrap();
         let mut heard = line.try_clone().unwrap();
@@ -97,6 +219,11 @@ async fn receives(bus: &Bus, vm: &str, outside: &Outside) -> u64 {
 /// What is within a tenth of a limit.
 fn about(limit: u64) -> Range<u64> {
     limit * 9 / 10..limit * 11 / 10
+}
+
+/// What a connection has of a limit: how much below it is its own affair, for it slows down for what is lost of it.
+fn most_of(limit: u64) -> Range<u64> {
+    limit / 2..limit * 11 / 10
 }
 
 async fn limit(bus: &Bus, name: &str, body: Value) -> Result<ChangeReply, Failure> {
@@ -136,17 +263,23 @@ fn a_guest_is_as_fast_as_its_limits_let_it() {
         let limits = json!({"send_bits_per_second": 8_000_000, "receive_bits_per_second": 16_000_000});
         let spec = json!({"nics": [{"limits": limits}], "agent": {"metrics_interval_ms": 1_000}});
         bus.create("slow", json!({"spec": spec, "wait": "agent"})).await.unwrap();
+        ahead_of_others(&threads(bus.status("slow").await.unwrap().vmm_pid.unwrap().cast_signed()));
         bus.up("free").await;
         let mut samples = bus.nats.subscribe("drover.v1.metric.ns.default.host.*").await.unwrap();
 
-        let sent = sends(&bus, "slow", &outside).await;
+        let sent = floods(&bus, "slow", &outside).await;
         assert!(about(8_000_000).contains(&sent), "sends {sent} bit/s");
-        let received = receives(&bus, "slow", &outside).await;
+        let received = is_flooded(&bus, "slow", &outside, 32_000_000).await;
         assert!(about(16_000_000).contains(&received), "receives {received} bit/s");
+        println!("8 Mbit/s sent at {sent}, 16 Mbit/s received at {received} bit/s");
+        let sent = sends(&bus, "slow", &outside).await;
+        assert!(most_of(8_000_000).contains(&sent), "a connection sends {sent} bit/s");
+        let received = receives(&bus, "slow", &outside).await;
+        assert!(most_of(16_000_000).contains(&received), "a connection receives {received} bit/s");
         for free in [sends(&bus, "free", &outside).await, receives(&bus, "free", &outside).await] {
             assert!(free > 40_000_000, "{free} bit/s of a guest without a limit");
         }
-        println!("8 Mbit/s sent at {sent}, 16 Mbit/s received at {received} bit/s");
+        println!("by a connection: 8 Mbit/s sent at {sent}, 16 Mbit/s received at {received} bit/s");
 
         // What both sides count.
         let (nic, said) = stats(&bus, "slow").await;
@@ -182,7 +315,7 @@ fn a_guest_is_as_fast_as_its_limits_let_it() {
         assert_eq!((reply.already, reply.vm.revision), (false, 2));
         assert_eq!(reply.vm.nics[0].limits.unwrap().send_bits_per_second, None);
         assert!(limit(&bus, "slow", body).await.unwrap().already);
-        let received = receives(&bus, "slow", &outside).await;
+        let received = is_flooded(&bus, "slow", &outside, 16_000_000).await;
         assert!(about(8_000_000).contains(&received), "receives {received} bit/s");
         let sent = sends(&bus, "slow", &outside).await;
         assert!(sent > 40_000_000, "sends {sent} bit/s");
@@ -208,7 +341,7 @@ fn a_guest_is_as_fast_as_its_limits_let_it() {
         })
         .await;
         back().await;
-        let received = receives(&bus, "slow", &outside).await;
+        let received = is_flooded(&bus, "slow", &outside, 16_000_000).await;
         assert!(about(8_000_000).contains(&received), "receives {received} bit/s");
 
         // Of a VM that is down, by the command line.
