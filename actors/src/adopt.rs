@@ -132,10 +132,10 @@ async fn confirm(services: &Services, row: &VmRow) -> bool {
             }
             Ok(OwnOutcome::Lost { .. }) => {
                 warn!(vm_id = %row.vm_id, "the create was taken over by another host; its row is undone");
-                if let Err(failure) = services.journal.commit(Batch::undo_create(row.vm_id)).await {
+                if let Err(failure) = services.journal.commit(Batch::take_out(row)).await {
                     warn!(error = %chain(&failure), "the row could not be removed");
                 }
-                services.state.release(row, services.limits.quarantine);
+                services.state.release(row, Duration::ZERO);
                 return false;
             }
             Err(failure) => warn!(error = %chain(&failure), "the claim cannot be read, trying again"),

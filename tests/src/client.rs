@@ -153,9 +153,22 @@ impl Bus {
     where
         R: DeserializeOwned,
     {
+        let mut told = String::new();
         until_within(INSISTENCE, tail, async || {
             let ask = self.ask(tail, body).id(id).within(ATTEMPT * patience_factor());
-            Some(ask.get().await).filter(|r| !matches!(r, Err(e) if e.may_repeat()))
+            let answer = ask.get().await;
+            if let Err(error) = &answer
+                && error.may_repeat()
+            {
+                // Once each: whoever waits for what never comes wants to know why.
+                let error = error.to_string();
+                if told != error {
+                    println!("{tail} {id} is repeated: {error}");
+                    told = error;
+                }
+                return None;
+            }
+            Some(answer)
         })
         .await
     }

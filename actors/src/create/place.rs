@@ -91,7 +91,7 @@ impl Creator {
                 self.services.journal.let_events_go(vm_id);
             }
             Ok(OwnOutcome::Lost { .. }) => {
-                if let Err(error) = self.services.journal.commit(Batch::undo_create(vm_id)).await {
+                if let Err(error) = self.services.journal.commit(Batch::take_out(&row)).await {
                     warn!(error = %chain(&error), "the row of a lost create could not be removed");
                 }
                 self.services.journal.let_events_go(vm_id);

@@ -35,6 +35,11 @@ pub enum Op {
         /// What it is bound to.
         row: Box<RequestRow>,
     },
+    /// Forgets the requests of a VM that are not finished: nobody here will finish them.
+    ForgetRequests {
+        /// The VM.
+        vm_id: VmId,
+    },
     /// Forgets finished requests, released addresses and users whose time is over.
     Prune {
         /// Requests bound before this time are forgotten.
@@ -108,17 +113,14 @@ impl Batch {
         self
     }
 
-    /// Undoes a VM that never owned its name: its row, and its events, which nobody has seen.
-    #[must_use]
-    pub fn undo_create(vm_id: VmId) -> Self {
-        let events = Op::AckOutbox { key: vm_id, seq: u64::MAX, stream_seq: 0 };
-        Self::new().essential().with(events).with(Op::RemoveVm { vm_id })
-    }
-
-    /// Takes a VM out of the journal with all that it holds and the events that wait of it: it is not this host's.
+    /// Takes a VM out of the journal with all that it holds, the events that wait of it and what is asked of it: it
+    /// is not this host's, or never was.
     #[must_use]
     pub fn take_out(row: &VmRow) -> Self {
-        let mut batch = Self::undo_create(row.vm_id);
+        let vm_id = row.vm_id;
+        let events = Op::AckOutbox { key: vm_id, seq: u64::MAX, stream_seq: 0 };
+        let mut batch = Self::new().essential().with(events).with(Op::ForgetRequests { vm_id });
+        batch.push(Op::RemoveVm { vm_id });
         for nic in &row.nics {
             let (network, ipv4) = (nic.network.clone(), nic.ipv4);
             batch.push(Op::ReleaseLease { network, ipv4, quarantine_until_unix_ms: None });
@@ -204,6 +206,9 @@ pub(super) enum EncodedOp {
         done: bool,
         row: Vec<u8>,
     },
+    ForgetRequests {
+        vm_id: VmId,
+    },
     Prune {
         requests_before_unix_ms: u64,
         now_unix_ms: u64,
@@ -268,6 +273,7 @@ fn encode_op(op: Op) -> Result<EncodedOp, JournalError> {
             done: matches!(row.state, RequestState::Done { .. }),
             row: bytes("requests", &*row)?,
         },
+        Op::ForgetRequests { vm_id } => EncodedOp::ForgetRequests { vm_id },
         Op::Prune { requests_before_unix_ms, now_unix_ms } => {
             EncodedOp::Prune { requests_before_unix_ms, now_unix_ms }
         }

@@ -7,7 +7,7 @@ use redb::{
 
 use super::batch::{EncodedBatch, EncodedOp, EventClass};
 use super::error::JournalError;
-use super::rows::{LeaseRow, UidRow, VmRow, decode_row, encode_row};
+use super::rows::{LeaseRow, RequestRow, RequestState, UidRow, VmRow, decode_row, encode_row};
 use super::store::{
     Bytes, COUNTERS, Changes, IN_FLIGHT, LEASES, META, META_BOOT, META_DRAINING, META_STREAM, NAMES,
     OUTBOX_AGENT, OUTBOX_STATE, POSITIONS, REQUEST_COUNTS, REQUEST_TIMES, REQUESTS, UIDS, VMS,
@@ -151,6 +151,7 @@ impl<'t> Tables<'t> {
                     self.count_request(request.0, request_cap)?;
                 }
             }
+            EncodedOp::ForgetRequests { vm_id } => self.forget_requests(*vm_id)?,
             EncodedOp::Prune { requests_before_unix_ms, now_unix_ms } => {
                 self.prune_requests(*requests_before_unix_ms)?;
                 self.prune_quarantines(*now_unix_ms)?;
@@ -274,6 +275,30 @@ impl<'t> Tables<'t> {
             }
         }
         self.request_counts.insert(namespace, (count, floor))?;
+        Ok(())
+    }
+
+    fn forget_requests(&mut self, vm_id: VmId) -> Result<()> {
+        let mut of_vm = Vec::new();
+        for entry in self.in_flight.iter()? {
+            let key = entry?.0;
+            let Some(row) = self.requests.get(key.value())? else { continue };
+            // One that cannot be read is shown as such, and not taken for this VM's.
+            let Ok(row) = decode_row::<RequestRow>(row.value()) else { continue };
+            if matches!(row.state, RequestState::InFlight { vm_id: of, .. } if of == vm_id) {
+                let (namespace, id) = key.value();
+                of_vm.push((namespace.to_owned(), id, row.bound_unix_ms));
+            }
+        }
+        for (namespace, id, at) in of_vm {
+            let request = (namespace.as_str(), id);
+            self.requests.remove(request)?;
+            self.in_flight.remove(request)?;
+            self.request_times.remove((request.0, at, id))?;
+            // The floor stays: ids up to there are refused.
+            let (count, floor) = self.request_counts.get(request.0)?.map_or((0, 0), |v| v.value());
+            self.request_counts.insert(request.0, (count.saturating_sub(1), floor))?;
+        }
         Ok(())
     }
 

@@ -102,7 +102,7 @@ fn held_events_are_durable_and_nobody_sees_them() {
         assert_eq!(journal.outbox_woken().await, [other].into());
         journal.let_events_go(held);
         assert_eq!(journal.outbox_woken().await, [held].into());
-        journal.commit(Batch::undo_create(held)).await.unwrap();
+        journal.commit(Batch::take_out(&vm(1, "a", 1))).await.unwrap();
         assert_eq!(journal.outbox_page(held, 0, 9).unwrap(), []);
         assert_eq!(journal.position(held).unwrap(), None);
         assert_eq!(journal.load().unwrap().vms, []);

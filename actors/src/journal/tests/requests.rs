@@ -1,7 +1,10 @@
+use std::net::Ipv4Addr;
+
 use drover_schemas::body::vm::Outcome;
 use drover_schemas::error::{ErrorBody, ErrorCode};
 
 use super::*;
+use crate::network::NicLease;
 
 fn id(ms: u64, n: u128) -> RequestId {
     RequestId::from_u128((u128::from(ms) << 80) | n)
@@ -70,6 +73,59 @@ fn above_the_cap_the_oldest_finished_id_is_refused_not_run_again() {
     assert_eq!((look(2), look(3)), (RequestLookup::TooOld, RequestLookup::TooOld));
     assert!(matches!((look(4), look(5)), (RequestLookup::Bound(_), RequestLookup::Bound(_))));
     assert_eq!(look(6), RequestLookup::Unknown);
+}
+
+#[test]
+fn a_vm_that_is_taken_out_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(&JournalConfig { requests_per_namespace: 3, ..config(dir.path()) }).unwrap();
+    let ns = token("default");
+    let of = |n, ms, id| {
+        let state = RequestState::InFlight { vm_id: VmId::from_u128(n), phase: "creating".into() };
+        let row = Box::new(RequestRow { state, ..bound(ms, false) });
+        Op::PutRequest { namespace: token("default"), request_id: id, row }
+    };
+    let nic = NicLease {
+        network: token("default"),
+        tap: "t".into(),
+        mac: "m".into(),
+        ipv4: Ipv4Addr::UNSPECIFIED,
+        prefix_len: 20,
+        gateway: Ipv4Addr::LOCALHOST,
+    };
+    let row = |n: u128, name| {
+        let nics = vec![NicLease { ipv4: Ipv4Addr::from(10 << 24 | n as u32), ..nic.clone() }];
+        VmRow { uid: 100_000 + n as u32, nics, ..vm(n, name, 1) }
+    };
+    let create = |n, name, ms| {
+        let row = row(n, name);
+        let mut batch = Batch::new().with(of(n, ms, id(ms, n))).with(Op::PutVm(Box::new(row.clone())));
+        batch.push_leases(&row);
+        let event = Box::new(event(n, 1, b"creating"));
+        batch.with(Op::PutOutbox { class: EventClass::State, row: event })
+    };
+    block_on(async {
+        // The first is forgotten for the cap, and refused from then on.
+        for n in 1..=4 {
+            journal.commit(Batch::new().with(put(1000 + n, n.into(), true))).await.unwrap();
+        }
+        journal.commit(create(5, "web", 1005)).await.unwrap();
+        journal.commit(create(6, "db", 1006)).await.unwrap();
+        journal.commit(Batch::take_out(&row(5, "web"))).await.unwrap();
+        let left = journal.load().unwrap();
+        assert_eq!(left.in_flight.iter().map(|r| r.request_id).collect::<Vec<_>>(), [id(1006, 6)]);
+        assert_eq!(left.vms, [row(6, "db")]);
+        assert!(left.leases.iter().all(|l| l.vm_id == VmId::from_u128(6)) && left.leases.len() == 1);
+        assert!(left.uids.iter().all(|u| u.vm_id == VmId::from_u128(6)) && left.uids.len() == 1);
+        assert_eq!(journal.outbox_used().0, 1);
+        // What it had is another's at once, and its request may come again.
+        assert_eq!(journal.request(&ns, id(1005, 5), 2000).unwrap(), RequestLookup::Unknown);
+        assert_eq!(journal.request(&ns, id(1001, 1), 2000).unwrap(), RequestLookup::TooOld);
+        let again = VmRow { vm_id: VmId::from_u128(7), ..row(5, "web") };
+        let mut batch = Batch::new().with(Op::PutVm(Box::new(again.clone())));
+        batch.push_leases(&again);
+        journal.commit(batch).await.unwrap();
+    });
 }
 
 #[test]
