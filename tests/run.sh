@@ -25,8 +25,8 @@
 #                while all of it goes on; agents that lie, and each verb while agent, guest, VMM or daemon ends or falls
 #                silent; on real kernels in QEMU's software emulation; its package and scripts, and a Debian with systemd
 #                and sshd that it is installed in; a file of --size MiB (96) each way while commands are run
-#   images       files and URLs into the store of images, to VMs, to other hosts of the fleet, and away; what is refused;
-#                daemons and servers that die meanwhile
+#   images       files, URLs and what registries have into the store of images, to VMs, to other hosts of the fleet, and
+#                away; what is refused; daemons and servers that die meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
 #                guests, no guest speaks for another, forwarded ports that come and go, who reaches whom and how fast, and
 #                addresses that come over the link
@@ -276,6 +276,7 @@ if wants images; then
     step images "from a file to a VM and away" real images 2
     step images "shared by the hosts of a fleet" real sharing 2
     step images "fetched from URLs" real fetching 2
+    step images "pulled from registries" real oci 2
     step images "templates" real templates 2
     step images "disks of VMs" real disks 2
     step images "disks that become longer" real growth 2

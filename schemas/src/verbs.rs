@@ -716,7 +716,7 @@ pub const VERBS: &[VerbRow] = &[
         Role::Admin,
         "ImageImportRequest",
         "ImageImportReply",
-        "Takes a file of the host into its store of images. Repeating it waits for the one that is under way.",
+        "Takes a file of the host, or what a URL or a registry has, into its store of images. Repeating it waits for the one that is under way.",
     ),
     row(
         Plane::Host,

@@ -32,6 +32,15 @@ pub enum Page {
     Elsewhere(String),
     /// An error.
     Status(u16),
+    /// For those who show this as `Authorization`; others are told by `WWW-Authenticate` how to get it.
+    Wants {
+        /// What is to be shown.
+        shown: String,
+        /// What others are told.
+        challenge: String,
+        /// What is there.
+        page: Box<Page>,
+    },
 }
 
 /// A request that came: its path, and the first byte that was asked for.
@@ -50,6 +59,7 @@ pub struct Https {
 struct Shared {
     pages: BTreeMap<String, Page>,
     came: Mutex<Vec<Came>>,
+    strangers: Mutex<Vec<String>>,
 }
 
 impl Https {
@@ -67,7 +77,8 @@ impl Https {
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("a port").port();
-        let shared = Arc::new(Shared { pages: pages(port), came: Mutex::default() });
+        let shared =
+            Arc::new(Shared { pages: pages(port), came: Mutex::default(), strangers: Mutex::default() });
         let own = Arc::clone(&shared);
         let task = tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -90,6 +101,12 @@ impl Https {
     pub fn came(&self, path: &str) -> Vec<Option<usize>> {
         let came = self.shared.came.lock().unwrap_or_else(PoisonError::into_inner);
         came.iter().filter(|(asked, _)| asked == path).map(|(_, from)| *from).collect()
+    }
+
+    /// Paths that were asked for with an `Authorization` that nobody had wanted.
+    #[must_use]
+    pub fn strangers(&self) -> Vec<String> {
+        self.shared.strangers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -116,9 +133,27 @@ async fn serve(acceptor: &TlsAcceptor, socket: TcpStream, shared: &Shared) -> io
         came.push((path.clone(), from));
         came.iter().filter(|(asked, _)| *asked == path).count()
     };
-    let Some(page) = shared.pages.get(path.split('?').next().unwrap_or_default()) else {
+    let Some(mut page) = shared.pages.get(path.split('?').next().unwrap_or_default()) else {
         return stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
     };
+    let header = |name: &str| {
+        head.lines().find_map(|line| {
+            let (key, value) = line.split_once(": ")?;
+            key.eq_ignore_ascii_case(name).then(|| value.to_owned())
+        })
+    };
+    let showed = header("authorization");
+    if let Page::Wants { shown, challenge, page: behind } = page {
+        if showed.as_ref() != Some(shown) {
+            let answer = format!(
+                "HTTP/1.1 401 Unauthorized\r\nwww-authenticate: {challenge}\r\ncontent-length: 0\r\n\r\n"
+            );
+            return stream.write_all(answer.as_bytes()).await;
+        }
+        page = behind;
+    } else if showed.is_some() {
+        shared.strangers.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
+    }
     let (content, sends, tag) = match page {
         Page::File(content) => (content, content.len(), "one"),
         Page::Breaks(content, sends) | Page::Silent(content, sends) => (content, *sends, "one"),
@@ -137,8 +172,9 @@ async fn serve(acceptor: &TlsAcceptor, socket: TcpStream, shared: &Shared) -> io
             let answer = format!("HTTP/1.1 {status} So\r\ncontent-length: 0\r\n\r\n");
             return stream.write_all(answer.as_bytes()).await;
         }
+        Page::Wants { .. } => return Err(io::Error::other("it is wanted twice")),
     };
-    let is_same = head.to_ascii_lowercase().contains(&format!("if-range: \"{tag}\""));
+    let is_same = header("if-range").is_none_or(|known| known == format!("\"{tag}\""));
     let from = from.filter(|from| is_same && *from < content.len());
     let rest = &content[from.unwrap_or(0)..];
     let sends =

@@ -191,6 +191,12 @@ impl Node {
         &self.state
     }
 
+    /// Where the images are that come with the host.
+    #[must_use]
+    pub fn images_dir(&self) -> &Path {
+        &self.programs.images
+    }
+
     /// The installation, once the host was ready.
     #[must_use]
     pub fn installation(&self) -> Option<InstallationId> {

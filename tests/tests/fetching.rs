@@ -3,18 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::Duration;
 
-use drover_schemas::body::image::{ImageImportReply, ImagesReply};
-use drover_schemas::{ErrorCode, RequestId};
+use drover_schemas::ErrorCode;
+use drover_schemas::body::image::ImageImportReply;
 use drover_tests::audit;
 use drover_tests::certificates::Authority;
-use drover_tests::client::{Ask, Bus};
 use drover_tests::digest::sha256;
+use drover_tests::fetched::{authority, fetches, held, import, killed_midway, workers};
 use drover_tests::https::{Https, Page};
-use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
-use serde_json::{Value, json};
+use serde_json::json;
 
 const MIB: usize = 1 << 20;
 
@@ -24,45 +22,12 @@ fn disk(seed: u8, len: usize) -> Vec<u8> {
 
 /// A server with a certificate that the host trusts, and the host, which may fetch from that server alone.
 async fn up(world: &mut World, silence_ms: u64, pages: impl FnOnce(u16) -> BTreeMap<String, Page>) -> Https {
-    let folder = world.state_dir().parent().unwrap().join("tls");
-    fs::create_dir_all(&folder).unwrap();
-    let authority = Authority::new(&folder, "images-ca");
+    let authority = authority(world);
     let server = Https::start(&authority.certificate("server", "IP:127.0.0.1", 2), pages).await;
     let port = server.port;
-    let urls = json!({
-        "hosts": [format!("127.0.0.1:{port}"), format!("127.0.0.2:{port}"), "metadata.example:80"],
-        "private": ["127.0.0.1/32"],
-        "ca": authority.cert(),
-        "max_size": "40MiB",
-        "silence_ms": silence_ms,
-    });
-    world.up_with(|config| config["images"] = json!({"urls": urls, "max_size": "60MiB"})).await;
+    let hosts = [format!("127.0.0.1:{port}"), format!("127.0.0.2:{port}"), "metadata.example:80".to_owned()];
+    fetches(world, &authority, &hosts, silence_ms, ("40MiB", "60MiB")).await;
     server
-}
-
-fn import(bus: &Bus, body: &Value) -> Ask {
-    bus.ask("drover.v1.host.h1.image.import", body).within(Duration::from_secs(60))
-}
-
-/// What of images is there: contents, and what is being written.
-fn held(world: &World) -> (usize, usize) {
-    let count = |folder: &str| fs::read_dir(world.state_dir().join("store").join(folder)).unwrap().count();
-    (count("sha256"), count("tmp"))
-}
-
-/// Processes that fetch for this host.
-fn workers(world: &World) -> usize {
-    let Some(daemon) = world.daemon_id() else { return 0 };
-    let children = fs::read_dir(format!("/proc/{daemon}/task"))
-        .unwrap()
-        .filter_map(|task| fs::read_to_string(task.unwrap().path().join("children")).ok());
-    let children: Vec<String> =
-        children.flat_map(|ids| ids.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
-    let fetches = |id: &&String| {
-        fs::read(format!("/proc/{}/cmdline", id.trim()))
-            .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == b"--fetch-image"))
-    };
-    children.iter().filter(fetches).count()
 }
 
 #[test]
@@ -232,32 +197,8 @@ fn a_daemon_that_dies_while_it_fetches_leaves_nothing() {
             .into()
         })
         .await;
-        let bus = world.bus.clone();
-        let half =
-            json!({"name": "half", "kind": "disk", "url": server.url("silent"), "sha256": sha256(&content)});
-        let asked = tokio::spawn({
-            let bus = bus.clone();
-            async move { import(&bus, &half).get::<ImageImportReply>().await.is_err() }
-        });
-        until("much of it is there", async || {
-            let parts = fs::read_dir(world.state_dir().join("store/tmp")).unwrap();
-            let come = parts.filter_map(|part| part.unwrap().metadata().ok()).map(|part| part.len()).max();
-            (come >= Some(8 * MIB as u64)).then_some(())
-        })
-        .await;
-        assert_eq!(workers(world), 1);
-        world.kill().await;
-        world.start();
-        world.ready().await;
-        assert_eq!((held(world), workers(world)), ((0, 0), 0));
-        let body =
-            json!({"name": "whole", "kind": "disk", "url": server.url("good"), "sha256": sha256(&content)});
-        let subject = "drover.v1.host.h1.image.import";
-        let image =
-            bus.insist::<ImageImportReply>(subject, &body, RequestId::generate()).await.unwrap().image;
+        let url = |name: &str, path: &str| json!({"name": name, "kind": "disk", "url": server.url(path), "sha256": sha256(&content)});
+        let image = killed_midway(world, url("half", "silent"), &url("whole", "good")).await;
         assert_eq!((image.size_bytes, held(world)), (32 * MIB as u64, (1, 0)));
-        let names: ImagesReply = bus.look("drover.v1.host.h1.image.list", &json!({})).await.unwrap();
-        assert!(names.images.iter().all(|image| image.built_in || image.name == "whole"));
-        asked.abort();
     });
 }

@@ -16,14 +16,20 @@ const MAX_EXTENSION: u64 = 64 * 1024;
 const MAX_TAIL: usize = 1024 * 1024;
 
 /// One entry; its bytes follow in the stream.
-pub(crate) struct Entry {
-    pub(crate) kind: EntryType,
-    pub(crate) path: PathBuf,
-    pub(crate) link: Option<PathBuf>,
-    pub(crate) size: u64,
-    pub(crate) mode: u32,
+#[derive(Debug)]
+pub struct Entry {
+    /// What it is.
+    pub kind: EntryType,
+    /// Its path, as the stream names it.
+    pub path: PathBuf,
+    /// Where it leads, if it is a link.
+    pub link: Option<PathBuf>,
+    /// How many bytes follow, without those up to the next block.
+    pub size: u64,
+    /// Its permission bits.
+    pub mode: u32,
     /// Seconds since the Unix epoch.
-    pub(crate) mtime: i64,
+    pub mtime: i64,
 }
 
 /// What entries before an entry said of it.
@@ -36,7 +42,10 @@ struct Said {
 }
 
 /// The next entry; `None` behind the end mark, with the rest of the stream read.
-pub(crate) fn next(input: &mut impl Read) -> Result<Option<Entry>, TreeError> {
+///
+/// # Errors
+/// A stream that is cut or no `tar`.
+pub fn next(input: &mut impl Read) -> Result<Option<Entry>, TreeError> {
     let mut said = Said::default();
     // Bounded: each of these says one thing of the next entry.
     for _ in 0..16 {
@@ -84,12 +93,16 @@ fn path_of(bytes: Vec<u8>) -> PathBuf {
 }
 
 /// How much follows `size` bytes of an entry until the next block, in bytes.
-pub(crate) const fn padding(size: u64) -> u64 {
+#[must_use]
+pub const fn padding(size: u64) -> u64 {
     (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64
 }
 
 /// Reads past bytes that nobody wants.
-pub(crate) fn pass(input: &mut impl Read, bytes: u64) -> Result<(), TreeError> {
+///
+/// # Errors
+/// The stream is cut or cannot be read.
+pub fn pass(input: &mut impl Read, bytes: u64) -> Result<(), TreeError> {
     let passed = io::copy(&mut input.take(bytes), &mut io::sink());
     if passed.map_err(|source| TreeError::Read { source })? < bytes { Err(TreeError::Cut) } else { Ok(()) }
 }

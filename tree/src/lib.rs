@@ -12,7 +12,7 @@
 
 mod draft;
 mod error;
-mod header;
+pub mod header;
 mod pack;
 mod stream;
 mod unpack;

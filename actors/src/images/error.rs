@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use drover_schemas::body::spec::ImageKind;
 use drover_schemas::{ErrorBody, ErrorCode};
 
-use super::fetch::{FetchError, UrlRefused};
+use super::fetch::{FetchError, Refused, UrlRefused};
 use crate::bus::claims::kv::KvError;
 use crate::bus::objects::ObjectError;
 use crate::chain;
@@ -66,8 +66,8 @@ pub enum ImportError {
         /// What was read.
         found: u64,
     },
-    /// Neither a file nor a URL, or both.
-    #[error("give either the path of a file or a url")]
+    /// Nothing to import, or several.
+    #[error("give the path of a file, a url, or the reference of an image in a registry (oci): one of them")]
     OneSource,
     /// A URL without a digest.
     #[error("what a url leads to may change; give the sha256 that the content must have")]
@@ -75,6 +75,12 @@ pub enum ImportError {
     /// The URL is not taken.
     #[error("the url is not taken")]
     Url(#[source] UrlRefused),
+    /// What should be a reference is none.
+    #[error("read the reference of the image")]
+    Reference(#[source] Refused),
+    /// The registry is not asked.
+    #[error("the registry is not asked")]
+    Registry(#[source] UrlRefused),
     /// The configured authorities cannot be read.
     #[error("read the authorities {path} (images.urls.ca)")]
     Authorities {
@@ -169,7 +175,8 @@ impl ImportError {
             _ if self.is_full() => ErrorCode::ResourceExhausted,
             Self::OneSource | Self::NoDigest => ErrorCode::InvalidArgument,
             Self::Url(UrlRefused::NotAUrl { .. }) => ErrorCode::InvalidArgument,
-            Self::Url(_) => ErrorCode::PermissionDenied,
+            Self::Reference(error) => error.code(),
+            Self::Url(_) | Self::Registry(_) => ErrorCode::PermissionDenied,
             Self::Fetch(FetchError::Server { error }) => error.code,
             Self::NotShared { .. } => ErrorCode::NotFound,
             Self::Fleet { source, .. } => source.code(),

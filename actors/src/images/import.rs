@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, watch};
 use tracing::{info, warn};
 
 use super::error::ImportError;
-use super::fetch::{Fetch, Job, UrlPolicy};
+use super::fetch::{Fetch, Job, Reference, UrlPolicy, What};
 use super::look::{info_of, unknown, uses};
 use super::once::Once;
 use super::store::{Named, Store, Taken, open_below};
@@ -33,7 +33,7 @@ const PROGRESS: Duration = Duration::from_secs(5);
 /// What brings a content into the store; the same again at the same time is done once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Arrival {
-    /// From a file of the host, or from a URL.
+    /// From a file of the host, from a URL or from a registry.
     File(ImageImportRequest),
     /// From the fleet.
     Fleet(ImagePullRequest),
@@ -54,15 +54,18 @@ impl Arrival {
         }
     }
 
-    /// Where from, for the log: without a query, which may hold a secret.
-    fn source(&self) -> &str {
+    /// Where from, for the log: without a query, which may hold a secret, and of a reference that is none nothing.
+    fn source(&self) -> String {
         match self {
-            Self::File(ImageImportRequest { path: Some(path), .. }) => path,
+            Self::File(ImageImportRequest { path: Some(path), .. }) => path.clone(),
             Self::File(ImageImportRequest { url: Some(url), .. }) => {
-                url.split(['?', '#']).next().unwrap_or_default()
+                url.split(['?', '#']).next().unwrap_or_default().to_owned()
             }
-            Self::File(_) => "",
-            Self::Fleet(_) => "the fleet",
+            Self::File(ImageImportRequest { oci: Some(oci), .. }) => {
+                Reference::parse(oci).map_or_else(|_| String::new(), |reference| reference.to_string())
+            }
+            Self::File(_) => String::new(),
+            Self::Fleet(_) => "the fleet".to_owned(),
         }
     }
 }
@@ -112,25 +115,30 @@ async fn carry_out(services: &Shared, arrival: &Arrival) -> Result<ImageImportRe
     let note = |text: &str, phase: &str| {
         HostNote::new(HostEventKind::Image, text).with("image", name).with("phase", phase)
     };
+    let of_registry = matches!(arrival, Arrival::File(ImageImportRequest { oci: Some(_), .. }));
+    let from = |note: HostNote| if of_registry { note.with("source", &source) } else { note };
     let result = copy(services, arrival).await;
     match result {
-        Ok(image) => {
+        Ok((image, manifest)) => {
             let (sha256, size) = (&image.resolved.sha256, image.resolved.size_bytes);
-            info!(image = %name, kind = ?image.resolved.kind, source, sha256, size, "imported");
+            info!(image = %name, kind = ?image.resolved.kind, source, manifest, sha256, size, "imported");
             let done = note("an image is there", "imported").with("sha256", sha256).with("size_bytes", size);
+            let done = manifest.iter().fold(from(done), |done, digest| done.with("manifest", digest));
             services.log.note(done);
             let vms = uses(services).await?.get(sha256).copied().unwrap_or_default();
-            Ok(ImageImportReply { image: info_of(&image, vms) })
+            Ok(ImageImportReply { image: info_of(&image, vms), manifest })
         }
         Err(error) => {
             warn!(image = %name, source, error = %chain(&error), "not imported");
-            services.log.note(note("an image was not imported", "failed").with("reason", chain(&error)));
+            let failed = from(note("an image was not imported", "failed"));
+            services.log.note(failed.with("reason", chain(&error)));
             Err(error.to_body())
         }
     }
 }
 
-async fn copy(services: &Shared, arrival: &Arrival) -> Result<Image, ImportError> {
+/// Gives the manifest too, if it came from a registry.
+async fn copy(services: &Shared, arrival: &Arrival) -> Result<(Image, Option<String>), ImportError> {
     let images = &services.images;
     let Some(store) = images.store.clone() else { return Err(ImportError::NoDirectories) };
     // What can be told without reading anything.
@@ -153,18 +161,26 @@ async fn copy(services: &Shared, arrival: &Arrival) -> Result<Image, ImportError
                 let mut heard = |done, size| {
                     progress.send_replace((done, size));
                 };
-                match (&asked.path, &asked.url, sha256) {
-                    (Some(path), None, _) => {
+                let what = match (&asked.path, &asked.url, &asked.oci) {
+                    (Some(path), None, None) => {
                         let source = open_below(&dirs, path)?;
                         let size = source.metadata().map_err(ImportError::Read)?.len();
-                        from.take(source, size, kind, sha256, |done| heard(done, size))
+                        return from.take(source, size, kind, sha256, |done| heard(done, size));
                     }
-                    (None, Some(url), Some(sha256)) => {
-                        take_url(&from, &policy, url, kind, sha256, &mut heard)
+                    (None, Some(_), None) if sha256.is_none() => return Err(ImportError::NoDigest),
+                    (None, Some(url), None) => {
+                        policy.url(url).map_err(ImportError::Url)?;
+                        What::Url(url.clone())
                     }
-                    (None, Some(_), None) => Err(ImportError::NoDigest),
-                    (Some(_), Some(_), _) | (None, None, _) => Err(ImportError::OneSource),
-                }
+                    (None, None, Some(oci)) => {
+                        let reference = Reference::parse(oci).map_err(ImportError::Reference)?;
+                        let url = reference.url("manifests", reference.wanted());
+                        policy.url(&url).map_err(ImportError::Registry)?;
+                        What::Oci(oci.clone())
+                    }
+                    _ => return Err(ImportError::OneSource),
+                };
+                take_fetched(&from, &policy, what, kind, sha256, &mut heard)
             });
             (work, kind)
         }
@@ -189,34 +205,37 @@ async fn copy(services: &Shared, arrival: &Arrival) -> Result<Image, ImportError
         from_fleet: matches!(arrival, Arrival::Fleet(_)),
     };
     allowed(services, arrival, Some(&named.sha256))?;
-    let image = image_of(&store, &named);
+    let (image, manifest) = (image_of(&store, &named), taken.manifest.clone());
     let key = named.name.clone();
     let put = tokio::task::spawn_blocking(move || store.put(&taken, &named));
     put.await.map_err(|_| ended())??;
     images.write().insert(key, image.clone());
     images.changes.send_modify(|n| *n = n.wrapping_add(1));
-    Ok(image)
+    Ok((image, manifest))
 }
 
-/// Fetches what the URL names into the store.
-fn take_url(
+/// Fetches what is named into the store.
+fn take_fetched(
     store: &Store,
     policy: &UrlPolicy,
-    url: &str,
+    what: What,
     kind: ImageKind,
-    sha256: &str,
+    sha256: Option<&str>,
     heard: &mut dyn FnMut(u64, u64),
 ) -> Result<Taken, ImportError> {
-    policy.url(url).map_err(ImportError::Url)?;
     let ca_pem = policy.ca.as_ref().map(|path| {
         let failed = |source| ImportError::Authorities { path: path.clone(), source };
         std::fs::read_to_string(path).map_err(failed)
     });
     let max_bytes = policy.max_size.map_or(u64::MAX, |size| size.0);
-    let job = Job { url: url.to_owned(), policy: policy.clone(), ca_pem: ca_pem.transpose()?, max_bytes };
+    let job = Job { what, policy: policy.clone(), ca_pem: ca_pem.transpose()?, max_bytes };
     let mut fetch = Fetch::begin(&job).map_err(ImportError::Fetch)?;
-    let size = fetch.size;
-    let taken = store.take(&mut fetch, size, kind, Some(sha256), |done| heard(done, size));
+    let (size, manifest) = (fetch.size, fetch.manifest.take());
+    let taken = store.take(&mut fetch, size, kind, sha256, |done| heard(done, size));
+    let taken = taken.map(|mut taken| {
+        taken.manifest = manifest;
+        taken
+    });
     match taken {
         // Less than was announced: the worker knows why.
         Err(ImportError::Changed { .. }) | Ok(_) => fetch.end().map_err(ImportError::Fetch).and(taken),

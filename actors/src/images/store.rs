@@ -73,6 +73,8 @@ pub struct Taken {
     pub size_bytes: u64,
     /// What it is by its head.
     pub(super) head: Head,
+    /// The digest of the manifest that names it in its registry.
+    pub manifest: Option<String>,
 }
 
 impl Drop for Taken {
@@ -176,7 +178,8 @@ impl Store {
         }
         let path = self.dir.join("tmp").join(VmId::generate().to_string());
         let mut file = File::create_new(&path).map_err(write)?;
-        let mut taken = Taken { path, sha256: String::new(), size_bytes: 0, head: Head::default() };
+        let (sha256, head) = (String::new(), Head::default());
+        let mut taken = Taken { path, sha256, size_bytes: 0, head, manifest: None };
         let (mut hasher, mut chunk) = (Sha256::new(), vec![0; CHUNK]);
         loop {
             let read = fill(&mut source, &mut chunk).map_err(ImportError::Read)?;

@@ -19,7 +19,13 @@ pub struct ImageImportRequest {
     /// In its place: where to fetch the content, with `https`, from one of the host's `images.urls.hosts`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// The SHA-256 that the content must have, 64 lower-case hexadecimal digits; a URL needs it.
+    /// In their place: an image of an OCI registry that is one of `images.urls.hosts`, as
+    /// `registry.example/owner/name:tag`, `registry.example/owner/name@sha256:…` or both, then the digest counts. It is
+    /// an artifact of one layer, which is the file, or a container disk: layers with one file below `disk/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oci: Option<String>,
+    /// The SHA-256 that the content must have, 64 lower-case hexadecimal digits; a URL needs it. Of an image in a
+    /// registry it is that of the file, and not of its manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// Let the name mean this content from now on though it means another. VMs keep what they were created with.
@@ -177,6 +183,9 @@ pub struct ImageInfo {
 pub struct ImageImportReply {
     /// The image.
     pub image: ImageInfo,
+    /// Of an image from a registry: the digest of what the reference meant, by which the same is asked for again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
 }
 
 /// Reply of `image.list`.

@@ -40,16 +40,20 @@ pub enum ImageCommand {
         #[arg(long, value_name = "HOST")]
         host: Option<Token>,
     },
-    /// Take a file of the host, or what a URL leads to, into its store.
+    /// Take a file of the host, what a URL leads to, or an image of a registry into its store.
     Import {
         /// The name that specs use.
         name: Token,
         /// A file by its path on the host, below one of its directories for imports, or https://…
-        source: String,
+        #[arg(required_unless_present = "oci")]
+        source: Option<String>,
+        /// In its place, an image of an OCI registry: registry.example/owner/name:tag or …@sha256:DIGEST
+        #[arg(long, value_name = "REFERENCE", conflicts_with = "source")]
+        oci: Option<String>,
         /// What it is good for.
         #[arg(long, short, value_enum, default_value_t = Kind::Disk)]
         kind: Kind,
-        /// The SHA-256 that it must have; a URL needs it.
+        /// The SHA-256 that the file must have; a URL needs it.
         #[arg(long, value_name = "DIGEST")]
         sha256: Option<String>,
         /// Let the name mean this from now on, though it means something else.
@@ -174,8 +178,8 @@ pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError
             let reply = client.image_pull(&host, &request, global.deadline(LONG)).await?;
             global.output.print(&reply, |reply| there(&host, reply))?;
         }
-        ImageCommand::Import { name, source, kind, sha256, replace, host } => {
-            let is_url = source.contains("://");
+        ImageCommand::Import { name, source, oci, kind, sha256, replace, host } => {
+            let is_url = source.as_ref().is_some_and(|source| source.contains("://"));
             let (client, host, _) = connect(global, host.as_ref()).await?;
             let request = ImageImportRequest {
                 name: name.clone(),
@@ -187,8 +191,9 @@ pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError
                     Kind::Iso => ImageKind::Iso,
                     Kind::Firmware => ImageKind::Firmware,
                 },
-                path: (!is_url).then(|| source.clone()),
-                url: is_url.then(|| source.clone()),
+                path: source.clone().filter(|_| !is_url),
+                url: source.clone().filter(|_| is_url),
+                oci: oci.clone(),
                 sha256: sha256.clone(),
                 replace: *replace,
             };
@@ -215,7 +220,8 @@ pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError
 
 fn there(host: &Token, reply: &ImageImportReply) -> String {
     let image = &reply.image;
-    format!("{host}: {} is there, {}, sha256 {}", image.name, mib(image.size_bytes), image.sha256)
+    let manifest = reply.manifest.iter().map(|digest| format!(", manifest {digest}")).collect::<String>();
+    format!("{host}: {} is there, {}, sha256 {}{manifest}", image.name, mib(image.size_bytes), image.sha256)
 }
 
 fn kind_of(kind: ImageKind) -> String {

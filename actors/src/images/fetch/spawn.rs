@@ -47,6 +47,8 @@ pub struct Fetch {
     out: BufReader<ChildStdout>,
     /// How long the content is, by its server.
     pub size: u64,
+    /// The digest of what the reference meant, if it is an image of a registry.
+    pub manifest: Option<String>,
 }
 
 impl Fetch {
@@ -62,12 +64,12 @@ impl Fetch {
         });
         let out = child.stdout.take().map(BufReader::new);
         let (Some(Ok(())), Some(out)) = (told, out) else { return Err(ended(child)) };
-        let mut fetch = Self { child, out, size: 0 };
+        let mut fetch = Self { child, out, size: 0, manifest: None };
         let mut line = Vec::new();
         let read = (&mut fetch.out).take(MAX_LINE).read_until(b'\n', &mut line);
         match read.ok().and_then(|_| serde_json::from_slice::<Begin>(&line).ok()) {
             Some(begin) => {
-                fetch.size = begin.size;
+                (fetch.size, fetch.manifest) = (begin.size, begin.manifest);
                 Ok(fetch)
             }
             None => Err(fetch.end().err().unwrap_or(FetchError::Silent { status: "no length".to_owned() })),

@@ -1343,6 +1343,8 @@ class ImageImportReply(TypedDict):
     """Reply of `image.import`."""
     # The image.
     image: ImageInfo
+    # Of an image from a registry: the digest of what the reference meant, by which the same is asked for again.
+    manifest: NotRequired[str | None]
 
 
 class ImageImportRequest(TypedDict):
@@ -1351,11 +1353,13 @@ class ImageImportRequest(TypedDict):
     kind: ImageKind
     # The name that specs use.
     name: Token
+    # In their place: an image of an OCI registry that is one of `images.urls.hosts`, as `registry.example/owner/name:tag`, `registry.example/owner/name@sha256:…` or both, then the digest counts. It is an artifact of one layer, which is the file, or a container disk: layers with one file below `disk/`.
+    oci: NotRequired[str | None]
     # A file on the host, below one of its `images.import_dirs`. Links are not followed.
     path: NotRequired[str | None]
     # Let the name mean this content from now on though it means another. VMs keep what they were created with.
     replace: NotRequired[bool]
-    # The SHA-256 that the content must have, 64 lower-case hexadecimal digits; a URL needs it.
+    # The SHA-256 that the content must have, 64 lower-case hexadecimal digits; a URL needs it. Of an image in a registry it is that of the file, and not of its manifest.
     sha256: NotRequired[str | None]
     # In its place: where to fetch the content, with `https`, from one of the host's `images.urls.hosts`.
     url: NotRequired[str | None]
