@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use drover_schemas::VmId;
@@ -20,6 +20,9 @@ use super::hex;
 
 /// What is read and written in one go.
 const CHUNK: usize = 1 << 20;
+/// What is written or, if it is nothing but zeros, left out: raw disks are mostly empty.
+const BLOCK: usize = 64 << 10;
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
 /// Room that an import leaves on the file system, which others may share.
 const SPARE: u64 = 16 << 20;
 /// A description of a name is never longer.
@@ -61,6 +64,16 @@ fn fill(source: &mut impl io::Read, chunk: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
+}
+
+/// Writes `bytes` to where the file has a hole so far; zeros stay one.
+fn write_data(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    for (block, at) in bytes.chunks(BLOCK).zip((at..).step_by(BLOCK)) {
+        if *block != ZEROS[..block.len()] {
+            file.write_all_at(block, at)?;
+        }
+    }
+    Ok(())
 }
 
 /// A content that was written and is not in its place yet; dropped, it is gone.
@@ -177,7 +190,7 @@ impl Store {
             return Err(ImportError::Room { needed: size, left });
         }
         let path = self.dir.join("tmp").join(VmId::generate().to_string());
-        let mut file = File::create_new(&path).map_err(write)?;
+        let file = File::create_new(&path).map_err(write)?;
         let (sha256, head) = (String::new(), Head::default());
         let mut taken = Taken { path, sha256, size_bytes: 0, head, manifest: None };
         let (mut hasher, mut chunk) = (Sha256::new(), vec![0; CHUNK]);
@@ -194,12 +207,13 @@ impl Store {
             if read == 0 {
                 break;
             }
+            let at = taken.size_bytes;
             taken.size_bytes += read as u64;
             if taken.size_bytes > size {
                 break;
             }
             hasher.update(bytes);
-            file.write_all(bytes).map_err(write)?;
+            write_data(&file, bytes, at).map_err(write)?;
             progress(taken.size_bytes);
         }
         if taken.size_bytes != size {
@@ -211,6 +225,8 @@ impl Store {
         }
         // VMMs read it as users of their own; nobody writes to it.
         file.set_permissions(Permissions::from_mode(0o444)).map_err(write)?;
+        // It may end with a hole.
+        file.set_len(size).map_err(write)?;
         file.sync_all().map_err(write)?;
         Ok(taken)
     }

@@ -187,3 +187,21 @@ fn only_regular_files_below_the_directories_are_opened() {
     assert!(matches!(open(""), Err(ImportError::Outside { .. })));
     assert!(matches!(open_below(&[], "/x"), Err(ImportError::NoDirectories)));
 }
+
+#[test]
+fn what_is_nothing_but_zeros_takes_no_room() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("s"), None).unwrap();
+    // Data, a hole, a block that ends with data, and zeros to the end, which is not a block's.
+    let mut bytes = disk(BLOCK);
+    bytes.resize(3 * CHUNK - 1, 0);
+    bytes.push(1);
+    bytes.resize(5 * CHUNK + 512, 0);
+    let named = import(&store, file(dir.path(), "d", &bytes), "root");
+    assert_eq!(named.sha256, hex(&Sha256::digest(&bytes)));
+    assert_eq!(fs::read(store.content(&named.sha256)).unwrap(), bytes);
+    let taken = fs::metadata(store.content(&named.sha256)).unwrap().blocks() * 512;
+    assert!(taken <= 4 * BLOCK as u64, "{taken} bytes are taken");
+}
