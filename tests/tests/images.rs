@@ -209,3 +209,72 @@ fn a_daemon_that_dies_in_imports_leaves_a_clean_store() {
         assert_eq!(names, 8);
     });
 }
+
+/// Contents of the store that are whole, by the host's own word.
+async fn whole(bus: &Bus) -> u64 {
+    let read: ImageVerifyReply =
+        asked(bus, "verify", &json!({})).within(Duration::from_secs(60)).get().await.unwrap();
+    assert_eq!(read.damaged, []);
+    read.checked
+}
+
+#[test]
+fn a_daemon_that_dies_in_removals_leaves_a_clean_store() {
+    const FILES: usize = 24;
+    run("a_daemon_that_dies_in_removals_leaves_a_clean_store", Options::down(), async |world| {
+        let dir = importing(world).await;
+        let bus = world.bus.clone();
+        let name = |n: usize| format!("f{n}");
+        for n in 0..FILES {
+            fs::write(dir.join(name(n)), disk(n as u8, 64 << 10)).unwrap();
+            import(&bus, json!({"name": name(n), "kind": "disk", "path": dir.join(name(n))})).await;
+        }
+        let spec = json!({"disks": [{"image": "drover-rootfs"}, {"image": name(0)}]});
+        bus.create("web", json!({"spec": spec, "wait": "agent"})).await.unwrap();
+        let names = world.state_dir().join("store/names");
+        let asks = |verb: &'static str, body: Value| {
+            let bus = bus.clone();
+            tokio::spawn(async move { drop(asked(&bus, verb, &body).get::<Value>().await) })
+        };
+        // A name is gone or not, and with it the content, unless a VM uses it; whatever there is, is whole.
+        for n in 0..8 {
+            let path = names.join(format!("{}.json", name(n)));
+            assert!(path.exists(), "{}", path.display());
+            let asking = asks("remove", json!({"name": name(n)}));
+            if n % 2 == 1 {
+                until("the name is gone", async || (!path.exists()).then_some(())).await;
+            }
+            world.kill().await;
+            asking.abort();
+            world.start();
+            world.ready().await;
+            let known = list(&bus).await.images.iter().any(|image| image.name == name(n));
+            assert_eq!((known, whole(&bus).await as usize), (path.exists(), held(world).0));
+            if known {
+                asked(&bus, "remove", &json!({"name": name(n)})).get::<Value>().await.unwrap();
+            }
+        }
+        // The others mean another content, and nobody names what they meant.
+        fs::write(dir.join("other"), disk(100, 64 << 10)).unwrap();
+        for n in 8..FILES {
+            let path = dir.join("other");
+            import(&bus, json!({"name": name(n), "kind": "disk", "path": path, "replace": true})).await;
+        }
+        assert!(held(world).0 >= 2 + FILES - 8);
+        // Of what nobody names some is gone: each whole, and never what a VM uses.
+        for left in [FILES, 16, 12, 8, 4] {
+            let asking = asks("gc", json!({}));
+            until("so much is gone", async || (held(world).0 <= left).then_some(())).await;
+            world.kill().await;
+            asking.abort();
+            world.start();
+            world.ready().await;
+            assert_eq!((whole(&bus).await as usize, held(world).1), (held(world).0, 0));
+        }
+        let gone: ImageGcReply = asked(&bus, "gc", &json!({})).get().await.unwrap();
+        assert_eq!((gone.in_use.len(), held(world), whole(&bus).await), (1, (2, 0), 2));
+        bus.change("web", "delete").await.unwrap();
+        let gone: ImageGcReply = asked(&bus, "gc", &json!({})).get().await.unwrap();
+        assert_eq!((gone.removed.len(), gone.freed_bytes, held(world)), (1, 64 << 10, (1, 0)));
+    });
+}
