@@ -277,6 +277,7 @@ if wants images; then
     step images "shared by the hosts of a fleet" real sharing 2
     step images "fetched from URLs" real fetching 2
     step images "pulled from registries" real oci 2
+    step images "signed ones only" real signed 2
     step images "templates" real templates 2
     step images "disks of VMs" real disks 2
     step images "disks that become longer" real growth 2

@@ -13,6 +13,7 @@ pub mod look;
 mod once;
 mod pins;
 mod qcow2;
+mod signers;
 pub mod store;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ use self::import::{Imports, contents_of, images_of};
 use self::once::Once;
 pub use self::pins::Pinned;
 use self::pins::Pins;
+pub use self::signers::{NotAKey, Signer, Unsigned};
 use self::store::{Named, Store};
 use crate::spec::ImageCatalogue;
 
@@ -61,6 +63,8 @@ pub struct StoreSettings {
     pub max_bytes: Option<u64>,
     /// What is brought from the fleet unasked.
     pub follows: Follows,
+    /// Whose signature a content must have, one of them; anything is taken where there is none.
+    pub signers: Vec<Signer>,
 }
 
 /// The images of a host.
@@ -99,6 +103,10 @@ struct Image {
     /// When it was imported; none for those of the host.
     imported_unix_ms: Option<u64>,
     from_fleet: bool,
+    /// The signature that came with it.
+    signature: Option<String>,
+    /// The key whose signature was checked.
+    signer: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -225,7 +233,15 @@ impl Images {
                 format: head.format,
                 virtual_bytes: head.virtual_bytes,
             };
-            by_name.insert(entry.name, Image { resolved, path, imported_unix_ms: None, from_fleet: false });
+            let image = Image {
+                resolved,
+                path,
+                imported_unix_ms: None,
+                from_fleet: false,
+                signature: None,
+                signer: None,
+            };
+            by_name.insert(entry.name, image);
         }
         Ok(Self { by_name: by_name.into(), ..Self::default() })
     }
@@ -245,7 +261,7 @@ impl Images {
         self.left = store.uploads().map_err(failed)?.into();
         self.store = Some(store);
         self.follows = settings.follows;
-        self.imports = Imports::new(settings.import_dirs, settings.urls);
+        self.imports = Imports::new(settings.import_dirs, settings.urls, settings.signers);
         Ok(self)
     }
 
@@ -300,11 +316,11 @@ impl Images {
 }
 
 fn image_of(store: &Store, named: &Named) -> Image {
-    let named = named.clone();
-    let Named { name, kind, sha256, size_bytes, format, virtual_bytes, imported_unix_ms, from_fleet } = named;
+    let Named { name, kind, sha256, size_bytes, format, virtual_bytes, .. } = named.clone();
+    let Named { imported_unix_ms, from_fleet, signature, signer, .. } = named.clone();
     let path = store.content(&sha256);
     let resolved = ResolvedImage { name, sha256, kind, size_bytes, format, virtual_bytes };
-    Image { resolved, path, imported_unix_ms: Some(imported_unix_ms), from_fleet }
+    Image { resolved, path, imported_unix_ms: Some(imported_unix_ms), from_fleet, signature, signer }
 }
 
 /// What a disk that came with the host is by its head.

@@ -6,6 +6,7 @@ use drover_schemas::body::spec::ImageKind;
 use drover_schemas::{ErrorBody, ErrorCode};
 
 use super::fetch::{FetchError, Refused, UrlRefused};
+use super::signers::Unsigned;
 use crate::bus::claims::kv::KvError;
 use crate::bus::objects::ObjectError;
 use crate::chain;
@@ -93,6 +94,15 @@ pub enum ImportError {
     /// The content did not come.
     #[error("fetch the image")]
     Fetch(#[source] FetchError),
+    /// Nobody who may has signed it.
+    #[error("the image is not taken without a signature that counts")]
+    Unsigned(#[source] Unsigned),
+    /// The content is not what was signed.
+    #[error("the file or its signature is not what key {signer} has signed; get both again")]
+    Forged {
+        /// The key.
+        signer: String,
+    },
     /// There is no room.
     #[error(
         "the store of images has {left} bytes left and the image needs {needed}; make room, or see image.gc"
@@ -176,6 +186,8 @@ impl ImportError {
             Self::OneSource | Self::NoDigest => ErrorCode::InvalidArgument,
             Self::Url(UrlRefused::NotAUrl { .. }) => ErrorCode::InvalidArgument,
             Self::Reference(error) => error.code(),
+            Self::Unsigned(error) => error.code(),
+            Self::Forged { .. } => ErrorCode::InvalidArgument,
             Self::Url(_) | Self::Registry(_) => ErrorCode::PermissionDenied,
             Self::Fetch(FetchError::Server { error }) => error.code,
             Self::NotShared { .. } => ErrorCode::NotFound,

@@ -26,6 +26,7 @@ use super::error::{FleetError, ImportError};
 use super::hex;
 use super::import::{Arrival, arrive};
 use super::look::{PAGE, PAGE_MAX, unknown};
+use super::signers::Proof;
 use super::store::{Store, Taken};
 use crate::bus::claims::kv::{Kv, Written};
 use crate::bus::connect::Bus;
@@ -82,8 +83,11 @@ pub(super) async fn fetch(
     store: Store,
     name: &Token,
     progress: watch::Sender<(u64, u64)>,
-) -> Result<(JoinHandle<Result<Taken, ImportError>>, ImageKind), ImportError> {
+) -> Result<(JoinHandle<Result<Taken, ImportError>>, ImageKind, Arc<Proof>), ImportError> {
     let shared = find(services, name).await?;
+    let proof = Proof::wanted(&services.images.imports.signers, shared.signature.as_deref());
+    let proof = Arc::new(proof.map_err(ImportError::Unsigned)?);
+    let held_against = Arc::clone(&proof);
     let objects = services.fleet_images.objects.clone();
     let failed =
         |source| ImportError::Fleet { name: name.to_string(), source: Box::new(FleetError::Objects(source)) };
@@ -95,11 +99,13 @@ pub(super) async fn fetch(
     let work = tokio::task::spawn_blocking(move || {
         let source = Chunks { from, current: Bytes::new(), pump: Some(pump) };
         let size = shared.size_bytes;
-        store.take(source, size, kind, Some(&shared.sha256), |done| {
-            progress.send_replace((done, size));
+        held_against.check(source, |source| {
+            store.take(source, size, kind, Some(&shared.sha256), |done| {
+                progress.send_replace((done, size));
+            })
         })
     });
-    Ok((work, kind))
+    Ok((work, kind, proof))
 }
 
 /// Chunks that come from the bus, read by a thread that may wait.
@@ -190,8 +196,11 @@ async fn offer(services: &Shared, request: &ImageShareRequest) -> Result<ImageSh
         size_bytes: bytes,
         host: services.host.clone(),
         shared_unix_ms: now_ms(),
+        signature: image.signature.clone(),
     };
-    if before.is_none_or(|before| before.sha256 != sha256) {
+    // A signature is added, and none is taken away.
+    let says_more = |before: &SharedImage| shared.signature.is_some() && before.signature != shared.signature;
+    if before.is_none_or(|before| before.sha256 != sha256 || says_more(&before)) {
         set_name(fleet, &shared, *replace).await?;
     }
     uploaded_bytes += place(services, &offer).await.map_err(|e| e.to_body())?;

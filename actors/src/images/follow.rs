@@ -49,7 +49,7 @@ async fn bring(services: &Shared, bus: &Bus) {
     }
 }
 
-/// Brings each image as its name comes. A failure ends it, for then all names are looked at again.
+/// Brings each image as its name comes. A failure that may pass ends it, for then all names are looked at again.
 async fn bring_all(services: &Shared) -> Result<(), BoxError> {
     let mut messages = services.fleet_images.names.latest(">").await?.messages().await?;
     while let Some(message) = messages.next().await {
@@ -64,7 +64,11 @@ async fn bring_all(services: &Shared) -> Result<(), BoxError> {
             }
             Wanted::Content => {
                 let request = ImagePullRequest { name: shared.name, replace: true };
-                arrive(services, Arrival::Fleet(request)).await.map_err(|error| error.message)?;
+                match arrive(services, Arrival::Fleet(request)).await {
+                    Err(error) if error.retryable => return Err(error.message.into()),
+                    // It was told, and would be the same again; the others do not wait for it.
+                    Ok(_) | Err(_) => {}
+                }
             }
         }
     }
@@ -97,7 +101,14 @@ mod tests {
     fn own(sha256: &str, from_fleet: bool) -> Image {
         let (name, kind) = ("a".to_owned(), ImageKind::Disk);
         let resolved = ResolvedImage::raw(name, sha256.into(), kind, 1);
-        Image { resolved, path: "/a".into(), imported_unix_ms: Some(1), from_fleet }
+        Image {
+            resolved,
+            path: "/a".into(),
+            imported_unix_ms: Some(1),
+            from_fleet,
+            signature: None,
+            signer: None,
+        }
     }
 
     #[test]
@@ -110,6 +121,7 @@ mod tests {
             size_bytes: 1,
             host,
             shared_unix_ms: 1,
+            signature: None,
         };
         assert_eq!(wanted(None, &shared), Wanted::Content);
         for from_fleet in [false, true] {

@@ -19,6 +19,7 @@ use super::error::ImportError;
 use super::fetch::{Fetch, Job, Reference, UrlPolicy, What};
 use super::look::{info_of, unknown, uses};
 use super::once::Once;
+use super::signers::{Proof, Signer};
 use super::store::{Named, Store, Taken, open_below};
 use super::{Image, digest, fleet, image_of};
 use crate::chain;
@@ -75,6 +76,7 @@ impl Arrival {
 pub(super) struct Imports {
     dirs: Vec<PathBuf>,
     urls: Arc<UrlPolicy>,
+    pub(super) signers: Arc<[Signer]>,
     once: Arc<Once<Arrival, ImageImportReply>>,
     at_once: Arc<Semaphore>,
     /// Held while a content gets its name, and while contents without one are removed.
@@ -83,15 +85,22 @@ pub(super) struct Imports {
 
 impl Default for Imports {
     fn default() -> Self {
-        Self::new(Vec::new(), UrlPolicy::default())
+        Self::new(Vec::new(), UrlPolicy::default(), Vec::new())
     }
 }
 
 impl Imports {
-    pub(super) fn new(dirs: Vec<PathBuf>, urls: UrlPolicy) -> Self {
+    pub(super) fn new(dirs: Vec<PathBuf>, urls: UrlPolicy, signers: Vec<Signer>) -> Self {
         let at_once = Arc::new(Semaphore::new(AT_ONCE));
         let once = Arc::new(Once::new("image.import"));
-        Self { dirs, urls: Arc::new(urls), once, at_once, names: tokio::sync::Mutex::default() }
+        Self {
+            dirs,
+            urls: Arc::new(urls),
+            signers: signers.into(),
+            once,
+            at_once,
+            names: tokio::sync::Mutex::default(),
+        }
     }
 }
 
@@ -152,10 +161,13 @@ async fn copy(services: &Shared, arrival: &Arrival) -> Result<(Image, Option<Str
     allowed(services, arrival, expected.as_deref())?;
     let _turn = Arc::clone(&images.imports.at_once).acquire_owned().await;
     let (progress, heard) = watch::channel((0, 0));
-    let (work, kind) = match arrival {
+    let (work, kind, proof) = match arrival {
         Arrival::File(request) => {
             let (asked, kind, from) = (request.clone(), request.kind, store.clone());
             let (dirs, policy) = (images.imports.dirs.clone(), images.imports.urls.clone());
+            let proof = Proof::wanted(&images.imports.signers, request.signature.as_deref());
+            let proof = Arc::new(proof.map_err(ImportError::Unsigned)?);
+            let held_against = Arc::clone(&proof);
             let work = tokio::task::spawn_blocking(move || {
                 let sha256 = asked.sha256.as_deref();
                 let mut heard = |done, size| {
@@ -165,7 +177,9 @@ async fn copy(services: &Shared, arrival: &Arrival) -> Result<(Image, Option<Str
                     (Some(path), None, None) => {
                         let source = open_below(&dirs, path)?;
                         let size = source.metadata().map_err(ImportError::Read)?.len();
-                        return from.take(source, size, kind, sha256, |done| heard(done, size));
+                        return held_against.check(source, |source| {
+                            from.take(source, size, kind, sha256, |done| heard(done, size))
+                        });
                     }
                     (None, Some(_), None) if sha256.is_none() => return Err(ImportError::NoDigest),
                     (None, Some(url), None) => {
@@ -180,9 +194,10 @@ async fn copy(services: &Shared, arrival: &Arrival) -> Result<(Image, Option<Str
                     }
                     _ => return Err(ImportError::OneSource),
                 };
-                take_fetched(&from, &policy, what, kind, sha256, &mut heard)
+                let fetched = Fetched { store: &from, policy: &policy, proof: &held_against };
+                fetched.take(what, kind, sha256, &mut heard)
             });
-            (work, kind)
+            (work, kind, proof)
         }
         // The name may mean another content by now; the newest counts.
         Arrival::Fleet(request) => fleet::fetch(services, store.clone(), &request.name, progress).await?,
@@ -203,6 +218,8 @@ async fn copy(services: &Shared, arrival: &Arrival) -> Result<(Image, Option<Str
         virtual_bytes: taken.head.virtual_bytes,
         imported_unix_ms: now_ms(),
         from_fleet: matches!(arrival, Arrival::Fleet(_)),
+        signature: proof.text.clone(),
+        signer: proof.signer(),
     };
     allowed(services, arrival, Some(&named.sha256))?;
     let (image, manifest) = (image_of(&store, &named), taken.manifest.clone());
@@ -214,32 +231,41 @@ async fn copy(services: &Shared, arrival: &Arrival) -> Result<(Image, Option<Str
     Ok((image, manifest))
 }
 
-/// Fetches what is named into the store.
-fn take_fetched(
-    store: &Store,
-    policy: &UrlPolicy,
-    what: What,
-    kind: ImageKind,
-    sha256: Option<&str>,
-    heard: &mut dyn FnMut(u64, u64),
-) -> Result<Taken, ImportError> {
-    let ca_pem = policy.ca.as_ref().map(|path| {
-        let failed = |source| ImportError::Authorities { path: path.clone(), source };
-        std::fs::read_to_string(path).map_err(failed)
-    });
-    let max_bytes = policy.max_size.map_or(u64::MAX, |size| size.0);
-    let job = Job { what, policy: policy.clone(), ca_pem: ca_pem.transpose()?, max_bytes };
-    let mut fetch = Fetch::begin(&job).map_err(ImportError::Fetch)?;
-    let (size, manifest) = (fetch.size, fetch.manifest.take());
-    let taken = store.take(&mut fetch, size, kind, sha256, |done| heard(done, size));
-    let taken = taken.map(|mut taken| {
-        taken.manifest = manifest;
-        taken
-    });
-    match taken {
-        // Less than was announced: the worker knows why.
-        Err(ImportError::Changed { .. }) | Ok(_) => fetch.end().map_err(ImportError::Fetch).and(taken),
-        Err(_) => taken,
+/// Where what is fetched goes, from where it may come, and what it is held against.
+struct Fetched<'a> {
+    store: &'a Store,
+    policy: &'a UrlPolicy,
+    proof: &'a Proof,
+}
+
+impl Fetched<'_> {
+    /// Fetches what is named into the store.
+    fn take(
+        &self,
+        what: What,
+        kind: ImageKind,
+        sha256: Option<&str>,
+        heard: &mut dyn FnMut(u64, u64),
+    ) -> Result<Taken, ImportError> {
+        let Self { store, policy, proof } = *self;
+        let ca_pem = policy.ca.as_ref().map(|path| {
+            let failed = |source| ImportError::Authorities { path: path.clone(), source };
+            std::fs::read_to_string(path).map_err(failed)
+        });
+        let max_bytes = policy.max_size.map_or(u64::MAX, |size| size.0);
+        let job = Job { what, policy: policy.clone(), ca_pem: ca_pem.transpose()?, max_bytes };
+        let mut fetch = Fetch::begin(&job).map_err(ImportError::Fetch)?;
+        let (size, manifest) = (fetch.size, fetch.manifest.take());
+        let taken = proof.check(&mut fetch, |source| {
+            let mut taken = store.take(source, size, kind, sha256, |done| heard(done, size))?;
+            taken.manifest = manifest;
+            Ok(taken)
+        });
+        match taken {
+            // Less than was announced: the worker knows why.
+            Err(ImportError::Changed { .. }) | Ok(_) => fetch.end().map_err(ImportError::Fetch).and(taken),
+            Err(_) => taken,
+        }
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) const PAGE_MAX: u32 = 500;
 const USERS: usize = 100;
 
 pub(super) fn info_of(image: &Image, vms: u64) -> ImageInfo {
-    let Image { resolved, imported_unix_ms, from_fleet, .. } = image.clone();
+    let Image { resolved, imported_unix_ms, from_fleet, signer, .. } = image.clone();
     ImageInfo {
         name: resolved.name,
         kind: resolved.kind,
@@ -30,6 +30,7 @@ pub(super) fn info_of(image: &Image, vms: u64) -> ImageInfo {
         built_in: imported_unix_ms.is_none(),
         imported_unix_ms,
         from_fleet,
+        signer,
         vms,
     }
 }

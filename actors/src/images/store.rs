@@ -50,6 +50,12 @@ pub struct Named {
     /// It came from the fleet, and goes with what the fleet means by the name.
     #[serde(default)]
     pub from_fleet: bool,
+    /// The signature that came with it, as `minisign` writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+    /// The key whose signature was checked then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<String>,
 }
 
 /// Reads until a chunk is full or the source has ended: a head that comes in pieces is seen whole.

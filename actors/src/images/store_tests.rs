@@ -27,6 +27,8 @@ fn import(store: &Store, source: File, name: &str) -> Named {
         virtual_bytes: head.virtual_bytes,
         imported_unix_ms: 1,
         from_fleet: false,
+        signature: None,
+        signer: None,
     };
     store.put(&taken, &named).unwrap();
     named

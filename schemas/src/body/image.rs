@@ -28,6 +28,10 @@ pub struct ImageImportRequest {
     /// registry it is that of the file, and not of its manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// The signature of the content, as `minisign` writes it into a `.minisig` file. A host with `images.signers` takes
+    /// nothing without one by one of these keys; others keep it, and share it with the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
     /// Let the name mean this content from now on though it means another. VMs keep what they were created with.
     #[serde(default)]
     pub replace: bool,
@@ -110,6 +114,9 @@ pub struct SharedImage {
     pub host: Token,
     /// When it did.
     pub shared_unix_ms: u64,
+    /// The signature of the content, as `minisign` writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
 }
 
 /// Reply of `image.share`.
@@ -174,6 +181,9 @@ pub struct ImageInfo {
     /// It came from the fleet.
     #[serde(default)]
     pub from_fleet: bool,
+    /// The key whose signature of it the host has checked, by its number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<String>,
     /// How many VMs of the host were created with it.
     pub vms: u64,
 }

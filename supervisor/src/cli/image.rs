@@ -1,5 +1,6 @@
 //! `drover image`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use drover_schemas::Token;
@@ -56,6 +57,9 @@ pub enum ImageCommand {
         /// The SHA-256 that the file must have; a URL needs it.
         #[arg(long, value_name = "DIGEST")]
         sha256: Option<String>,
+        /// A file here with the signature that `minisign -S` made of it; hosts may want one.
+        #[arg(long, value_name = "FILE")]
+        signature: Option<PathBuf>,
         /// Let the name mean this from now on, though it means something else.
         #[arg(long)]
         replace: bool,
@@ -178,7 +182,12 @@ pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError
             let reply = client.image_pull(&host, &request, global.deadline(LONG)).await?;
             global.output.print(&reply, |reply| there(&host, reply))?;
         }
-        ImageCommand::Import { name, source, oci, kind, sha256, replace, host } => {
+        ImageCommand::Import { name, source, oci, kind, sha256, signature, replace, host } => {
+            let signature = signature.as_ref().map(|path| {
+                let failed = |source| CliError::File { action: "read", path: path.clone(), source };
+                std::fs::read_to_string(path).map_err(failed)
+            });
+            let signature = signature.transpose()?;
             let is_url = source.as_ref().is_some_and(|source| source.contains("://"));
             let (client, host, _) = connect(global, host.as_ref()).await?;
             let request = ImageImportRequest {
@@ -195,6 +204,7 @@ pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError
                 url: source.clone().filter(|_| is_url),
                 oci: oci.clone(),
                 sha256: sha256.clone(),
+                signature,
                 replace: *replace,
             };
             let reply = client.image_import(&host, &request, global.deadline(LONG)).await?;
@@ -221,7 +231,9 @@ pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError
 fn there(host: &Token, reply: &ImageImportReply) -> String {
     let image = &reply.image;
     let manifest = reply.manifest.iter().map(|digest| format!(", manifest {digest}")).collect::<String>();
-    format!("{host}: {} is there, {}, sha256 {}{manifest}", image.name, mib(image.size_bytes), image.sha256)
+    let signer = image.signer.iter().map(|key| format!(", signed by {key}")).collect::<String>();
+    let (name, size, sha256) = (&image.name, mib(image.size_bytes), &image.sha256);
+    format!("{host}: {name} is there, {size}, sha256 {sha256}{manifest}{signer}")
 }
 
 fn kind_of(kind: ImageKind) -> String {
@@ -282,6 +294,7 @@ fn shown(reply: &ImageGetReply) -> String {
     ];
     lines.extend(image.virtual_bytes.map(|bytes| format!("disk      {}", mib(bytes))));
     lines.push(format!("imported  {came}"));
+    lines.extend(image.signer.as_ref().map(|key| format!("signed by {key}")));
     if !reply.also.is_empty() {
         lines.push(format!("also      {}", reply.also.join(", ")));
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use drover_actors::images::fetch::UrlPolicy;
-use drover_actors::images::{Follows, StoreSettings};
+use drover_actors::images::{Follows, Signer, StoreSettings};
 use drover_schemas::size::ByteSize;
 use serde::Deserialize;
 
@@ -21,13 +21,16 @@ pub struct ImagesConfig {
     pub urls: UrlPolicy,
     /// What is brought from the fleet unasked.
     pub follow: Follows,
+    /// Public keys of `minisign`: images must be signed by one of them; none, and they need not be.
+    pub signers: Vec<Signer>,
 }
 
 impl ImagesConfig {
     /// What the store is told.
     #[must_use]
     pub fn settings(&self) -> StoreSettings {
-        let Self { import_dirs, urls, max_size, follow, .. } = self.clone();
-        StoreSettings { import_dirs, urls, max_bytes: max_size.map(|size| size.0), follows: follow }
+        let Self { import_dirs, urls, max_size, follow, signers, .. } = self.clone();
+        let max_bytes = max_size.map(|size| size.0);
+        StoreSettings { import_dirs, urls, max_bytes, follows: follow, signers }
     }
 }

@@ -1361,6 +1361,8 @@ class ImageImportRequest(TypedDict):
     replace: NotRequired[bool]
     # The SHA-256 that the content must have, 64 lower-case hexadecimal digits; a URL needs it. Of an image in a registry it is that of the file, and not of its manifest.
     sha256: NotRequired[str | None]
+    # The signature of the content, as `minisign` writes it into a `.minisig` file. A host with `images.signers` takes nothing without one by one of these keys; others keep it, and share it with the image.
+    signature: NotRequired[str | None]
     # In its place: where to fetch the content, with `https`, from one of the host's `images.urls.hosts`.
     url: NotRequired[str | None]
 
@@ -1381,6 +1383,8 @@ class ImageInfo(TypedDict):
     name: str
     # SHA-256 of the content.
     sha256: str
+    # The key whose signature of it the host has checked, by its number.
+    signer: NotRequired[str | None]
     # Its length.
     size_bytes: int
     # The length of the disk that a guest sees, where its format says another than the file's.
@@ -2295,6 +2299,8 @@ class SharedImage(TypedDict):
     sha256: str
     # When it did.
     shared_unix_ms: int
+    # The signature of the content, as `minisign` writes it.
+    signature: NotRequired[str | None]
     # Its length.
     size_bytes: int
 
