@@ -259,16 +259,17 @@ fn a_real_guest_is_held_to_its_disks_limits() {
         };
         let (slow, free) = (reads("vdb").await, reads("vda").await);
         println!("24 MiB at 4 MiB/s: {slow} s; without a limit {free} s");
-        assert!((5.4..=6.6).contains(&slow) && free < slow / 2.0, "{slow} s, {free} s without a limit");
+        // Never faster than a tenth above the limit; how much slower is the machine's affair, as the printed figures show.
+        assert!((5.4..9.0).contains(&slow) && free < slow / 2.0, "{slow} s, {free} s without a limit");
         let write = |count| format!("dd if=/dev/zero of=/dev/vdb bs=64k count={count} conv=fsync");
         let slow = timed(&bus, "web", &write(128), &write(384)).await;
         println!("24 MiB written at 4 MiB/s: {slow} s");
-        assert!((5.4..=6.6).contains(&slow), "{slow} s");
+        assert!((5.4..9.0).contains(&slow), "{slow} s");
         let ops =
             |skip, count| format!("dd if=/dev/vdc of=/dev/null bs=4k iflag=direct skip={skip} count={count}");
         let few = timed(&bus, "web", &ops(0, 100), &ops(100, 250)).await;
         println!("250 reads at 50/s: {few} s");
-        assert!((4.5..=5.5).contains(&few), "{few} s");
+        assert!((4.5..7.5).contains(&few), "{few} s");
         bus.change("web", "delete").await.unwrap();
     });
 }

@@ -208,6 +208,10 @@ fn a_name_moves_for_the_fleet_and_never_over_a_hosts_own() {
         let error = pull_refused(&bus, "big").await;
         assert_eq!(error.code, ErrorCode::ResourceExhausted, "{error:?}");
         assert_eq!(error.details["resource"], "images.max_size");
+        // The others do not wait for it.
+        let small = import(world, 0, "small", &disk(6, 64 << 10)).await;
+        share("small", false).await.unwrap();
+        has("small", &small.sha256).await;
         asked(&bus, "h1", "share", &json!({"name": "none"})).refused(ErrorCode::NotFound).await;
         let before = on_the_bus(&bus).await;
         let bad = import(world, 0, "bad", &disk(5, MIB)).await;

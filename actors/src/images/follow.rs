@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
+use drover_schemas::ErrorCode;
 use drover_schemas::body::image::{ImagePullRequest, SharedImage};
 use futures_util::StreamExt as _;
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info};
 
 use super::fleet::{clean, entry_of};
@@ -49,11 +51,23 @@ async fn bring(services: &Shared, bus: &Bus) {
     }
 }
 
-/// Brings each image as its name comes. A failure that may pass ends it, for then all names are looked at again.
+/// Brings each image as its name comes. Where one failed for what may pass, all names are looked at again after a
+/// while; the others come meanwhile.
 async fn bring_all(services: &Shared) -> Result<(), BoxError> {
     let mut messages = services.fleet_images.names.latest(">").await?.messages().await?;
-    while let Some(message) = messages.next().await {
-        let message = message?;
+    let mut failed: Option<(Instant, BoxError)> = None;
+    loop {
+        let next = match failed.take() {
+            Some((again, error)) => match timeout_at(again, messages.next()).await {
+                Ok(next) => {
+                    failed = Some((again, error));
+                    next
+                }
+                Err(_) => return Err(error),
+            },
+            None => messages.next().await,
+        };
+        let Some(message) = next.transpose()? else { return Ok(()) };
         let shared = is_value(message.headers.as_ref()).then(|| entry_of(&message.payload)).flatten();
         let Some(shared) = shared else { continue };
         let wanted = wanted(services.images.read().get(shared.name.as_str()), &shared);
@@ -64,15 +78,26 @@ async fn bring_all(services: &Shared) -> Result<(), BoxError> {
             }
             Wanted::Content => {
                 let request = ImagePullRequest { name: shared.name, replace: true };
-                match arrive(services, Arrival::Fleet(request)).await {
-                    Err(error) if error.retryable => return Err(error.message.into()),
-                    // It was told, and would be the same again; the others do not wait for it.
-                    Ok(_) | Err(_) => {}
+                if let Err(error) = arrive(services, Arrival::Fleet(request)).await
+                    && !is_final(error.code)
+                    && failed.is_none()
+                {
+                    failed = Some((Instant::now() + RETRY, error.message.into()));
                 }
             }
         }
     }
-    Ok(())
+}
+
+/// It was told, and would be the same again.
+const fn is_final(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::PermissionDenied
+            | ErrorCode::InvalidArgument
+            | ErrorCode::Unsupported
+            | ErrorCode::AlreadyExists
+    )
 }
 
 /// What a name of the fleet asks for.

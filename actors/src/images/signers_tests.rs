@@ -51,7 +51,7 @@ fn a_content_is_taken_if_one_of_the_keys_has_signed_it() {
 
 #[test]
 fn what_the_program_itself_writes_is_taken() {
-    // By minisign 0.10 of Debian, of a file with `hello` and a new line.
+    // By minisign 0.11, of a file with `hello` and a new line.
     let key = "RWRzVsK649O5mJayH4KsqgLXHJPpDl8LPnC+7BZ9vERv5Jjdg0LsGKv5";
     let text = "untrusted comment: signature from minisign secret key\n\
                 RURzVsK649O5mHbtVW4VE+Gvm02efivKk/GHKlQGiiluKhXfKn0V6tBRQXp2WMfX91GzwQkzJCZrRsXU388RqfvZjzVo9JsxRQA=\n\
