@@ -37,6 +37,13 @@ pub struct QuotaLabels {
     pub quota: &'static str,
 }
 
+/// Labels of what a boot does.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BootLabels {
+    /// A step of the host's: from the network to the VMM that has begun to run the guest.
+    pub step: &'static str,
+}
+
 /// The metrics of a host.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -58,6 +65,8 @@ pub struct Metrics {
     pub vms: Gauge,
     /// VMs whose VMM runs.
     pub vms_running: Gauge,
+    /// Time that each step of a boot took which came to its end.
+    pub boot_steps: Family<BootLabels, Histogram>,
     /// VMMs that ended without being asked to.
     pub vmm_exits: Counter,
     /// Releases that did not succeed at once.
@@ -104,6 +113,7 @@ impl Default for Metrics {
             stream_resent_bytes: Counter::default(),
             vms: Gauge::default(),
             vms_running: Gauge::default(),
+            boot_steps: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 16))),
             vmm_exits: Counter::default(),
             release_retries: Counter::default(),
             actor_restarts: Counter::default(),
@@ -137,6 +147,12 @@ impl Default for Metrics {
         registry.register_with_unit(resent, "Those of them that were sent again", Unit::Bytes, of.2);
         registry.register("vms", "VMs in the journal", m.vms.clone());
         registry.register("vms_running", "VMs whose VMM runs", m.vms_running.clone());
+        registry.register_with_unit(
+            "boot_step",
+            "Time that a step of a boot took",
+            Unit::Seconds,
+            m.boot_steps.clone(),
+        );
         registry.register("vmm_exits", "VMMs that ended unasked", m.vmm_exits.clone());
         registry.register(
             "release_retries",
@@ -207,10 +223,15 @@ mod tests {
     fn the_page_has_every_metric() {
         let metrics = super::Metrics::default();
         metrics.requests.get_or_create(&super::RequestLabels { verb: "get", code: "ok" }).inc();
+        metrics.boot_steps.get_or_create(&super::BootLabels { step: "disks" }).observe(0.25);
         let page = metrics.page();
-        for name in
-            ["drover_requests_total{verb=\"get\",code=\"ok\"} 1", "drover_vms 0", "drover_outbox_events 0"]
-        {
+        for name in [
+            "drover_requests_total{verb=\"get\",code=\"ok\"} 1",
+            "drover_vms 0",
+            "drover_outbox_events 0",
+            "drover_boot_step_seconds_sum{step=\"disks\"} 0.25",
+            "drover_boot_step_seconds_count{step=\"disks\"} 1",
+        ] {
             assert!(page.contains(name), "{page}");
         }
     }

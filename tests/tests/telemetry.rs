@@ -94,6 +94,8 @@ fn metrics_and_health_tell_how_the_host_is() {
             "drover_vms 1",
             "drover_bus_connected 1",
             "drover_request_duration_seconds_count",
+            "drover_boot_step_seconds_count{step=\"network\"} 1",
+            "drover_boot_step_seconds_count{step=\"vm.boot\"} 1",
         ];
         until("the metrics", async || {
             let metrics = page("/metrics").await.1;

@@ -1,4 +1,4 @@
-//! How long each step of some work took, for one line of the log.
+//! How long each step of some work took, for one line of the log and for metrics.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -22,6 +22,11 @@ impl Laps {
         self.steps.push((step, now - self.began));
         self.began = now;
     }
+
+    /// The steps that have ended.
+    pub fn steps(&self) -> &[(&'static str, Duration)] {
+        &self.steps
+    }
 }
 
 /// `network 3, disks 0`: milliseconds.
@@ -44,6 +49,8 @@ mod tests {
         let mut laps = Laps::start();
         laps.note("network");
         laps.note("disks");
+        let names: Vec<_> = laps.steps().iter().map(|(step, _)| *step).collect();
+        assert_eq!(names, ["network", "disks"]);
         let text = laps.to_string();
         assert!(text.starts_with("network ") && text.contains(", disks "), "{text}");
     }

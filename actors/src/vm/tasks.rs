@@ -29,6 +29,7 @@ use crate::hypervisor::process::{LaunchRecord, LaunchSpec, VmmProcess, destroy, 
 use crate::hypervisor::run_dir::RunDir;
 use crate::hypervisor::stop::{StopPlan, stop_ladder};
 use crate::journal::VmRow;
+use crate::metrics::BootLabels;
 use crate::network::forward::read_all;
 use crate::network::{NicLease, VmNet};
 use crate::network::{egress, limit};
@@ -205,6 +206,9 @@ async fn boot_steps(context: &TaskContext, work: &disks::Work) -> Result<Run, Ca
         return Err(call_failed(&run, &dir, "vm.boot", &error, firmware).await);
     }
     laps.note("vm.boot");
+    for &(step, took) in laps.steps() {
+        services.metrics.boot_steps.get_or_create(&BootLabels { step }).observe(took.as_secs_f64());
+    }
     debug!(vm_id = %row.vm_id, steps_ms = %laps, "booted");
     Ok(run)
 }
