@@ -3,10 +3,14 @@
 # namespace and a folder of their own, with guests of processes, runs `drover bench`, prints its table,
 # and leaves nothing behind. Needs Debian 12 (or alike), root and Rust; installs and builds what is missing.
 #
-#   deploy/bench.sh [--debian] [ARGUMENTS OF drover bench]
+#   deploy/bench.sh [--boot | --debian] [ARGUMENTS OF drover bench]
 #
-# With --debian the guest is a Debian with a kernel, in software emulation where there is no other: the agent beside
+# With --boot guests are the minimal image with its kernel, in software emulation where there is no other: each step
+# of a boot of linux-microvm beside linux-default. With --debian the guest is a Debian with a kernel: the agent beside
 # ssh, scp and QEMU's guest agent.
+#
+# Disks are made on the file system of /tmp and, for the sake of reflinks, on an XFS in a file, if this machine can
+# mount one.
 #
 # Release builds are measured, with the static agent and the static holder.
 #
@@ -18,16 +22,16 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/lib.sh
 
-guest=process
+guest=process mode=
 case ${1:-} in
     -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
-    --debian) guest=qemu; shift ;;
+    --boot | --debian) guest=qemu mode=$1; shift ;;
 esac
 [ "$(id -u)" = 0 ] || die "run it as root: TAP devices, namespaces and cgroups need it"
 command -v cargo > /dev/null || die "Rust is missing: install it (rustup.rs), then run this again"
 mkdir -p "$CACHE"
 need_debian nft=nftables ip=iproute2 nsenter=util-linux busybox=busybox-static cpio=cpio zstd=zstd \
-    depmod=kmod mke2fs=e2fsprogs python3=python3 pip3=python3-pip >&2
+    depmod=kmod mke2fs=e2fsprogs mkfs.xfs=xfsprogs qemu-img=qemu-utils python3=python3 pip3=python3-pip >&2
 need_python >&2
 if [ "$guest" = qemu ]; then
     need_debian qemu-system-x86_64=qemu-system-x86 ssh=openssh-client >&2
@@ -47,7 +51,10 @@ agent=${DROVER_AGENT:-$(static drover-agent:drover-agent)}
 hold=${DROVER_HOLD:-$(static drover-hold:drover-hold)}
 [ -x "$agent" ] && [ -x "$hold" ] || die "the static programs were not built; see $CACHE/bench-build.log"
 images=${DROVER_IMAGES:-$CACHE/test-images} builder=deploy/guest/build-image.sh overhead=32MiB
-if [ "$guest" = qemu ]; then
+if [ "$mode" = --boot ]; then
+    overhead=400MiB
+    [ $# -gt 0 ] || set -- boot
+elif [ "$mode" = --debian ]; then
     images=${DROVER_IMAGES:-$CACHE/debian-images} builder=deploy/guest/build-debian.sh overhead=400MiB
     [ $# -gt 0 ] || set -- exec files ssh qga idle --template linux-debian --calls 500 --file 16
 fi
@@ -79,7 +86,9 @@ clean_up() {
         find /sys/fs/cgroup -depth -type d -path "*/drover-$(cat "$work/installation")*" -exec rmdir {} + 2> /dev/null || true
     fi
     [ -z "${DROVER_BENCH_HOST_LOG:-}" ] || cp "$work/host.log" "$DROVER_BENCH_HOST_LOG" 2> /dev/null || true
-    rm -rf "$work"
+    # One that is still in use goes when it is not any more, and its loop device with it.
+    ! mountpoint -q "$work/x" || umount "$work/x" 2> /dev/null || umount -l "$work/x" || true
+    rm -rf --one-file-system "$work"
     exit "$code"
 }
 trap clean_up EXIT
@@ -89,6 +98,14 @@ ip netns add "$netns"
 # Only the network is another: the folders of cgroups stay in sight.
 inside() { nsenter --net="/run/netns/$netns" "$@"; }
 inside ip link set lo up
+disks_on=(--disks-on "$work")
+mkdir "$work/x" "$work/in"
+truncate -s 4G "$work/x.img"
+if mkfs.xfs -q -m reflink=1 "$work/x.img" 2> "$work/x.err" && mount -o loop "$work/x.img" "$work/x" 2>> "$work/x.err"; then
+    disks_on+=(--disks-on "$work/x")
+else
+    say "no reflinks: $(tail -n 1 "$work/x.err")" >&2
+fi
 cat > "$work/nats.conf" << END
 listen: 127.0.0.1:4222
 jetstream { store_dir: "$work/js", sync_interval: always }
@@ -101,6 +118,8 @@ cat > "$work/host.yaml" << END
   "vmm": {"path": "$bin/softvmm", "hold": "$hold", "overhead": "$overhead"},
   "capacity": {"cpu_ratio": 1000.0, "quarantine_s": 1, "memory": "200GiB", "memory_reserve": "512MiB"},
   "quotas": {"default": {"requests": 1024}},
+  "images": {"import_dirs": ["$work/in"]},
+  "admin": {"listen": "127.0.0.1:9639"},
   "log": {"filter": "info,async_nats=warn"}
 }
 END
@@ -120,9 +139,10 @@ done
 sed -n 's/.*"installation": *"\([0-9A-Za-z]*\)".*/\1/p' "$work/host.json" | tr '[:upper:]' '[:lower:]' > "$work/installation"
 say "measuring" >&2
 # Here nobody else's VMs are on the host, so its daemon may be killed.
-[ $# -gt 0 ] || set -- get load events placing create at-once exec files idle memory adoption
+[ $# -gt 0 ] || set -- get load events placing create at-once disks import network exec files idle memory adoption
 # In the background, so that a signal to this script reaches it.
-nsenter --net="/run/netns/$netns" "$bin/drover" bench "$@" &
+nsenter --net="/run/netns/$netns" "$bin/drover" bench \
+    --import-dir "$work/in" "${disks_on[@]}" --admin 127.0.0.1:9639 "$@" &
 bench_pid=$!
 trap 'end "$bench_pid" 120; exit 130' INT TERM
 wait "$bench_pid"

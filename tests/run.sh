@@ -371,6 +371,7 @@ fi
 if wants bench; then
     # Numbers are for reading, not for passing: the step fails only if one could not be measured.
     step bench "drover beside its limits" deploy/bench.sh
+    step bench "a boot, step by step" deploy/bench.sh --boot
     step bench "the agent beside ssh and QEMU's" deploy/bench.sh --debian
     cat "$LOGS"/bench-*.log
 fi

@@ -214,14 +214,14 @@ pub fn described(services: &Services, row: &VmRow) -> Vec<DiskPath> {
     disks.chain(row.spec.seed.as_ref().map(|_| seed_path(services, row))).collect()
 }
 
-/// Makes a copy of an image that the VM writes to, once.
+/// Makes a copy of an image that the VM writes to, once; says how.
 ///
 /// # Errors
 /// The image cannot be read or the copy cannot be written.
-pub async fn copy_on_write(base: PathBuf, own: PathBuf, owner: Option<u32>) -> std::io::Result<()> {
+pub async fn copy_on_write(base: PathBuf, own: PathBuf, owner: Option<u32>) -> std::io::Result<DiskMade> {
     let source = Source::Image { path: base, size: None };
     let made = Work::default().make(Wanted { own, source, length: None, owner, was_made: false }).await;
-    made.map(drop).map_err(std::io::Error::other)
+    made.map_err(std::io::Error::other)
 }
 
 fn refused(index: usize, disk: &ResolvedDisk, own: &std::path::Path, error: &DiskError) -> Cause {

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use drover_schemas::Token;
-use drover_schemas::body::guest::{ExecReply, ExecRequest, ExecResult, FileResult, GetRequest, PutRequest};
+use drover_schemas::body::guest::{
+    Empty, ExecReply, ExecRequest, ExecResult, FileResult, GetRequest, PutRequest,
+};
+use drover_schemas::guest::InfoResult;
 use drover_schemas::stream::{Channel, StreamOpened};
 use drover_schemas::{ErrorBody, ErrorCode};
 use indicatif::ProgressBar;
@@ -44,6 +47,14 @@ async fn run(client: &Client, name: &Token, argv: &[&str]) -> Result<ExecReply, 
     let request =
         ExecRequest { argv: argv.iter().map(|&arg| arg.to_owned()).collect(), ..ExecRequest::default() };
     client.call(&client.guest_subject(name, "exec")?, &request, CallOptions::change(DEADLINE)).await
+}
+
+/// Asks the agent what the guest is.
+///
+/// # Errors
+/// As [`Client::call`].
+pub async fn info(client: &Client, name: &Token) -> Result<InfoResult, ClientError> {
+    client.call(&client.guest_subject(name, "info")?, &Empty {}, CallOptions::read(DEADLINE)).await
 }
 
 /// Runs a command to its end.

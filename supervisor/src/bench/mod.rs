@@ -8,24 +8,33 @@
 //! interrupted.
 
 mod adoption;
+mod boot;
 mod byhand;
+mod content;
 mod creates;
+mod disks;
 mod events;
 mod guest;
 mod host;
 mod idle;
+mod imports;
 mod load;
 mod machine;
 mod memory;
+mod network;
 mod placing;
 mod plain;
+mod program;
 mod qga;
 mod report;
 mod sample;
 mod scratch;
 mod ssh;
+mod steps;
 mod vms;
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use drover_actors::chain;
@@ -38,6 +47,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client::{Client, ClientError};
 use byhand::ByHand;
+use imports::Imports;
 use machine::Machine;
 use plain::Plain;
 pub use report::Report;
@@ -60,7 +70,8 @@ pub struct BenchArgs {
     /// How many calls of `get` give a percentile, at the least; of `exec`, a tenth of it.
     #[arg(long, default_value_t = 2_000, value_name = "N")]
     calls: usize,
-    /// How many VMs are created one after another [default: 20 where guests are processes, else 3].
+    /// How many VMs are created one after another [default: 20 where guests are processes, else 3], and booted from
+    /// each template for `boot` [default: 5].
     #[arg(long, value_name = "N")]
     creates: Option<usize>,
     /// How many VMs are created at once [default: 64 where guests are processes, else 4].
@@ -75,9 +86,21 @@ pub struct BenchArgs {
     /// Size of the file that is copied, in MiB.
     #[arg(long, default_value_t = 64, value_name = "MIB")]
     file: u64,
-    /// How many times it is copied each way.
+    /// How many times it is copied each way, and how often a disk is made and an image imported.
     #[arg(long, default_value_t = 5, value_name = "N")]
     copies: usize,
+    /// Size of the image that disks are made from and that is imported, in MiB.
+    #[arg(long, default_value_t = 512, value_name = "MIB")]
+    image: u64,
+    /// A directory of the host's for imports; it must be on this machine.
+    #[arg(long, value_name = "DIR")]
+    import_dir: Option<PathBuf>,
+    /// Where disks are made [default: where the first VM has its own].
+    #[arg(long, value_name = "DIR")]
+    disks_on: Vec<PathBuf>,
+    /// Where the host has its metrics (`admin.listen` of its configuration), which tell its steps of a boot.
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
     /// Process of the daemon, if it is another than the host says; it must run on this machine.
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
@@ -101,6 +124,14 @@ enum What {
     Create,
     /// Many creates at once, against the same by hand.
     AtOnce,
+    /// The boot of linux-microvm, step by step, against linux-default; in guests with kernels.
+    Boot,
+    /// A VM's own disk from an image, against the same by hand and an overlay.
+    Disks,
+    /// A file becomes an image, against sha256sum and a copy of it.
+    Import,
+    /// The network of a VM, made and removed, against the same by hand.
+    Network,
     /// `exec` of `true`, against a plain program in the guest.
     Exec,
     /// A file to and from the guest, against a raw copy.
@@ -137,17 +168,19 @@ impl BenchArgs {
 /// same.
 pub async fn run(args: &BenchArgs, client: &Client, host: &Token) -> Result<Report, ClientError> {
     let vms = Vms::new(client.clone(), args.template.clone());
+    let imports = Imports::new(client.clone(), host.clone());
     let mut hand = Err("no VM was started".to_owned());
     let progress = ProgressBar::new_spinner();
     progress.enable_steady_tick(Duration::from_millis(200));
     let outcome = tokio::select! {
-        report = Box::pin(measure(args, client, host, &vms, &mut hand, &progress)) => report,
+        report = Box::pin(measure(args, client, host, (&vms, &imports), &mut hand, &progress)) => report,
         () = interrupted() => Err(ClientError::Cancelled),
     };
     progress.set_message("cleaning up");
     if let Ok(hand) = &hand {
         hand.clean_up().await;
     }
+    imports.clean_up().await;
     vms.clean_up().await;
     progress.finish_and_clear();
     outcome
@@ -170,7 +203,7 @@ async fn measure(
     args: &BenchArgs,
     client: &Client,
     host: &Token,
-    vms: &Vms,
+    (vms, imports): (&Vms, &Imports),
     hand: &mut Result<ByHand, String>,
     progress: &ProgressBar,
 ) -> Result<Report, ClientError> {
@@ -227,6 +260,29 @@ async fn measure(
             (room(count(args.at_once, 64, 4), &info, &now, &vm, None), count(None, ROUNDS, 1));
         progress.set_message(format!("{at_once} creates at once, {rounds} times"));
         rows.push(creates::at_once(vms, hand, at_once, rounds).await?);
+    }
+    if args.wants(What::Boot) {
+        let rounds = args.creates.unwrap_or(boot::ROUNDS);
+        progress.set_message(format!("{rounds} boots of each template"));
+        let process = hand.as_ref().map(|_| process).map_err(Clone::clone);
+        rows.extend(boot::rows(client, vms, process, args.admin, rounds).await?);
+    }
+    if args.wants(What::Disks) {
+        progress.set_message(format!("disks from an image of {} MiB", args.image));
+        let own = hand.as_ref().ok().map(|hand| hand.machine.disks.clone());
+        let own = own.iter().filter(|_| args.disks_on.is_empty());
+        for place in own.chain(&args.disks_on) {
+            rows.extend(disks::rows(place, args.image << 20, args.copies).await);
+        }
+    }
+    if args.wants(What::Import) {
+        progress.set_message(format!("{} imports of {} MiB", args.copies, args.image));
+        rows.extend(imports.rows(args.import_dir.as_deref(), args.image << 20, args.copies).await);
+    }
+    if args.wants(What::Network) {
+        let rounds = (args.calls / 50).max(10);
+        progress.set_message(format!("the network of {rounds} VMs"));
+        rows.extend(network::rows(rounds).await);
     }
     if args.wants(What::Exec) || args.wants(What::Files) {
         rows.extend(guest_rows(args, client, &vm.name, hand, progress).await?);

@@ -143,6 +143,13 @@ impl Row {
         }
     }
 
+    fn notes(&self) -> String {
+        let against = Some(self.against).filter(|against| !against.is_empty());
+        let against = against.map(|against| format!("limit is {against}"));
+        let parts: Vec<String> = against.into_iter().chain(self.note.clone()).collect();
+        parts.join("; ")
+    }
+
     fn goal_text(&self) -> String {
         match self.goal {
             Some(Goal::RatioAtMost(most)) => format!("at most {most}x"),
@@ -217,14 +224,19 @@ impl Report {
         )
     }
 
-    /// What each limit is, and why numbers are missing.
+    /// What each limit is, and why numbers are missing; of rows that follow each other the same is said once.
     fn notes(&self) -> String {
+        let rows = self.rows.iter().map(|row| (row, row.notes()));
+        let rows: Vec<_> = rows.filter(|(_, notes)| !notes.is_empty()).collect();
         let mut text = String::new();
-        for row in self.rows.iter().filter(|row| !row.against.is_empty() || row.note.is_some()) {
-            let against = Some(row.against).filter(|against| !against.is_empty());
-            let against = against.map(|against| format!("limit is {against}"));
-            let parts: Vec<String> = against.into_iter().chain(row.note.clone()).collect();
-            text.push_str(&format!("\n{}: {}", row.what, parts.join("; ")));
+        for same in rows.chunk_by(|(_, one), (_, next)| one == next) {
+            let Some(((row, notes), others)) = same.split_first() else { continue };
+            let more = match others.len() {
+                0 => String::new(),
+                1 => " and the row below it".to_owned(),
+                others => format!(" and {others} rows below it"),
+            };
+            text.push_str(&format!("\n{}{more}: {notes}", row.what));
         }
         text
     }
@@ -262,5 +274,29 @@ mod tests {
         row.judge();
         assert_eq!((row.met, row.ratio), (None, None));
         assert!(row.note.is_some_and(|note| note.contains("no root")));
+    }
+
+    #[test]
+    fn what_is_the_same_of_rows_is_said_once() {
+        let of = |what: &str, against| {
+            let limit = Percentiles { p50: 1.0, p99: 1.0, count: 1 };
+            Row::new(what, "ms", limit).against(against, Ok(limit))
+        };
+        let rows = vec![of("a", "x"), of("b", "x"), of("c", "x"), of("d", "y"), of("e", "")];
+        let host = HostDescription {
+            host: String::new(),
+            drover: String::new(),
+            debug_build: false,
+            cpu: String::new(),
+            cores: 1,
+            load: 0.0,
+            kernel: String::new(),
+            vmm: String::new(),
+            emulated: false,
+            guests: None,
+            nats: String::new(),
+        };
+        let notes = Report::new(host, rows).notes();
+        assert_eq!(notes, "\na and 2 rows below it: limit is x\nd: limit is y");
     }
 }

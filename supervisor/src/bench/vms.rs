@@ -42,12 +42,24 @@ impl Vms {
     /// # Errors
     /// As [`Client::call`].
     pub async fn create(&self, memory: Option<ByteSize>) -> Result<(VmStatus, Duration), ClientError> {
+        let spec = VmSpec { template: self.template.clone(), memory, ..VmSpec::default() };
+        self.create_of(spec, Some(Wait::Agent)).await
+    }
+
+    /// Creates one as `spec` says; gives it with the time until the reply.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn create_of(
+        &self,
+        spec: VmSpec,
+        wait: Option<Wait>,
+    ) -> Result<(VmStatus, Duration), ClientError> {
         let text = format!("bench-{:08x}", rand::random::<u32>());
         let name = Token::new(&text).map_err(|e| ErrorBody::new(ErrorCode::Internal, e.to_string()))?;
-        let spec = VmSpec { template: self.template.clone(), memory, ..VmSpec::default() };
         // Noted before it is asked for: a create that is given up may still come about.
         self.names().insert(name.clone());
-        let request = CreateRequest { name, spec, wait: Some(Wait::Agent) };
+        let request = CreateRequest { name, spec, wait };
         let options = CallOptions::change(CREATE_DEADLINE);
         let began = Instant::now();
         let reply = self.client.create(&request, options).await?;
