@@ -123,7 +123,7 @@ need_python
 BIN=$CARGO_TARGET_DIR/debug
 build() {
     cargo build --locked --workspace --bins && cargo test --locked --workspace --no-run &&
-        deploy/build-static.sh
+        deploy/build-static.sh drover-agent:drover-agent drover-hold:drover-hold other-agent:other-agent
 }
 # real FILE THREADS : an end-to-end suite; each test prints SKIP with its reason if it cannot run.
 real() {
@@ -249,6 +249,7 @@ if wants agent; then
     step agent "what is watched in guests" real watch 2
     step agent "work for the host" real work 1
     step agent "an agent in another's place" real upgrade 1
+    step agent "agents of other versions" real releases 2
     step agent "agents that lie" real hostile 2
     grep -hE '^(others|the daemon|.*: dialled)' "$LOGS"/agent-agents-that-lie.log
     step agent "requests under way when something ends" real inflight 2

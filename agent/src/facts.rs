@@ -9,6 +9,8 @@ use drover_schemas::guest::{AgentHello, EVENTS, GuestKind, MAX_STREAMS, verb};
 use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
 
+use crate::release::Release;
+
 /// The window of bytes from the host, per stream.
 pub const WINDOW: u64 = 256 * 1024;
 /// How much of it the host may use before the first credit frame.
@@ -24,6 +26,8 @@ pub const ENV_BOOT_UNIX_MS: &str = "DROVER_AGENT_BOOT_UNIX_MS";
 /// Facts that do not change during a boot.
 #[derive(Debug, Clone)]
 pub struct Facts {
+    /// The version of the agent itself.
+    pub release: &'static Release,
     /// A virtual machine, or processes in namespaces.
     pub kind: GuestKind,
     /// Changes with every boot.
@@ -54,13 +58,19 @@ pub fn program() -> io::Result<PathBuf> {
 impl Facts {
     /// Reads them from the environment and the kernel.
     #[must_use]
-    pub fn gather() -> Self {
+    pub fn gather(release: &'static Release) -> Self {
         let instance = ulid::Ulid::new().to_string();
         let var = |name| std::env::var(name).ok().filter(|v: &String| !v.is_empty());
         if var(ENV_GUEST).as_deref() == Some("process") {
             let booted = var(ENV_BOOT_UNIX_MS).and_then(|v| v.parse().ok()).unwrap_or_else(unix_ms);
             let boot_id = var(ENV_BOOT_ID).unwrap_or_else(|| ulid::Ulid::new().to_string());
-            return Self { kind: GuestKind::Process, boot_id, instance, booted_unix_ms: Some(booted) };
+            return Self {
+                release,
+                kind: GuestKind::Process,
+                boot_id,
+                instance,
+                booted_unix_ms: Some(booted),
+            };
         }
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map(|s| s.trim().to_owned())
@@ -69,7 +79,7 @@ impl Facts {
             // Without /proc a new id per start of the agent errs on the safe side: nothing is
             // taken for a repetition that is not.
             .unwrap_or_else(|| ulid::Ulid::new().to_string());
-        Self { kind: GuestKind::Vm, boot_id, instance, booted_unix_ms: None }
+        Self { release, kind: GuestKind::Vm, boot_id, instance, booted_unix_ms: None }
     }
 
     /// Milliseconds since this guest booted.
@@ -96,14 +106,14 @@ impl Facts {
         let (hostname, kernel) = Self::names();
         AgentHello {
             proto,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: self.release.version.to_owned(),
             boot_id: self.boot_id.clone(),
             instance: self.instance.clone(),
             os: std::env::consts::OS.to_owned(),
             arch: std::env::consts::ARCH.to_owned(),
             kernel,
             hostname,
-            capabilities: capabilities(),
+            capabilities: capabilities(self.release),
             allowed: None,
             guest: self.kind,
             stream_credit: FIRST_CREDIT,
@@ -112,9 +122,9 @@ impl Facts {
     }
 }
 
-/// The verbs and optional parts that this agent offers.
+/// The verbs and optional parts that an agent offers.
 #[must_use]
-pub fn capabilities() -> Vec<String> {
+pub fn capabilities(release: &Release) -> Vec<String> {
     let verbs = [
         verb::PING,
         verb::EXEC,
@@ -153,5 +163,6 @@ pub fn capabilities() -> Vec<String> {
         verb::SHUTDOWN,
         EVENTS,
     ];
-    verbs.map(str::to_owned).to_vec()
+    let there = verbs.into_iter().filter(|verb| release.has(verb));
+    there.chain(release.more.iter().copied()).map(str::to_owned).collect()
 }

@@ -113,7 +113,7 @@ impl Life {
                 (None, listener, local.ok())
             }
         };
-        log::info(format_args!("{} listens on {:?}", env!("CARGO_PKG_VERSION"), self.listen));
+        log::info(format_args!("{} listens on {:?}", self.facts.release.version, self.listen));
         let succession = Succession::new(&listener, &self.front, local.as_ref());
         let succession = succession.map_err(start("keep the way to a next agent"))?;
         let term = Term::watch().map_err(start("watch for SIGTERM"))?;
@@ -148,7 +148,7 @@ impl Life {
     ) -> Result<Arc<Agent>, LifeError> {
         let (before, requests) = match before {
             Some(mut before) => {
-                let requests = before.wait().await.map_err(succeed)?;
+                let requests = before.wait(self.facts.release.version).await.map_err(succeed)?;
                 (Some(before), requests)
             }
             None => (None, Vec::new()),

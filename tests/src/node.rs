@@ -270,6 +270,11 @@ impl Node {
         command
     }
 
+    /// Another agent for the guests of processes that are booted from the daemon's next start on.
+    pub fn has_agent(&mut self, program: PathBuf) {
+        self.programs.agent = program;
+    }
+
     /// Runs a daemon to its end, for one that cannot start.
     ///
     /// # Panics

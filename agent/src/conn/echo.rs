@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{Greets, Outbox, Serves, Stream};
 use crate::dedupe::Outcome;
 use crate::facts::FIRST_CREDIT;
+use crate::release::Release;
 
 /// What `flood` sends at the most, in bytes.
 const FLOOD: usize = 1024 * 1024;
@@ -52,6 +53,10 @@ async fn work(stream: &Stream, verb: &str) -> Outcome {
 
 impl Greets for Arc<Echo> {
     type Agent = Echo;
+
+    fn release(&self) -> &'static Release {
+        &Release::THIS
+    }
 
     fn greeting(&self, proto: u32) -> Option<AgentHello> {
         Some(AgentHello {

@@ -8,13 +8,13 @@ mod serves;
 mod stream;
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use drover_schemas::guest::wire::{Decoder, WireError};
 use drover_schemas::guest::{
-    AgentFrame, Bye, EVENTS, HELLO_TIMEOUT_MS, HostFrame, HostHello, MAX_STREAMS, PROTO_MAX, PROTO_MIN, Pong,
-    Request, SILENCE_MS,
+    AgentFrame, Bye, EVENTS, HELLO_TIMEOUT_MS, HostFrame, HostHello, MAX_STREAMS, Pong, Request, SILENCE_MS,
 };
 use drover_schemas::{ErrorBody, ErrorCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
@@ -27,6 +27,7 @@ pub use self::serves::{Came, Greets, Serves};
 pub use self::stream::{Ending, Steer, Stream};
 use crate::listen::Socket;
 use crate::log;
+use crate::release::Release;
 
 /// How long a host that does not read may keep a closing connection open.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,8 +57,8 @@ enum ConnError {
     StreamInUse { stream: u32 },
     #[error("the host did not greet first")]
     Greeting,
-    #[error("the host speaks protocol {min} to {max}, this agent {PROTO_MIN} to {PROTO_MAX}")]
-    Version { min: u32, max: u32 },
+    #[error("the host speaks protocol {min} to {max}, this agent {} to {}", own.start(), own.end())]
+    Version { min: u32, max: u32, own: RangeInclusive<u32> },
 }
 
 impl ConnError {
@@ -149,13 +150,9 @@ async fn write(mut socket: WriteHalf<Box<dyn Socket>>, outbox: Arc<Outbox>) {
     let _ = socket.shutdown().await;
 }
 
-fn agree(hello: &HostHello) -> Result<u32, ConnError> {
-    let proto = hello.proto_max.min(PROTO_MAX);
-    if proto >= hello.proto_min.max(PROTO_MIN) {
-        Ok(proto)
-    } else {
-        Err(ConnError::Version { min: hello.proto_min, max: hello.proto_max })
-    }
+fn agree(release: &Release, hello: &HostHello) -> Result<u32, ConnError> {
+    let (min, max) = (hello.proto_min, hello.proto_max);
+    release.agree(&(min..=max)).ok_or_else(|| ConnError::Version { min, max, own: release.proto.clone() })
 }
 
 async fn converse<G: Greets>(
@@ -169,14 +166,15 @@ async fn converse<G: Greets>(
         Some(_) => return Err(ConnError::Greeting),
         None => return Ok(()),
     };
-    let proto = agree(&hello)?;
+    let release = host.release();
+    let proto = agree(release, &hello)?;
     // One that was accepted a moment before the next agent took over will come to that one.
     let Some(greeting) = host.greeting(proto) else { return Ok(()) };
     log::debug(format_args!("host {:?} connected, protocol {proto}", hello.version));
     outbox.control(&AgentFrame::Hello(greeting));
     let agent = &host.agent(outbox).await;
 
-    let takes_events = hello.features.iter().any(|feature| feature == EVENTS);
+    let takes_events = release.has(EVENTS) && hello.features.iter().any(|feature| feature == EVENTS);
     let _sending = takes_events.then(|| agent.events(outbox));
     let silence = Duration::from_millis(SILENCE_MS);
     let mut unknown = 0u64;

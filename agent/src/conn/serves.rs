@@ -9,6 +9,7 @@ use super::{Outbox, Place, Stream};
 use crate::dedupe::Outcome;
 use crate::door::Door;
 use crate::emit::send::Sending;
+use crate::release::Release;
 use crate::{Agent, memory, verbs};
 
 /// Whoever a host has connected to.
@@ -16,6 +17,8 @@ pub trait Greets: Send + Sync {
     /// Who answers its requests.
     type Agent: Serves;
 
+    /// Which agent it is.
+    fn release(&self) -> &'static Release;
     /// The greeting, in this version of the protocol, if the host belongs here.
     fn greeting(&self, proto: u32) -> Option<AgentHello>;
     /// The host was greeted, and is reached this way: the agent, as soon as there is one.
@@ -35,6 +38,10 @@ pub struct Came {
 
 impl Greets for Came {
     type Agent = Agent;
+
+    fn release(&self) -> &'static Release {
+        self.door.facts.release
+    }
 
     fn greeting(&self, proto: u32) -> Option<AgentHello> {
         let Door { facts, policy, connections, .. } = &*self.door;

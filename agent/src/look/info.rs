@@ -23,7 +23,7 @@ pub(super) fn gather(facts: &Facts) -> InfoResult {
     };
     let release = parse::os_release(&os_release);
     InfoResult {
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        agent_version: facts.release.version.to_owned(),
         boot_id: facts.boot_id.clone(),
         machine_id: machine_id(&read("/etc/machine-id")),
         os: std::env::consts::OS.to_owned(),
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_guest_is_described() {
-        let info = gather(&Facts::gather());
+        let info = gather(&Facts::gather(&crate::release::Release::THIS));
         assert!(info.cpus > 0 && info.memory_bytes > 0 && !info.kernel.is_empty());
         assert!(info.cpus_possible >= info.cpus, "{info:?}");
         assert!(info.interfaces.iter().all(|i| i.name != "lo"));

@@ -216,7 +216,7 @@ pub(crate) async fn run(
     let Heir { mut process, words, version } = heir;
     // It is no child to be looked after any more: the front reaps it.
     process.0 = None;
-    let before = env!("CARGO_PKG_VERSION").to_owned();
+    let before = agent.facts.release.version.to_owned();
     // All but this one.
     let going_on = u32::try_from(running.len().saturating_sub(1)).unwrap_or(u32::MAX);
     tokio::spawn(end(Arc::clone(agent), words, running));

@@ -91,8 +91,8 @@ impl Successor {
     ///
     /// # Errors
     /// The old one has gone, or given the upgrade up.
-    pub async fn wait(&mut self) -> io::Result<Vec<Remembered>> {
-        let version = env!("CARGO_PKG_VERSION").to_owned();
+    pub async fn wait(&mut self, version: &str) -> io::Result<Vec<Remembered>> {
+        let version = version.to_owned();
         words::say(&mut self.words, &New::Ready { version }).await?;
         match timeout(2 * MOVING, words::hear(&mut self.words)).await?? {
             Old::Go { requests } => Ok(requests),

@@ -147,6 +147,7 @@ async fn work(
     let reach = &permit.reach;
     agent.freezer.admit(&request.verb)?;
     match request.verb.as_str() {
+        verb if !agent.facts.release.has(verb) => Err(no_verb(verb)),
         verb::PING => reply(&PingResult {
             boot_id: agent.facts.boot_id.clone(),
             unix_ms: facts::unix_ms(),
@@ -185,7 +186,7 @@ async fn work(
         verb::RM => names::rm(decode(body)?, reach, effect).await,
         verb::MKDIR => names::mkdir(decode(body)?, reach, effect).await,
         verb::INFO => {
-            let allowed = agent.policy.allowed(&facts::capabilities());
+            let allowed = agent.policy.allowed(&facts::capabilities(agent.facts.release));
             or_ending(stream, async {
                 reply(&InfoResult { allowed, ..agent.look.info(&agent.facts).await? })
             })
@@ -220,11 +221,13 @@ async fn work(
             agent.freezer.release().await;
             shutdown::run(agent, decode(body)?, effect)
         }
-        other => Err(ErrorBody::new(
-            ErrorCode::Unsupported,
-            format!("this agent has no verb {other:?}; its greeting lists what it can do"),
-        )),
+        other => Err(no_verb(other)),
     }
+}
+
+fn no_verb(verb: &str) -> ErrorBody {
+    let text = format!("this agent has no verb {verb:?}; its greeting lists what it can do");
+    ErrorBody::new(ErrorCode::Unsupported, text)
 }
 
 /// Starts a detached command. Its end is looked for in its own folder, so nothing ends it here.

@@ -7,6 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::*;
+use crate::release::Release;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -30,7 +31,13 @@ impl Place {
         let freezer = Freezer::new(run_dir.clone(), "/nonexistent".into());
         let checks = dir.path().join("checks.d");
         let (boot_id, instance) = ("boot".to_owned(), "i".to_owned());
-        let facts = Facts { kind: GuestKind::Process, boot_id, instance, booted_unix_ms: None };
+        let facts = Facts {
+            release: &Release::THIS,
+            kind: GuestKind::Process,
+            boot_id,
+            instance,
+            booted_unix_ms: None,
+        };
         (Arc::clone(&events), Watch::new(checks, &run_dir, &facts, events, policy, freezer))
     }
 

@@ -5,7 +5,7 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use drover_agent::door::Door;
 use drover_agent::emit::Events;
 use drover_agent::facts::Facts;
 use drover_agent::power::Power;
+use drover_agent::release::Release;
 use drover_agent::runs::Runs;
 use drover_agent::{Agent, conn};
 use drover_schemas::guest::wire::{self, Decoder};
@@ -33,8 +34,13 @@ pub const PAUSE: Duration = Duration::from_millis(5);
 
 /// An agent in this process, without runs.
 pub fn agent() -> Arc<Door> {
-    let facts =
-        Facts { kind: GuestKind::Vm, boot_id: "b".into(), instance: "i".into(), booted_unix_ms: None };
+    let facts = Facts {
+        release: &Release::THIS,
+        kind: GuestKind::Vm,
+        boot_id: "b".into(),
+        instance: "i".into(),
+        booted_unix_ms: None,
+    };
     let runs = Runs::new("/nonexistent".into(), "/nonexistent".into(), &facts.boot_id);
     // In memory alone.
     let events = Events::open(Path::new("/proc/none"), &facts.boot_id);
@@ -130,6 +136,20 @@ impl Guest {
         Self::start_as(tempfile::tempdir().unwrap(), env!("CARGO_BIN_EXE_drover-agent").into())
     }
 
+    /// Starts one that says much, to nobody.
+    pub fn start_unread() -> Self {
+        let (dir, program) =
+            (tempfile::tempdir().unwrap(), PathBuf::from(env!("CARGO_BIN_EXE_drover-agent")));
+        let mut command = Self::command(dir.path(), &program);
+        let child = command.args(["--log", "debug"]).stderr(Stdio::piped()).spawn().unwrap();
+        Self { dir, program, child }
+    }
+
+    /// What it says.
+    pub fn says(&mut self) -> ChildStderr {
+        self.child.stderr.take().unwrap()
+    }
+
     /// Starts one whose program lies in its own folder: upgrades replace it.
     pub fn start_a_copy() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -141,11 +161,11 @@ impl Guest {
     }
 
     fn start_as(dir: TempDir, program: PathBuf) -> Self {
-        let child = Self::spawn(dir.path(), &program);
+        let child = Self::command(dir.path(), &program).spawn().unwrap();
         Self { dir, program, child }
     }
 
-    fn spawn(dir: &Path, program: &Path) -> Child {
+    fn command(dir: &Path, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.arg(format!("--listen=unix:{}", dir.join("agent.sock").display()));
         command.arg("--run-dir").arg(dir.join("run")).args(["--log", "warn"]);
@@ -159,13 +179,14 @@ impl Guest {
                 Ok(())
             })
         };
-        command.stdin(Stdio::null()).spawn().unwrap()
+        command.stdin(Stdio::null());
+        command
     }
 
     /// Kills the agent as a crash would, and starts another.
     pub fn restart(&mut self) {
         self.kill();
-        self.child = Self::spawn(self.dir.path(), &self.program);
+        self.child = Self::command(self.dir.path(), &self.program).spawn().unwrap();
     }
 
     /// Kills the agent, with the process that stands before it.

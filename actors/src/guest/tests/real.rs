@@ -16,6 +16,7 @@ use super::*;
 
 fn guest() -> Hypervisor {
     let facts = Facts {
+        release: &drover_agent::release::Release::THIS,
         kind: GuestKind::Vm,
         boot_id: "boot-1".into(),
         instance: "i".into(),
