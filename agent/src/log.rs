@@ -1,16 +1,26 @@
-//! Lines on stderr, with a level. The agent is in every guest: thirty lines here instead of a
-//! logging stack that would double its size.
+//! Lines on stderr, with a level. The agent is in every guest: a few lines here instead of a
+//! logging stack that would double its size. Whoever does not read them holds nothing up.
+
+mod out;
 
 use std::fmt::Arguments;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use self::out::Out;
 
 /// How many lines are held back at most; later ones are counted.
 const MAX_HELD: usize = 100;
 
-/// Lines that are held back, and how many more there were.
-static HELD: Mutex<Option<(Vec<String>, u64)>> = Mutex::new(None);
+#[derive(Debug)]
+struct Lines {
+    /// Those that are held back, and how many more there were.
+    held: Option<(Vec<String>, u64)>,
+    out: Out,
+}
+
+static LINES: Mutex<Lines> = Mutex::new(Lines { held: None, out: Out::new() });
 static LEVEL: AtomicU8 = AtomicU8::new(Level::Info as u8);
 
 /// How much is said.
@@ -45,34 +55,34 @@ pub fn set_level(level: Level) {
     LEVEL.store(level as u8, Ordering::Relaxed);
 }
 
+fn lines() -> MutexGuard<'static, Lines> {
+    LINES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn line(level: Level, name: &str, text: Arguments<'_>) {
-    if level as u8 <= LEVEL.load(Ordering::Relaxed) {
-        match &mut *HELD.lock().unwrap_or_else(PoisonError::into_inner) {
-            None => {}
-            Some((lines, _)) if lines.len() < MAX_HELD => {
-                return lines.push(format!("drover-agent: {name}: {text}"));
-            }
-            Some((_, more)) => {
-                *more += 1;
-                return;
-            }
-        }
-        eprintln!("drover-agent: {name}: {text}");
+    if level as u8 > LEVEL.load(Ordering::Relaxed) {
+        return;
+    }
+    let text = format!("drover-agent: {name}: {text}");
+    let Lines { held, out } = &mut *lines();
+    match held {
+        None => out.line(&text),
+        Some((lines, _)) if lines.len() < MAX_HELD => lines.push(text),
+        Some((_, more)) => *more += 1,
     }
 }
 
-/// Holds lines back from now on, or writes what was held: while file systems are frozen, who writes to one waits, and so
-/// may whoever reads these lines.
+/// Holds lines back from now on, or writes what was held: while file systems are frozen, who writes to one waits.
 pub fn hold(on: bool) {
-    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    let Lines { held, out } = &mut *lines();
     match (on, held.take()) {
         (true, before) => *held = Some(before.unwrap_or_default()),
         (false, Some((lines, more))) => {
-            lines.iter().for_each(|line| eprintln!("{line}"));
+            lines.iter().for_each(|line| out.line(line));
             if more > 0 {
-                eprintln!(
+                out.line(&format!(
                     "drover-agent: warn: {more} further lines were not kept while file systems were frozen"
-                );
+                ));
             }
         }
         (false, None) => {}

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::io::Read as _;
+
 use drover_agent::conn::MAX_CONNECTIONS;
 use drover_agent::listen::{Address, Listener};
 use drover_schemas::guest::wire::{self, Decoder};
@@ -13,7 +15,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use common::{DEADLINE, Host, agent, hello};
+use common::{DEADLINE, Guest, Host, agent, hello, sh};
 
 fn request(stream: u32, verb: &str, body: Vec<u8>) -> HostFrame {
     HostFrame::Req(Request {
@@ -152,4 +154,39 @@ fn addresses_are_read() {
     for bad in ["", "vsock", "vsock:x", "unix:", "tcp:1"] {
         assert!(bad.parse::<Address>().is_err(), "{bad}");
     }
+}
+
+/// Connects and goes away: two lines each time.
+async fn connect(guest: &Guest, times: usize) {
+    for _ in 0..times {
+        guest.host().await;
+    }
+}
+
+#[tokio::test]
+async fn an_agent_whose_log_nobody_reads_serves() {
+    let mut guest = Guest::start_unread();
+    // More than a pipe has room for.
+    connect(&guest, 1_500).await;
+    let (_, end) = guest.host().await.exec(&sh("exit 3")).await;
+    assert_eq!(end.unwrap().exit_code, Some(3));
+    // Somebody begins to read.
+    let mut says = guest.says();
+    let reading = std::thread::spawn(move || {
+        let mut said = String::new();
+        let mut piece = [0; 4096];
+        while !said.contains("lines were not written") {
+            let read = says.read(&mut piece).unwrap();
+            assert_ne!(read, 0, "the agent has ended");
+            said.push_str(std::str::from_utf8(&piece[..read]).unwrap());
+        }
+        said
+    });
+    let until = std::time::Instant::now() + DEADLINE;
+    while !reading.is_finished() && std::time::Instant::now() < until {
+        connect(&guest, 1).await;
+    }
+    assert!(reading.is_finished(), "it is not told what was lost");
+    let said = reading.join().unwrap();
+    assert!(said.contains("a connection has ended"), "{said}");
 }
