@@ -9,7 +9,10 @@ use std::path::Path;
 use drover_schemas::ErrorCode;
 use drover_schemas::body::guest::ExecReply;
 use drover_schemas::guest::{FileKind, FileStat, LsReply, TreeResult};
-use drover_tests::client::Bus;
+use drover_schemas::stream::{Channel, MAX_CHUNK, StreamEnd, StreamFrame};
+use drover_tests::client::{Bus, Failure};
+use drover_tests::digest::sha256;
+use drover_tests::stream::Stream;
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
 use nix::sys::signal::{Signal, kill};
@@ -224,5 +227,127 @@ fn a_folder_travels_both_ways_whole_or_not_at_all() {
         assert_eq!(listed(&back), listed(&site));
         let here = fs::read_dir(back.parent().unwrap()).unwrap().flatten();
         assert!(here.into_iter().all(|e| !e.file_name().to_string_lossy().ends_with(".part")));
+    });
+}
+
+/// A file on its way to the guest, of which the first bytes are there.
+async fn begun(bus: &Bus, path: &str, bytes: &[u8]) -> Stream {
+    let body = json!({"path": path, "size_bytes": bytes.len()});
+    let stream = Stream::open(bus, "vm.web.guest.put", &body).await.unwrap();
+    stream.data(Channel::Data, 0, &bytes[..MAX_CHUNK]).await;
+    let drafts = format!("ls -A {} | grep -c drover$ || true", Path::new(path).parent().unwrap().display());
+    until("its first bytes are there", async || (in_guest(bus, &drafts).await == "1").then_some(())).await;
+    stream
+}
+
+/// Sends the rest, and hears the end.
+async fn goes_on(mut stream: Stream, bytes: &[u8]) -> StreamEnd {
+    let chunks = bytes.chunks(MAX_CHUNK).enumerate().skip(1);
+    for (n, chunk) in chunks {
+        stream.data(Channel::Data, (n * MAX_CHUNK) as u64, chunk).await;
+    }
+    let (ch, off) = (Some(Channel::Data), Some(bytes.len() as u64));
+    stream.send(&StreamFrame { ch, off, eof: true, ..StreamFrame::default() }).await;
+    let end = stream.find(|frame| frame.end.is_some()).await.end.unwrap();
+    stream.send(&StreamFrame { done: true, ..StreamFrame::default() }).await;
+    end
+}
+
+/// What comes from the guest; with the first bytes a script runs there.
+async fn comes(bus: &Bus, verb: &str, path: &str, script: &str) -> (Vec<u8>, StreamEnd) {
+    let mut stream =
+        Stream::open(bus, &format!("vm.web.guest.{verb}"), &json!({"path": path})).await.unwrap();
+    let mut bytes = Vec::new();
+    loop {
+        let frame = stream.next().await;
+        if let Some(end) = frame.end {
+            stream.send(&StreamFrame { done: true, ..StreamFrame::default() }).await;
+            return (bytes, end);
+        }
+        let (Some(Channel::Data), Some(off)) = (frame.ch, frame.off) else { continue };
+        if bytes.is_empty() {
+            in_guest(bus, script).await;
+        }
+        let data = frame.data.unwrap_or_default();
+        // What is sent again was there.
+        if off == bytes.len() as u64 {
+            bytes.extend_from_slice(data.as_slice());
+        }
+        let acked = bytes.len() as u64 + u64::from(frame.eof);
+        stream.ack(Channel::Data, acked, MAX_CHUNK as u64).await;
+    }
+}
+
+#[test]
+fn links_that_are_swapped_in_on_the_way_lead_nowhere() {
+    run("links_that_are_swapped_in_on_the_way_lead_nowhere", Options::default(), async |world| {
+        let bus = world.bus.clone();
+        bus.up("web").await;
+        let bytes: Vec<u8> =
+            (0..300_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+        let etc = "ls -A /etc | sort | sha256sum; cat /etc/passwd | sha256sum";
+        let before = in_guest(&bus, etc).await;
+        let done = |end: StreamEnd| match end {
+            StreamEnd::Result(_) => {}
+            StreamEnd::Error(error) => panic!("{error}"),
+        };
+        in_guest(&bus, "mkdir -p /tmp/in /tmp/pack/z; echo kept > /tmp/kept").await;
+
+        // The folder that it goes to becomes a link: it is in the folder that was looked up.
+        let stream = begun(&bus, "/tmp/in/file", &bytes).await;
+        in_guest(&bus, "mv /tmp/in /tmp/was && ln -s /etc /tmp/in").await;
+        done(goes_on(stream, &bytes).await);
+        assert_eq!(in_guest(&bus, "ls -A /tmp/was").await, "file");
+        assert!(in_guest(&bus, "sha256sum < /tmp/was/file").await.starts_with(&sha256(&bytes)));
+        // Its own name becomes one: the link is replaced, and not what it names.
+        let stream = begun(&bus, "/tmp/was/name", &bytes).await;
+        in_guest(&bus, "ln -s /tmp/kept /tmp/was/name").await;
+        done(goes_on(stream, &bytes).await);
+        assert_eq!(in_guest(&bus, "cat /tmp/kept; stat -c %F /tmp/was/name").await, "kept\nregular file");
+        // Or a pipe, which nobody replaces and nobody waits for.
+        let stream = begun(&bus, "/tmp/was/pipe", &bytes).await;
+        in_guest(&bus, "mkfifo /tmp/was/pipe").await;
+        assert!(matches!(goes_on(stream, &bytes).await, StreamEnd::Error(_)));
+        assert_eq!(
+            in_guest(&bus, "stat -c %F /tmp/was/pipe; ls -A /tmp/was").await,
+            "fifo\nfile\nname\npipe"
+        );
+
+        // What is read is what was opened.
+        let swap = "ln -s /etc/passwd /tmp/was/new && mv -T /tmp/was/new /tmp/was/file";
+        let (read, end) = comes(&bus, "get", "/tmp/was/file", swap).await;
+        done(end);
+        assert!(read == bytes, "{} bytes", read.len());
+        // A folder is packed as it was found: what is a link by then is not entered.
+        in_guest(&bus, "head -c 4000000 /dev/urandom > /tmp/pack/a; echo own > /tmp/pack/z/own").await;
+        let swap = "mv /tmp/pack/z /tmp/z && ln -s /etc /tmp/pack/z";
+        let (packed, end) = comes(&bus, "pack", "/tmp/pack", swap).await;
+        done(end);
+        let mut archive = tar::Archive::new(packed.as_slice());
+        let names = archive.entries().unwrap().map(|entry| {
+            String::from_utf8_lossy(&entry.unwrap().path_bytes()).trim_start_matches("./").to_owned()
+        });
+        let names: Vec<String> = names.filter(|name| !name.is_empty() && name != ".").collect();
+        assert!(names.iter().any(|name| name == "a"), "{names:?}");
+        assert!(names.iter().all(|name| ["a", "z", "z/", "z/own"].contains(&name.as_str())), "{names:?}");
+        assert_eq!(in_guest(&bus, etc).await, before);
+
+        // Ways out of a path, and links that the kernel makes up.
+        for path in ["/tmp/../etc/passwd", "/tmp/was/..", "etc/passwd"] {
+            for verb in ["stat", "rm", "mkdir"] {
+                let ask = bus.ask(&format!("vm.web.guest.{verb}"), &json!({"path": path}));
+                ask.id(drover_schemas::RequestId::generate()).refused(ErrorCode::InvalidArgument).await;
+            }
+        }
+        for path in ["/proc/self/root/etc/passwd", "/proc/self/cwd/etc/passwd", "/proc/1/root/etc"] {
+            let error =
+                bus.ask("vm.web.guest.stat", &json!({"path": path})).get::<Value>().await.unwrap_err();
+            println!("{path}: {error}");
+            assert!(matches!(error, Failure::Coded(_)), "{path}: {error}");
+        }
+        let (version, end) = comes(&bus, "get", "/proc/version", "true").await;
+        done(end);
+        assert_eq!(String::from_utf8(version).unwrap().trim(), in_guest(&bus, "cat /proc/version").await);
+        assert_eq!(in_guest(&bus, etc).await, before);
     });
 }

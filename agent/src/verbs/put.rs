@@ -144,8 +144,14 @@ fn find(path: PathBuf, create_dirs: bool, reach: &Reach) -> Result<Name, ErrorBo
     }
     let name = Name::find(path)?;
     reach.changes(&name.dir, &name.name)?;
+    is_replaceable(&name)?;
+    Ok(name)
+}
+
+/// Looked at when a file begins to come, and once more when it takes the name: another may have it by then.
+fn is_replaceable(name: &Name) -> Result<(), ErrorBody> {
     match name.stat()?.map(|stat| held::kind(&stat)) {
-        None | Some(FileType::RegularFile | FileType::Symlink) => Ok(name),
+        None | Some(FileType::RegularFile | FileType::Symlink) => Ok(()),
         Some(FileType::Directory) => {
             Err(invalid(format!("{} is a directory; name the file in it", name.path.display())))
         }
@@ -277,6 +283,7 @@ impl Draft {
             rustix::fs::futimens(&self.file, &times).map_err(|e| target.refused("set the time of", e))?;
         }
         self.file.sync_all().map_err(|e| target.refused("finish", e))?;
+        is_replaceable(target)?;
         rustix::fs::renameat(&target.dir, &self.hidden, &target.dir, &target.name)
             .map_err(|e| target.refused("replace", e))?;
         self.is_kept = true;
