@@ -113,7 +113,7 @@ END
 # JSON is YAML as well.
 cat > "$work/host.yaml" << END
 {
-  "host": "bench", "state_dir": "$work/s", "run_dir": "$work/r", "images_dir": "$images",
+  "host": "bench", "state_dir": "$work/s", "run_dir": "$work/r", "users_dir": "$work/u", "images_dir": "$images",
   "networks": [{"name": "default", "subnet": "10.78.0.0/20"}],
   "vmm": {"path": "$bin/softvmm", "hold": "$hold", "overhead": "$overhead"},
   "capacity": {"cpu_ratio": 1000.0, "quarantine_s": 1, "memory": "200GiB", "memory_reserve": "512MiB"},

@@ -177,7 +177,8 @@ inside() { nsenter --net="/run/netns/$netns" "$@"; }
 drover() { inside "$out/drover" "$@"; }
 inside ip link set lo up
 # Addresses rest for a minute after use; the last check waits for their return.
-printf 'capacity: {quarantine_s: 1, memory_reserve: 256MiB}\nvmm: {hold: "%s"}\n' "$hold" > "$work/settings.yaml"
+printf 'capacity: {quarantine_s: 1, memory_reserve: 256MiB}\nvmm: {hold: "%s"}\nusers_dir: "%s"\n' "$hold" "$work/users" \
+    > "$work/settings.yaml"
 # Not by the function: a function in the background is a shell, and the signals would end that.
 nsenter --net="/run/netns/$netns" "$out/drover" dev --vmm "$vmm" --images "$cache/demo-images" --host demo \
     --host-config "$work/settings.yaml" > "$work/dev.log" 2>&1 &

@@ -21,6 +21,7 @@ use crate::quota::{self, Quotas};
 mod disks;
 mod forwards;
 mod types;
+pub mod users;
 mod volumes;
 
 use disks::disk_bytes;

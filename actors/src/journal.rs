@@ -17,7 +17,7 @@
 mod backend;
 mod batch;
 mod error;
-mod folder;
+pub(crate) mod folder;
 mod inspect;
 mod migrate;
 mod outbox;

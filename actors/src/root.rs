@@ -35,6 +35,7 @@ use crate::fleet::forget::forget;
 use crate::fleet::inventory::Inventory;
 use crate::fleet::quarantine::{self, Quarantine};
 use crate::fleet::states::States;
+use crate::host::users::{self, WantedUsers};
 use crate::host::{HostState, Totals};
 use crate::host_log::{HostLog, HostNote};
 use crate::hypervisor::cgroup::Cgroups;
@@ -91,8 +92,10 @@ pub struct HostSetup {
     pub programs: Programs,
     /// Limits.
     pub limits: Limits,
-    /// What may be promised.
+    /// What may be promised; the users are those that are claimed.
     pub totals: Totals,
+    /// The users that VMs are to have.
+    pub users: WantedUsers,
     /// What a namespace may have of it.
     pub quotas: Quotas,
     /// What counts as a full outbox, in bytes.
@@ -216,8 +219,13 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     let (restored, snapshot) =
         restored::if_restored(&setup.state, &journal, &told, &setup.host, snapshot).await?;
     let (orphans, snapshot) = orphans::find(run_root.clone(), installation, snapshot).await;
+    let in_use = snapshot.uids.iter().map(|row| row.uid).chain(snapshot.vms.iter().map(|row| row.uid));
+    let claimed =
+        users::claim_in_turn(installation, setup.state.clone(), setup.users, in_use.collect()).await?;
+    info!(first_uid = claimed.first, uids = claimed.count, "users for VMs");
+    let totals = Totals { first_uid: claimed.first, uids: claimed.count, ..setup.totals };
     let notify = NotifySocket::bind(&run_root).map_err(|source| StartError::Notify { source })?;
-    let state = HostState::new(installation, setup.totals, Arc::clone(&quotas), &setup.networks, &snapshot)
+    let state = HostState::new(installation, totals, Arc::clone(&quotas), &setup.networks, &snapshot)
         .map_err(|source| StartError::Subnet { source })?;
     let folder = volumes::folder(&setup.disks);
     let found = tokio::task::spawn_blocking(move || volumes::found(&folder)).await;

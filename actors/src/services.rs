@@ -70,10 +70,6 @@ pub struct Limits {
     pub vmm_ready_within: Duration,
     /// How long addresses and users rest after their VM is gone.
     pub quarantine: Duration,
-    /// First Unix user of the range for VMs.
-    pub first_uid: u32,
-    /// How many users the range has.
-    pub uids: u32,
     /// Events that the programs of one guest may publish.
     pub agent_events: EventLimits,
 }

@@ -8,6 +8,9 @@ use drover_actors::bus::assets::AssetsConfig;
 use drover_actors::bus::claims::ClaimError;
 use drover_actors::bus::connect::BusConfig;
 use drover_actors::bus::permissions::INBOX;
+use drover_actors::chain;
+use drover_actors::host::Totals;
+use drover_actors::host::users::WantedUsers;
 use drover_actors::hypervisor::landlock;
 use drover_actors::hypervisor::launcher::{Launcher, LauncherError};
 use drover_actors::hypervisor::version::{VersionError, check, find};
@@ -17,7 +20,6 @@ use drover_actors::services::{Limits, Programs};
 use drover_actors::spec::{TemplateError, Templates};
 use drover_actors::stream::StreamLimits;
 use drover_actors::vm::disks::{AgentProgramError, agent_program};
-use drover_actors::{chain, host::Totals};
 use drover_schemas::Token;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
@@ -281,8 +283,6 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
             vmm_overhead_bytes: overhead_bytes,
             vmm_ready_within: Duration::from_millis(config.vmm.ready_timeout_ms),
             quarantine,
-            first_uid: config.capacity.first_uid,
-            uids: config.capacity.uids,
             agent_events: config.agent_events.limits(),
         },
         totals: Totals {
@@ -293,12 +293,17 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
                 .map_or_else(memory, |size| size.0)
                 .saturating_sub(config.capacity.memory_reserve.0),
             overhead_bytes,
-            first_uid: config.capacity.first_uid,
+            first_uid: 0,
             uids: config.capacity.uids,
             descriptors: raise_descriptors(),
             disk_bytes,
             disk_ratio: ratio,
             forward_ports: config.capacity.forward_ports,
+        },
+        users: WantedUsers {
+            folder: config.users_dir,
+            first: config.capacity.first_uid,
+            count: config.capacity.uids,
         },
         quotas: config.quotas.quotas(),
         outbox_bytes: config.events.outbox.0,

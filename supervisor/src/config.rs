@@ -44,6 +44,8 @@ pub struct HostConfig {
     pub state_dir: PathBuf,
     /// Run directories of VMs; keep it short, socket paths have 108 bytes at most.
     pub run_dir: PathBuf,
+    /// Where the installations on this machine say which Unix users are theirs.
+    pub users_dir: PathBuf,
     /// Images with their manifest; `images` below `state_dir` if left out.
     pub images_dir: Option<PathBuf>,
     /// Images that are imported.
@@ -134,8 +136,9 @@ pub struct CapacityConfig {
     pub memory: Option<ByteSize>,
     /// Memory that is not promised.
     pub memory_reserve: ByteSize,
-    /// First Unix user of the range for VMs.
-    pub first_uid: u32,
+    /// First Unix user of the range for VMs; if left out, from 200000 on the first range that no other installation on
+    /// this machine has.
+    pub first_uid: Option<u32>,
     /// How many users the range has.
     pub uids: u32,
     /// How long addresses and users rest after use, in seconds.
@@ -201,6 +204,7 @@ impl Default for HostConfig {
             root: token("drover"),
             state_dir: "/var/lib/drover".into(),
             run_dir: "/run/drover".into(),
+            users_dir: "/var/lib/drover-users".into(),
             images_dir: None,
             images: ImagesConfig::default(),
             templates_dir: None,
@@ -256,7 +260,7 @@ impl Default for CapacityConfig {
             disk_ratio: 1.0,
             memory: None,
             memory_reserve: ByteSize(1 << 30),
-            first_uid: 200_000,
+            first_uid: None,
             uids: 10_000,
             quarantine_s: 60,
             forward_ports: None,
@@ -401,7 +405,7 @@ impl HostConfig {
             let reason = "clients could not be heard in time; use 1 or more, 60 is usual".to_owned();
             return Err(ConfigError::Range { key: "streams.peer_timeout_s", reason });
         }
-        if self.capacity.first_uid < 1_000 {
+        if self.capacity.first_uid.is_some_and(|first| first < 1_000) {
             let reason = "users below 1000 belong to the system; use 1000 or more".to_owned();
             return Err(ConfigError::Range { key: "capacity.first_uid", reason });
         }

@@ -97,6 +97,7 @@ class Host:
             "host": "h1",
             "state_dir": f"{self.folder}/state",
             "run_dir": f"{self.folder}/run",
+            "users_dir": f"{self.folder}/users",
             "images_dir": os.environ["DROVER_IMAGES"],
             "bus": {"urls": [self.observer.stdout.readline().strip()]},
             "networks": [{"name": "default", "subnet": "10.78.0.0/20"}],

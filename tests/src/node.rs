@@ -104,7 +104,8 @@ impl Node {
                 "overhead": overhead,
                 "ready_timeout_ms": 10_000 * patience_factor(),
             },
-            "capacity": {"cpu_ratio": 100.0, "first_uid": 200_000 + 20_000 * self.number},
+            "users_dir": self.folder.join("users"),
+            "capacity": {"cpu_ratio": 100.0},
         });
         if patience_factor() > 1 {
             config["templates_dir"] = json!(self.patient_templates());

@@ -80,6 +80,55 @@ fn a_vmm_reaches_nothing_but_its_vm() {
     });
 }
 
+/// A VM on a host, and its user.
+async fn up_on(world: &World, host: &str, name: &str) -> u32 {
+    let body = json!({"wait": "agent", "spec": {"placement": {"host": host}}});
+    let vm = until(&format!("{name} on {host}"), async || {
+        world.bus.create(name, body.clone()).await.ok().map(|reply| reply.vm)
+    })
+    .await;
+    let status = PathBuf::from(format!("/proc/{}/status", vm.vmm_pid.unwrap()));
+    field(&status, "Uid").split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn installations_on_one_machine_give_no_user_twice() {
+    let test = "installations_on_one_machine_give_no_user_twice";
+    run(test, Options { started: false, ..Options::fleet(2) }, async |world| {
+        world.start_nats().await;
+        world.hosts.iter_mut().for_each(|host| host.start());
+        world.ready().await;
+        let (a, b) = (up_on(world, "h1", "a").await, up_on(world, "h2", "b").await);
+        assert!(a.abs_diff(b) >= 10_000, "{a} and {b} are of one range");
+        // Whichever is started first, each has its own again.
+        for host in &mut world.hosts {
+            host.stop_host().await;
+        }
+        for host in world.hosts.iter_mut().rev() {
+            host.start();
+            host.ready_on(&world.bus).await;
+        }
+        let (c, d) = (up_on(world, "h1", "c").await, up_on(world, "h2", "d").await);
+        assert!(a.abs_diff(c) < 10_000 && b.abs_diff(d) < 10_000, "{a} {c}, {b} {d}");
+        // A third one is told whose they are, also while those daemons do not run.
+        world.hosts[0].kill().await;
+        let (state, third) = (world.hosts[0].state_dir().to_owned(), world.add_host());
+        let mut config = third.config();
+        config["capacity"]["first_uid"] = json!(a / 10_000 * 10_000);
+        third.configure(&config);
+        let failed = third.host_fails().await;
+        let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+        assert!(!failed.status.success() && said.contains(state.to_str().unwrap()), "{said}");
+        assert!(said.contains("are taken") && said.contains("or more"), "{said}");
+        world.hosts[2].configure(&world.hosts[2].config());
+        world.hosts[2].start();
+        world.hosts[0].start();
+        world.ready().await;
+        let e = up_on(world, "h3", "e").await;
+        assert!([a, b].iter().all(|other| other.abs_diff(e) >= 10_000), "{a}, {b}, {e}");
+    });
+}
+
 #[test]
 fn what_a_vmm_plants_in_its_folder_is_not_followed() {
     run("what_a_vmm_plants_in_its_folder_is_not_followed", Options::default(), async |world| {

@@ -22,7 +22,7 @@ pub const STATE_VERSION: u32 = 1;
 pub(super) const VERSION_FILE: &str = "state.version";
 const LOCK_FILE: &str = "lock";
 const INSTALLATION_FILE: &str = "installation";
-pub(super) const JOURNAL_FILE: &str = "journal.redb";
+pub(crate) const JOURNAL_FILE: &str = "journal.redb";
 const RESERVE_FILE: &str = "reserve";
 
 /// How long a lock is waited for.

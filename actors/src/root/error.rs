@@ -7,6 +7,7 @@ use drover_schemas::ErrorBody;
 use crate::bus::claims::ClaimError;
 use crate::bus::connect::ConnectError;
 use crate::host::SubnetError;
+use crate::host::users::UsersError;
 use crate::hypervisor::run_dir::RunRootError;
 use crate::journal::OpenError;
 use crate::network::NetworkError;
@@ -52,6 +53,9 @@ pub enum StartError {
         #[source]
         source: RunRootError,
     },
+    /// There are no users for VMs.
+    #[error(transparent)]
+    Users(#[from] UsersError),
     /// The notification socket cannot be made.
     #[error("make the socket for notifications")]
     Notify {
