@@ -2,22 +2,24 @@
 //! for again with its id is not done twice.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use drover_schemas::body::guest::ExecReply;
 use drover_schemas::body::status::{AgentFaultCode, AgentState, VmStatus};
 use drover_schemas::guest::RunInfo;
-use drover_schemas::stream::{Channel, StreamEnd, StreamFrame};
+use drover_schemas::stream::{Channel, PEER_LOST_MS, StreamEnd, StreamFrame};
 use drover_schemas::verbs::{Class, Plane, VERBS, VerbRow};
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::{Bus, Failure};
+use drover_tests::events;
 use drover_tests::liar::agent_of;
 use drover_tests::stream::Stream;
 use drover_tests::wait::{until, until_within};
 use drover_tests::world::{Options, World, run};
 use futures_util::future::join_all;
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// A key that nobody has.
@@ -28,6 +30,9 @@ const DEADLINE: Duration = Duration::from_secs(8);
 const LATE: Duration = Duration::from_secs(5);
 /// A link whose agent answers nothing is given up after so long, by the protocol, and no earlier.
 const HALF_OPEN: Duration = Duration::from_secs(40);
+
+/// A stream whose client is not heard is given up after so long, and whoever asks for the same waits for that.
+const PEER_LOST: Duration = Duration::from_millis(PEER_LOST_MS);
 
 /// What breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,14 +101,17 @@ fn is_stream(row: &VerbRow) -> bool {
     row.class == Class::Stream && row.verb != "exec"
 }
 
-/// Asks, and waits for the end: of a stream that has begun, as long as a half-open link may take to be found.
+/// Asks, and waits for the end: of a stream that has begun, as long as whoever has it may take to be given up.
 async fn ask(bus: Bus, name: &str, row: &VerbRow, run: RequestId, id: RequestId) -> Outcome {
     let (tail, body) = (format!("vm.{name}.guest.{}", row.verb), body(row.verb, run));
     if !is_stream(row) {
-        return match bus.ask(&tail, &body).id(id).within(DEADLINE).get::<Value>().await {
-            Ok(_) => Outcome::Done,
-            Err(failure) => failure.into(),
+        let ask = bus.ask(&tail, &body).id(id).within(DEADLINE);
+        let done = match row.verb {
+            // Bytes are no JSON.
+            "exec" => ask.get::<ExecReply>().await.map(drop),
+            _ => ask.get::<Value>().await.map(drop),
         };
+        return done.map_or_else(Outcome::from, |()| Outcome::Done);
     }
     let mut stream = match Stream::open_as(&bus, &tail, &body, id, DEADLINE).await {
         Ok(stream) => stream,
@@ -120,7 +128,7 @@ async fn ask(bus: Bus, name: &str, row: &VerbRow, run: RequestId, id: RequestId)
         let (ch, off) = (Some(Channel::Data), Some(0));
         stream.send(&StreamFrame { ch, off, data, eof: true, ..StreamFrame::default() }).await;
     }
-    let end = Instant::now() + HALF_OPEN + DEADLINE;
+    let end = Instant::now() + PEER_LOST + DEADLINE;
     while let Some(frame) = stream.next_within(end.saturating_duration_since(Instant::now())).await {
         if let (Some(ch), Some(off)) = (frame.ch, frame.off) {
             let len = frame.data.as_ref().map_or(0, |data| data.as_slice().len());
@@ -195,16 +203,11 @@ async fn ask_all(bus: &Bus, name: &'static str, run: RequestId, rows: &[&'static
     asked
 }
 
-/// Waits for all ends, and asks again with the same ids where `again`.
-async fn ends(
-    bus: &Bus,
-    name: &'static str,
-    what: &str,
-    run: RequestId,
-    asked: Asked,
-    within: impl Fn(&VerbRow) -> Duration,
-    allowed: &[Outcome],
-) {
+/// What was asked for, by its id.
+type Ids = Vec<(&'static VerbRow, RequestId)>;
+
+/// Waits for all ends.
+async fn ends(what: &str, asked: Asked, within: impl Fn(&VerbRow) -> Duration, allowed: &[Outcome]) -> Ids {
     let mut first = BTreeMap::new();
     let mut ids = Vec::new();
     for (row, id, work) in asked {
@@ -219,8 +222,12 @@ async fn ends(
         ids.push((row, id));
     }
     println!("{what}: {first:?}");
+    ids
+}
+
+/// Asks again with the same ids, as a client does that does not know what became of it.
+async fn again(bus: &Bus, name: &'static str, what: &str, run: RequestId, ids: &Ids) {
     ready(bus, name).await;
-    // As a client does that does not know what became of it.
     let again = join_all(
         ids.iter().map(|(row, id)| async move { (row.verb, ask(bus.clone(), name, row, run, *id).await) }),
     )
@@ -291,10 +298,12 @@ fn each_verb_under_way_ends_with_a_code_and_is_not_done_twice() {
             breaks(world, fault, &vm, name).await;
             // Whoever hears nothing of a daemon that is gone waits for a stream as long as its protocol says.
             let within = |row: &VerbRow| match fault {
-                Fault::DaemonKilled if is_stream(row) => DEADLINE + HALF_OPEN + DEADLINE,
+                Fault::DaemonKilled if is_stream(row) => DEADLINE + PEER_LOST + DEADLINE,
                 _ => DEADLINE,
             };
-            ends(&bus, name, &format!("{fault:?}"), run, asked, within, allowed).await;
+            let what = format!("{fault:?}");
+            let ids = ends(&what, asked, within, allowed).await;
+            again(&bus, name, &what, run, &ids).await;
             bus.change(name, "delete").await.unwrap();
         }
     });
@@ -306,9 +315,12 @@ fn a_shutdown_under_way_ends_with_a_code_and_is_done_once() {
     run(test, Options::default(), async |world| {
         let bus = world.bus.clone();
         let row = VERBS.iter().find(|row| row.plane == Plane::VmGuest && row.verb == "shutdown").unwrap();
-        for (name, fault) in
-            [("agent", Fault::AgentKilled), ("vmm", Fault::VmmKilled), ("daemon", Fault::DaemonKilled)]
-        {
+        for (name, fault) in [
+            ("agent", Fault::AgentKilled),
+            ("guest", Fault::GuestRebooted),
+            ("vmm", Fault::VmmKilled),
+            ("daemon", Fault::DaemonKilled),
+        ] {
             let (vm, run) = up(&bus, name).await;
             kill(agent_of(world, vm.vm_id).unwrap(), Signal::SIGSTOP).unwrap();
             let mut asked = ask_all(&bus, name, run, &[row]).await;
@@ -356,11 +368,88 @@ fn a_link_whose_agent_answers_nothing_is_found_and_comes_back() {
         let allowed = codes.map(Outcome::Coded);
         // A stream has no deadline once it is open: it ends with its link.
         let within = |row: &VerbRow| if is_stream(row) { HALF_OPEN } else { DEADLINE };
-        ends(&bus, name, "HalfOpen", run, asked, within, &allowed).await;
+        let ids = ends("HalfOpen", asked, within, &allowed).await;
+        again(&bus, name, "HalfOpen", run, &ids).await;
         let back = until("the same agent", async || {
             bus.status(name).await.ok().filter(|vm| vm.agent.state == AgentState::Ready)
         })
         .await;
         assert_eq!((back.agent.boot_id, back.incarnation), (vm.agent.boot_id, vm.incarnation));
+    });
+}
+
+#[test]
+fn each_verb_ends_while_what_lies_between_stands_still_and_is_not_done_twice() {
+    let test = "each_verb_ends_while_what_lies_between_stands_still_and_is_not_done_twice";
+    run(test, Options { budget: Duration::from_secs(300), ..Options::default() }, async |world| {
+        let bus = world.bus.clone();
+        let rows: Vec<_> = verbs().collect();
+        // The VMM stands still, and with it the way to the guest.
+        let name = "vmm";
+        let (vm, run) = up(&bus, name).await;
+        let vmm = Pid::from_raw(i32::try_from(vm.vmm_pid.unwrap()).unwrap());
+        kill(vmm, Signal::SIGSTOP).unwrap();
+        let asked = ask_all(&bus, name, run, &rows).await;
+        let codes = [ErrorCode::DeadlineExceeded, ErrorCode::GuestUnreachable, ErrorCode::Unavailable];
+        let within = |row: &VerbRow| if is_stream(row) { HALF_OPEN } else { DEADLINE };
+        let ids = ends("VmmStopped", asked, within, &codes.map(Outcome::Coded)).await;
+        kill(vmm, Signal::SIGCONT).unwrap();
+        again(&bus, name, "VmmStopped", run, &ids).await;
+        bus.change(name, "delete").await.unwrap();
+
+        // The daemon stands still with all that it was asked for, which its guest does meanwhile.
+        let name = "daemon";
+        let (vm, run) = up(&bus, name).await;
+        let agent = agent_of(world, vm.vm_id).unwrap();
+        kill(agent, Signal::SIGSTOP).unwrap();
+        let asked = ask_all(&bus, name, run, &rows).await;
+        let daemon = Pid::from_raw(i32::try_from(world.daemon_id().unwrap()).unwrap());
+        kill(daemon, Signal::SIGSTOP).unwrap();
+        kill(agent, Signal::SIGCONT).unwrap();
+        let unheard = [Outcome::Unheard, Outcome::Done];
+        let within = |row: &VerbRow| if is_stream(row) { DEADLINE + PEER_LOST + DEADLINE } else { DEADLINE };
+        let ids = ends("DaemonStopped", asked, within, &unheard).await;
+        kill(daemon, Signal::SIGCONT).unwrap();
+        again(&bus, name, "DaemonStopped", run, &ids).await;
+        bus.change(name, "delete").await.unwrap();
+    });
+}
+
+#[test]
+fn a_shutdown_of_a_guest_that_answers_nothing_ends_with_a_code_and_is_done_once() {
+    let test = "a_shutdown_of_a_guest_that_answers_nothing_ends_with_a_code_and_is_done_once";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let row = VERBS.iter().find(|row| row.plane == Plane::VmGuest && row.verb == "shutdown").unwrap();
+        let (vm, run) = up(&bus, "still").await;
+        let agent = agent_of(world, vm.vm_id).unwrap();
+        kill(agent, Signal::SIGSTOP).unwrap();
+        let (row, id, work) = ask_all(&bus, "still", run, &[row]).await.pop().unwrap();
+        let (outcome, took) = work.await.unwrap();
+        assert!(took <= DEADLINE + LATE, "{took:?}");
+        assert_eq!(outcome, Outcome::Coded(ErrorCode::DeadlineExceeded));
+        until_within(HALF_OPEN + LATE, "the silence is found", async || {
+            bus.status("still").await.ok().filter(|vm| vm.agent.state == AgentState::Lost)
+        })
+        .await;
+        // It finds the request, whose link has ended meanwhile; whether it does it is its own affair.
+        kill(agent, Signal::SIGCONT).unwrap();
+        ready(&bus, "still").await;
+        let again = ask(bus.clone(), "still", row, run, id).await;
+        println!("again: {again:?}");
+        assert_ne!(again, Outcome::Unheard);
+        ready(&bus, "still").await;
+        let third = ask(bus.clone(), "still", row, run, id).await;
+        println!("once more: {third:?}");
+        ready(&bus, "still").await;
+        let greeted = events::read(&bus).await.into_iter().filter_map(|event| event.cause);
+        let boots: BTreeSet<_> =
+            greeted.filter_map(|cause| cause.evidence.get("boot_id").map(ToString::to_string)).collect();
+        assert!(boots.len() <= 2, "it was rebooted more than once: {boots:?}");
+        let now = bus.status("still").await.unwrap();
+        assert_eq!(now.incarnation, vm.incarnation);
+        assert!(
+            now.agent.boot_id.is_some_and(|boot| boots.is_empty() || boots.iter().any(|b| b.contains(&boot)))
+        );
     });
 }
