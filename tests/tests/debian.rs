@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use drover_schemas::body::guest::{ExecReply, ExecResult};
+use drover_schemas::body::guest::{ClockChange, ClockReply, ExecReply, ExecResult};
 use drover_schemas::body::image::ImageImportReply;
 use drover_schemas::body::status::{AgentState, VmStatus};
 use drover_schemas::body::vm::ChangeReply;
 use drover_schemas::event::AgentEvent;
 use drover_schemas::guest::{
-    FreezeResult, InfoResult, ProcessesResult, RunInfo, RunState, RunsResult, ThawResult,
+    FreezeResult, IdentityPart, IdentityResult, InfoResult, PartOutcome, ProcessesResult, RunInfo, RunState,
+    RunsResult, ThawResult,
 };
 use drover_schemas::state::VmState;
 use drover_schemas::{ErrorCode, RequestId};
@@ -31,6 +32,13 @@ const BOOT: Duration = Duration::from_secs(300);
 /// For work of a guest in software emulation.
 const WORK: Duration = Duration::from_secs(120);
 const VM: &str = "deb";
+/// `adjtimex(2)` on x86-64, and its mode that tells what is left of a correction: `ADJ_OFFSET_SS_READ`.
+const SYS_ADJTIMEX: u32 = 159;
+const SINGLESHOT_READ: u32 = 0xa001;
+/// Sets the clock back by 20 ms: `clock_gettime(2)` and `clock_settime(2)` in one process, which take no time.
+const LATE: &str = "perl -e '$time = pack(q(qq), 0, 0); syscall(228, 0, $time); ($s, $n) = unpack(q(qq), $time); \
+    $n -= 20_000_000; if ($n < 0) { $n += 1_000_000_000; $s -= 1 } \
+    syscall(227, 0, pack(q(qq), $s, $n)) < 0 and die qq($!)'";
 
 /// The guest, as its user has it.
 struct Guest<'a> {
@@ -56,11 +64,14 @@ fn debian_is_used_through_its_agent() {
         guest.has_a_shell_in_a_terminal().await;
         guest.takes_and_gives_files_and_folders().await;
         guest.is_logged_in_to_with_keys_that_were_added_over_the_bus().await;
+        let late = guest.has_its_clock_slewed().await;
+        guest.becomes_another_than_its_twin().await;
         guest.has_its_disk_stand_still_for_a_copy().await;
         guest.tells_of_its_programs_and_of_services_that_fail().await;
         guest.says_what_it_is_and_what_runs().await;
         guest.does_what_its_owner_lets_the_host_do().await;
         guest.is_used_by_the_client_in_python().await;
+        guest.has_its_clock_right_without_a_jump(late).await;
         guest.gets_another_agent_and_systemd_does_not_notice().await;
         guest.has_its_agent_back_when_it_is_killed().await;
         guest.gets_another_package_of_the_agent(&folder).await;
@@ -201,17 +212,21 @@ impl Guest<'_> {
         tokio::time::timeout(WORK, ssh.output()).await.unwrap().unwrap()
     }
 
-    async fn is_logged_in_to_with_keys_that_were_added_over_the_bus(&self) {
-        let (key, known) = (self.world.path("key"), self.world.path("known"));
-        let (key, known) = (key.to_str().unwrap(), known.to_str().unwrap());
-        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", key]).status();
-        assert!(made.await.unwrap().success());
-        // Its host key comes over the link too: nothing is trusted that the network says.
+    /// Its host key comes over the link too: nothing is trusted that the network says.
+    async fn knows_its_host_key(&self, known: &str) {
         let host_key = self.world.path("host.pub").display().to_string();
         let in_guest = format!("{VM}:/etc/ssh/ssh_host_ed25519_key.pub");
         self.drover(&["vm", "cp", &in_guest, &host_key]).await;
         let host_key = fs::read_to_string(host_key).unwrap();
         fs::write(known, format!("{} {host_key}", self.vm.nics[0].ipv4)).unwrap();
+    }
+
+    async fn is_logged_in_to_with_keys_that_were_added_over_the_bus(&self) {
+        let (key, known) = (self.world.path("key"), self.world.path("known"));
+        let (key, known) = (key.to_str().unwrap(), known.to_str().unwrap());
+        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", key]).status();
+        assert!(made.await.unwrap().success());
+        self.knows_its_host_key(known).await;
         let refused = self.ssh("debian", key, known, "true").await;
         let why = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(refused.status.code() == Some(255) && why.contains("Permission denied"), "{why}");
@@ -239,6 +254,139 @@ impl Guest<'_> {
         self.drover(&["vm", "user", "rm", VM, "deploy", "--remove-home", "--force"]).await;
         self.says("! id deploy && ! ls /home/deploy").await;
         assert_eq!(self.says(check).await, before);
+    }
+
+    /// What a clone has that its twin has too, each as one line.
+    async fn identity(&self) -> Vec<String> {
+        let script = "cat /etc/machine-id; hostname; cat /etc/hostname; grep -c localhost /etc/hosts; \
+             cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub; sha256sum < /etc/ssh/ssh_host_ed25519_key; \
+             sha256sum < /var/lib/systemd/random-seed";
+        self.says(script).await.lines().map(str::to_owned).collect()
+    }
+
+    async fn becomes_another_than_its_twin(&self) {
+        let (key, known) = (self.world.path("key"), self.world.path("known"));
+        let (key, known) = (key.to_str().unwrap(), known.to_str().unwrap());
+        // As a disk is that was in use: the next boot's seed lies there, and a lease.
+        self.says(
+            "/lib/systemd/systemd-random-seed save; mkdir -p /var/lib/dhcp; touch /var/lib/dhcp/eth0.leases",
+        )
+        .await;
+        let before = self.identity().await;
+        let sshd = self.says("systemctl show --value -p MainPID ssh").await;
+        // Whoever is logged in stays so.
+        let script = "until [ -e /tmp/is-another ]; do sleep 0.2; done; hostname";
+        let stays = self.ssh("debian", key, known, script);
+        let becomes = async {
+            self.until("somebody is logged in", "pgrep -u debian -f is-another").await;
+            let identity = ["-o", "json", "vm", "guest", "identity", VM, "--hostname", "twin"];
+            let done: IdentityResult = serde_json::from_str(&self.drover(&identity).await).unwrap();
+            self.says("touch /tmp/is-another").await;
+            done
+        };
+        let (stayed, done) = tokio::join!(stays, becomes);
+        assert_eq!((stayed.status.code(), stayed.stdout.as_slice()), (Some(0), &b"twin\n"[..]), "{stayed:?}");
+        let part = |part| done.parts.iter().find(|done| done.part == part).unwrap();
+        for name in [
+            IdentityPart::Rng,
+            IdentityPart::MachineId,
+            IdentityPart::Hostname,
+            IdentityPart::SshHostKeys,
+            IdentityPart::Dhcp,
+        ] {
+            assert_eq!(part(name).outcome, PartOutcome::Done, "{done:?}");
+        }
+        assert_eq!(part(IdentityPart::CloudInit).outcome, PartOutcome::Absent);
+        let after = self.identity().await;
+        assert_eq!(
+            (&before[1..3], &after[1..3]),
+            (&[VM.into(), VM.into()][..], &["twin".into(), "twin".into()][..])
+        );
+        assert_eq!(after[0], part(IdentityPart::MachineId).detail);
+        for line in [0, 4, 5, 6] {
+            assert_ne!(before[line], after[line], "line {line}");
+        }
+        assert_eq!(before[3], after[3]);
+        assert_eq!(self.says("ls -A /etc/ssh /var/lib/dhcp | grep -c drover-keys || true").await, "0");
+        // What runs takes it over: sshd is the same process, and answers with the new key alone.
+        assert_eq!(
+            self.says("systemctl show --value -p MainPID ssh; systemctl is-system-running").await,
+            format!("{sshd}\nrunning")
+        );
+        let twin = self.ssh("debian", key, known, "true").await;
+        let why = String::from_utf8_lossy(&twin.stderr).into_owned();
+        assert!(twin.status.code() == Some(255) && why.contains("HOST IDENTIFICATION HAS CHANGED"), "{why}");
+        self.knows_its_host_key(known).await;
+        let another = self.ssh("debian", key, known, "hostname").await;
+        assert_eq!(
+            (another.status.code(), another.stdout.as_slice()),
+            (Some(0), &b"twin\n"[..]),
+            "{another:?}"
+        );
+        // Its name is its own again for what follows; nothing else is asked for.
+        let back = [
+            "vm",
+            "guest",
+            "identity",
+            VM,
+            "--hostname",
+            VM,
+            "--keep",
+            "machine-id",
+            "--keep",
+            "ssh-host-keys",
+        ];
+        self.drover(&back).await;
+        let kept = self.identity().await;
+        assert_eq!((&kept[0], kept[1].as_str(), &kept[4]), (&after[0], VM, &after[4]));
+    }
+
+    /// What the kernel has still to make good by running faster or slower, in microseconds.
+    async fn left_to_slew(&self) -> i64 {
+        let script = format!(
+            "perl -e '$timex = pack(q(L x4 q x256), {SINGLESHOT_READ}, 0); \
+             syscall({SYS_ADJTIMEX}, $timex) < 0 and die qq($!); print((unpack(q(L x4 q), $timex))[1])'"
+        );
+        self.says(&script).await.parse().unwrap()
+    }
+
+    async fn clock(&self, more: &[&str]) -> ClockReply {
+        let clock = [&["-o", "json", "vm", "guest", "clock", VM], more].concat();
+        serde_json::from_str(&self.drover(&clock).await).unwrap()
+    }
+
+    /// A clock that is off by little is never set back or on: it runs faster until it is right.
+    async fn has_its_clock_slewed(&self) -> ClockReply {
+        // At its boot it is right to a second only.
+        assert_ne!(self.clock(&["--set", "--slew", "0"]).await.change, ClockChange::Slewed);
+        let set = async || {
+            // It is off by a little more each time, until that is more than whoever looks can be wrong by.
+            self.says(LATE).await;
+            let clock = self.clock(&["--set"]).await;
+            Some(clock).filter(|clock| clock.change == ClockChange::Slewed && clock.ahead_us < 0)
+        };
+        let late = until_within(WORK, "a clock that is late by little", set).await;
+        assert!(late.error_us < late.ahead_us.unsigned_abs(), "{late:?}");
+        let left = self.left_to_slew().await;
+        // The kernel makes half a millisecond good in a second; it has not jumped.
+        assert!(left > 0 && left <= -late.ahead_us, "{left} of {late:?}");
+        let less = until_within(WORK, "it runs faster", async || {
+            Some(self.left_to_slew().await).filter(|less| *less < left)
+        })
+        .await;
+        println!("late by {} ms: {left} µs to be made good, {less} a moment later", -late.ahead_us / 1000);
+        late
+    }
+
+    async fn has_its_clock_right_without_a_jump(&self, late: ClockReply) {
+        let began = Instant::now();
+        // What an emulated clock is off by itself meanwhile is its own affair.
+        until_within(WORK * 3, "nothing is left to be made good", async || {
+            (self.left_to_slew().await == 0).then_some(())
+        })
+        .await;
+        let clock = self.clock(&[]).await;
+        println!("right after {:?} more: {clock:?}, {late:?}", began.elapsed());
     }
 
     async fn has_its_disk_stand_still_for_a_copy(&self) {

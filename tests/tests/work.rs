@@ -254,12 +254,37 @@ fn part(done: &IdentityResult, part: IdentityPart) -> &PartResult {
     done.parts.iter().find(|result| result.part == part).unwrap()
 }
 
+/// A block of memory is taken away as a host does it that wants memory back, and brought into use again: the way that
+/// memory takes which was added to a guest.
+async fn memory_that_was_taken_away_comes_back(world: &World, guest: &Guest) {
+    let total = "awk '/^MemTotal/ { print $2 }' /proc/meminfo";
+    let whole: u64 = guest.sh(total).await.parse().unwrap();
+    let take = "cd /sys/devices/system/memory; for block in $(ls -d memory[0-9]* | sort -rV); do
+        echo offline > $block/state 2> /dev/null && echo $block && exit; done; exit 1";
+    let block = guest.sh(take).await;
+    let state = format!("cat /sys/devices/system/memory/{block}/state");
+    assert_eq!(guest.sh(&state).await, "offline");
+    let size = guest.sh("cat /sys/devices/system/memory/block_size_bytes").await;
+    let size = u64::from_str_radix(&size, 16).unwrap();
+    let less: u64 = guest.sh(total).await.parse().unwrap();
+    assert_eq!((whole - less) << 10, size, "{block}");
+    let online: OnlineResult = json(world, &["vm", "guest", "online", "web"]).await;
+    assert_eq!((online.memory_added_bytes, online.failed.as_slice()), (size, &[][..]), "{online:?}");
+    assert_eq!(guest.sh(&state).await, "online");
+    assert_eq!(guest.sh(total).await.parse::<u64>().unwrap(), whole);
+    let again: OnlineResult = guest.change("online", json!({})).await;
+    assert_eq!((again.memory_bytes, again.memory_added_bytes), (online.memory_bytes, 0));
+    println!("{block} of {} MiB was away, {} MiB are there", size >> 20, again.memory_bytes >> 20);
+}
+
 #[test]
 fn a_guest_sets_its_clock_brings_up_what_it_has_and_becomes_another() {
     let test = "a_guest_sets_its_clock_brings_up_what_it_has_and_becomes_another";
     run(test, emulated(), async |world| {
         let bus = world.bus.clone();
-        boot(&bus, "web", json!({"cpus": 2})).await;
+        // Memory that can be taken away from a kernel that runs is set apart at its boot.
+        let boots = json!({"cmdline": "console=ttyS0 panic=-1 quiet loglevel=4 movablecore=256M"});
+        boot(&bus, "web", json!({"cpus": 2, "memory": "768MiB", "boot": boots})).await;
         let guest = Guest(bus.clone());
 
         // An hour late: it is told, and stays so until somebody sets it.
@@ -293,6 +318,8 @@ fn a_guest_sets_its_clock_brings_up_what_it_has_and_becomes_another() {
         assert_eq!(guest.sh("nproc").await, "2");
         let online: OnlineResult = guest.change("online", json!({})).await;
         assert_eq!((online.cpus, online.cpus_added.len()), (2, 0), "{online:?}");
+
+        memory_that_was_taken_away_comes_back(world, &guest).await;
 
         guest.sh("mount /dev/vda /mnt").await;
         let trimmed: TrimResult = json(world, &["vm", "guest", "trim", "web", "--mount", "/mnt"]).await;

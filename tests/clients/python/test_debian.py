@@ -89,6 +89,37 @@ class OnDebian(unittest.IsolatedAsyncioTestCase):
             self.assertEqual(b"".join([chunk async for chunk in process.read("stdout")]), b"before after")
             self.assertEqual((await process.result())["exit_code"], 0)
 
+    async def test_becoming_another_guest(self):
+        async def identity():
+            told = await self.drover.exec(VM, ["sh", "-c", "cat /etc/machine-id; cat /etc/ssh/ssh_host_ed25519_key.pub"])
+            machine_id, key = told["stdout"].decode().splitlines()
+            return machine_id, key.split()[1]
+
+        nic = (await self.drover.get(VM))["nics"][0]
+
+        async def offered():
+            scan = ["ssh-keyscan", "-T", "60", "-t", "ed25519", nic["ipv4"]]
+            pipe, nowhere = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+            async with asyncio.timeout(90):
+                while True:
+                    scanning = await asyncio.create_subprocess_exec(*scan, stdout=pipe, stderr=nowhere)
+                    said = (await scanning.communicate())[0].decode().split()
+                    # It listens to nobody for the moment in which it takes its keys.
+                    if said:
+                        return said[2]
+
+        before = await identity()
+        self.assertEqual(await offered(), before[1])
+        done = await self.drover.identity(VM, hostname="snake")
+        outcomes = {part["part"]: part["outcome"] for part in done["parts"]}
+        self.assertEqual({outcomes[part] for part in ("rng", "machine_id", "hostname", "ssh_host_keys")}, {"done"})
+        after = await identity()
+        self.assertTrue(before[0] != after[0] and before[1] != after[1], (before, after))
+        self.assertEqual((await self.drover.info(VM))["hostname"], "snake")
+        self.assertEqual(await offered(), after[1])
+        await self.drover.identity(VM, hostname=VM, keep=["machine_id", "ssh_host_keys"])
+        self.assertEqual(await identity(), after)
+
     async def test_events_of_an_ordinary_user(self):
         data = json.dumps({"number": 7})
         said = ["drover-agent", "emit", "python.test", "--data", data, "--wait", "--timeout", "60"]
