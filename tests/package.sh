@@ -88,6 +88,62 @@ holds "they install the right one" first_boot right
 holds "which starts with the guest" says enabled enabled
 holds "and is purged again" inside dpkg -P drover-agent
 
+# --- image builders: what their lines do to an image ---------------------------------------------------------
+image=deploy/agent/image
+# On the system beside, as the builder would run them; the agent starts with the guest then, and no package lies about.
+built() {
+    local by=$1
+    shift
+    echo "0123456789abcdef0123456789abcdef" > "$root/etc/machine-id"
+    holds "the lines for $by install it" "$@"
+    holds "where it starts with the guest" says enabled enabled
+    holds "and no package is left" says "" find "$root/tmp" -mindepth 1
+    holds "purged once more" inside dpkg -P drover-agent
+}
+# Since mkosi 15 the script runs beside the image, before that within it; what is built first is no image yet.
+mkosi_beside() { cp "$new" "$root/tmp/drover-agent.deb" && BUILDROOT=$root sh "$image/mkosi.postinst" final; }
+mkosi_within() {
+    cp "$new" "$root/tmp/drover-agent.deb" && cp "$image/mkosi.postinst" "$root/postinst" &&
+        inside sh /postinst build && test -e "$root/tmp/drover-agent.deb" && inside sh /postinst final
+    local status=$?
+    rm -f "$root/postinst"
+    return $status
+}
+built "mkosi" mkosi_beside
+built "mkosi before 15" mkosi_within
+# The commands of virt-customize that stand there, after its manual.
+virt_customize() {
+    cp "$new" "$work/drover-agent.deb"
+    while read -r command words; do
+        case $command in
+            '' | '#'*) ;;
+            copy-in) cp "$work/${words%%:*}" "$root${words#*:}/" ;;
+            run-command) inside sh -c "$words" ;;
+            delete) rm "$root$words" ;;
+            truncate) : > "$root$words" ;;
+            *) echo "no command $command is known here"; return 1 ;;
+        esac || return 1
+    done < "$image/virt-customize.commands"
+}
+built "virt-customize" virt_customize
+holds "and the image has no id" test ! -s "$root/etc/machine-id"
+packer() {
+    cp "$new" "$root/tmp/drover-agent.deb"
+    printf '#!/bin/sh\nexec "$@"\n' > "$root/bin/sudo" && chmod 755 "$root/bin/sudo"
+    sed -n 's/^ *inline = //p' "$image/packer.pkr.hcl" |
+        python3 -c 'import json, sys; print("\n".join(json.load(sys.stdin)))' | inside sh -e
+    local status=$?
+    rm -f "$root/bin/sudo"
+    return $status
+}
+built "Packer" packer
+holds "and the image has no id, either" test ! -s "$root/etc/machine-id"
+if command -v cloud-init > /dev/null; then
+    holds "cloud-init has nothing against its lines" cloud-init schema --config-file "$image/cloud-init.yaml"
+else
+    echo "SKIP cloud-init's own look at its lines: cloud-init is not installed"
+fi
+
 # --- OpenRC -----------------------------------------------------------------------------------------------
 # From Debian's own package of it, unpacked over the system, which is not booted.
 fetched=1
