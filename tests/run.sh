@@ -281,6 +281,7 @@ if wants images; then
     step images "signed ones only" real signed 2
     step images "templates" real templates 2
     step images "disks of VMs" real disks 2
+    step images "disks that lie over images" real overlays 2
     step images "disks that become longer" real growth 2
     step images "disks that outlive their VMs" real volumes 2
     need_debian qemu-img=qemu-utils xorrisofs=xorriso mke2fs=e2fsprogs

@@ -283,10 +283,15 @@ impl Images {
     #[must_use]
     pub fn path(&self, image: &ResolvedImage) -> Option<PathBuf> {
         let named = self.read().values().find(|i| i.resolved.sha256 == image.sha256).map(|i| i.path.clone());
-        named.or_else(|| {
-            let path = self.store.as_ref()?.content(&image.sha256);
-            path.exists().then_some(path)
-        })
+        named.or_else(|| self.kept(image))
+    }
+
+    /// Where the store has an image's content, which nobody changes and which stays while a VM has it in its spec; `None`
+    /// if it lies where an operator put it.
+    #[must_use]
+    pub fn kept(&self, image: &ResolvedImage) -> Option<PathBuf> {
+        let path = self.store.as_ref()?.content(&image.sha256);
+        path.exists().then_some(path)
     }
 
     /// Keeps what a spec needs until the row of its VM does. `None` if one of them is gone or going.

@@ -76,6 +76,8 @@ pub struct HostSetup {
     pub run: PathBuf,
     /// Where VMs have their disks.
     pub disks: PathBuf,
+    /// Disks may lie over their images.
+    pub overlays: bool,
     /// The control connection; the bulk connection is alike.
     pub bus: BusConfig,
     /// JetStream assets.
@@ -276,6 +278,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         templates: setup.templates,
         run_root,
         disks: setup.disks,
+        overlays: setup.overlays,
         backups: setup.state.join("backups"),
         not_imported: std::sync::Mutex::default(),
         cgroups: Cgroups::open(installation, &setup.programs.launcher),

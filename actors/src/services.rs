@@ -111,6 +111,8 @@ pub struct Services {
     pub run_root: RunRoot,
     /// Where VMs have their disks.
     pub disks: PathBuf,
+    /// Disks may lie over their images.
+    pub overlays: bool,
     /// Where backups of the journal go.
     pub backups: PathBuf,
     /// Limits of VMs' processes.

@@ -46,7 +46,7 @@ pub trait ImageCatalogue {
     fn names(&self, kind: ImageKind) -> Vec<String>;
 }
 
-fn invalid(field: &str, message: impl Into<String>) -> ErrorBody {
+pub(crate) fn invalid(field: &str, message: impl Into<String>) -> ErrorBody {
     ErrorBody::new(ErrorCode::InvalidArgument, format!("{field}: {}", message.into())).with("field", field)
 }
 

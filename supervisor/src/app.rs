@@ -272,6 +272,7 @@ async fn setup(config: HostConfig) -> Result<HostSetup, AppError> {
         state: config.state_dir.clone(),
         run: config.run_dir,
         disks: config.state_dir.join("disks"),
+        overlays: config.disks.overlays,
         bus,
         assets,
         networks: config.networks,

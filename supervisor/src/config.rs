@@ -62,6 +62,8 @@ pub struct HostConfig {
     pub vmm: VmmConfig,
     /// The program of the agent that guests are given whose spec asks for it (`seed.agent`); none are if left out.
     pub guest_agent: Option<PathBuf>,
+    /// How VMs' disks are made.
+    pub disks: DisksConfig,
     /// What may be promised.
     pub capacity: CapacityConfig,
     /// What one namespace may have of it.
@@ -121,6 +123,20 @@ pub struct VmmConfig {
     pub confine: bool,
     /// What a confined VMM may read beside its program, its VM's files and the system's libraries.
     pub paths: Vec<PathBuf>,
+}
+
+/// How VMs' disks are made.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DisksConfig {
+    /// Where the file system shares no blocks, a disk of an imported image lies over that instead of being a copy of it.
+    pub overlays: bool,
+}
+
+impl Default for DisksConfig {
+    fn default() -> Self {
+        Self { overlays: true }
+    }
 }
 
 /// What may be promised.
@@ -213,6 +229,7 @@ impl Default for HostConfig {
             networks: Vec::new(),
             vmm: VmmConfig::default(),
             guest_agent: None,
+            disks: DisksConfig::default(),
             capacity: CapacityConfig::default(),
             quotas: QuotasConfig::default(),
             agent_events: AgentEventsConfig::default(),

@@ -35,6 +35,8 @@ pub struct DiskPath {
     pub readonly: bool,
     /// Its format.
     pub image_type: ImageType,
+    /// The image that it lies over and names as its backing file.
+    pub backing: Option<PathBuf>,
     /// What the guest finds it by.
     pub name: String,
     /// How fast the guest may use it.
@@ -146,6 +148,18 @@ pub struct VmConfig {
     /// The VMM gives up every path but those that are named here.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub landlock_enable: bool,
+    /// What it may read beside those: the images that disks lie over.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub landlock_rules: Vec<LandlockRule>,
+}
+
+/// A path that the VMM keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LandlockRule {
+    /// The file.
+    pub path: PathBuf,
+    /// Always `r`.
+    pub access: &'static str,
 }
 
 /// Processors.
@@ -207,6 +221,9 @@ pub struct DiskConfig {
     pub readonly: bool,
     /// Format of the file.
     pub image_type: ImageType,
+    /// The file names another one that is read where it has nothing. Otherwise the VMM opens none that does.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub backing_files: bool,
     /// The serial number that the guest sees.
     pub serial: String,
     /// How fast the guest may use it.
@@ -316,9 +333,12 @@ pub fn vm_config(input: &VmmInput<'_>) -> VmConfig {
         path: disk.path.clone(),
         readonly: disk.readonly,
         image_type: disk.image_type,
+        backing_files: disk.backing.is_some(),
         serial: disk.name.clone(),
         rate_limiter_config: disk.limits.as_ref().map(rate_limiter),
     });
+    let backing = input.paths.disks.iter().filter(|_| input.landlock).filter_map(|disk| disk.backing.clone());
+    let landlock_rules = backing.map(|path| LandlockRule { path, access: "r" }).collect();
     let net = input.nics.iter().enumerate().map(|(index, nic)| NetConfig {
         id: format!("net{index}"),
         tap: nic.tap.clone(),
@@ -346,6 +366,7 @@ pub fn vm_config(input: &VmmInput<'_>) -> VmConfig {
         vsock: VsockConfig { id: "vsock".to_owned(), cid: GUEST_CID, socket: input.run_dir.vsock_socket() },
         pvpanic: true,
         landlock_enable: input.landlock,
+        landlock_rules,
     }
 }
 

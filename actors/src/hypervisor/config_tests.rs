@@ -76,13 +76,23 @@ fn a_linux_guest_boots_a_kernel_with_its_address_and_name() {
                     path: "/var/lib/drover/vms/1/disk0".into(),
                     readonly: false,
                     image_type: ImageType::Raw,
+                    backing: None,
                     name: "disk0".into(),
+                    limits: None,
+                },
+                DiskPath {
+                    path: "/var/lib/drover/vms/1/disk1".into(),
+                    readonly: false,
+                    image_type: ImageType::Qcow2,
+                    backing: Some("/var/lib/drover/store/sha256/d".into()),
+                    name: "home".into(),
                     limits: None,
                 },
                 DiskPath {
                     path: "/var/lib/drover/images/d".into(),
                     readonly: true,
                     image_type: ImageType::Qcow2,
+                    backing: None,
                     name: "tools".into(),
                     limits: Some(DiskLimits {
                         bytes_per_second: Some(ByteSize::mib(8)),
@@ -96,7 +106,7 @@ fn a_linux_guest_boots_a_kernel_with_its_address_and_name() {
         run_dir: &run_dir(),
         nics: vec![NicConfig { tap: "dr0123456789ab".to_owned(), mac: "52:54:00:00:00:01".to_owned() }],
         cmdline: cmdline_additions(&hostname, Some(&lease())),
-        landlock: false,
+        landlock: true,
     });
     golden("linux.json", &config);
 }

@@ -51,6 +51,7 @@ pub fn confinement(of: &ConfinementOf<'_>) -> Confinement {
         // A volume is nobody's else while it is written to.
         if disk.readonly { paths.read(&disk.path) } else { paths.write(&disk.path) }
     }
+    disks.iter().filter_map(|disk| disk.backing.as_deref()).for_each(|image| paths.read(image));
     paths.write(of.own_disks);
     paths.read(of.run_dir.path());
     paths.write(&of.run_dir.sockets());
@@ -108,6 +109,7 @@ mod tests {
             path: path.into(),
             readonly,
             image_type: ImageType::Raw,
+            backing: (!readonly).then(|| "/srv/images/base.raw".into()),
             name: String::new(),
             limits: None,
         };
@@ -134,7 +136,8 @@ mod tests {
         };
         let wanted =
             ["/opt/vmm/cloud-hypervisor", "/opt/firmware", "/srv/images/vmlinux", "/srv/images/root.raw"];
-        let wanted = wanted.iter().map(PathBuf::from).chain([run_dir.path().to_owned()]);
+        let wanted = wanted.into_iter().chain(["/srv/images/base.raw"]);
+        let wanted = wanted.map(PathBuf::from).chain([run_dir.path().to_owned()]);
         assert_eq!(list(false), wanted.collect::<Vec<_>>());
         assert_eq!(list(true), [own, run_dir.sockets()]);
         assert!(made.paths.iter().all(|p| p.path != Path::new("/usr/share/x")), "below /usr already");

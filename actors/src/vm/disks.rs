@@ -5,6 +5,7 @@
 
 mod agent;
 mod format;
+mod overlay;
 mod own;
 mod seed;
 pub mod volumes;
@@ -18,7 +19,7 @@ use drover_schemas::body::status::{Cause, CauseKind, DiskMade, DiskStatus};
 use drover_schemas::{ErrorBody, ErrorCode};
 
 use super::machine::Report;
-use super::tasks::{TaskContext, failed, image_path, no_vmm, owner};
+use super::tasks::{TaskContext, failed, image_gone, image_path, no_vmm, owner};
 use crate::chain;
 use crate::hypervisor::config::{DiskPath, ImageType, disk_id};
 use crate::journal::VmRow;
@@ -26,6 +27,7 @@ use crate::services::Services;
 
 pub use self::agent::{AgentProgramError, check as agent_program};
 pub use self::format::tool;
+pub(in crate::vm) use self::overlay::Overlay;
 use self::own::{DiskError, Source, Wanted};
 pub use crate::spec::disks::name;
 
@@ -89,13 +91,18 @@ impl Drop for Work {
     }
 }
 
-/// The format of the file of a disk.
-#[must_use]
-pub fn image_type(disk: &ResolvedDisk) -> ImageType {
-    match disk.image.as_ref().map(|image| image.format) {
-        Some(ImageFormat::Qcow2) => ImageType::Qcow2,
-        Some(ImageFormat::Raw) | None => ImageType::Raw,
+/// The format of the file of a disk that was made so, if it was.
+fn image_type(disk: &ResolvedDisk, made: Option<DiskMade>) -> ImageType {
+    let of_image = disk.image.as_ref().map(|image| image.format);
+    match (made, of_image) {
+        (Some(DiskMade::Overlay), _) | (_, Some(ImageFormat::Qcow2)) => ImageType::Qcow2,
+        (_, Some(ImageFormat::Raw) | None) => ImageType::Raw,
     }
+}
+
+/// How a disk was made, if that is known.
+fn made(row: &VmRow, index: usize) -> Option<DiskMade> {
+    row.disks.get(index).copied()
 }
 
 /// Makes the disks that a VM does not have yet; the work tells how each of them was made.
@@ -106,7 +113,8 @@ pub async fn make(context: &TaskContext, work: &Work) -> Result<Vec<DiskPath>, C
     let mut paths = Vec::new();
     for (index, disk) in context.row.spec.disks.iter().enumerate() {
         let image = disk.image.as_ref().map(|image| image_path(context, image)).transpose()?;
-        let known = context.row.disks.get(index).copied();
+        let known = made(&context.row, index);
+        let mut backing = None;
         let (path, how) = match image {
             _ if disk.volume.is_some() => {
                 let path = path(&context.services, &context.row, index);
@@ -116,9 +124,14 @@ pub async fn make(context: &TaskContext, work: &Work) -> Result<Vec<DiskPath>, C
             }
             Some(image) if disk.readonly => (image, DiskMade::Shared),
             image => {
-                let own = path(&context.services, &context.row, index);
+                let own = copied(&context.services, &context.row, index);
+                let overlay = overlay_of(context, index);
+                if let (Some(DiskMade::Overlay), None, Some(image)) = (known, &overlay, &disk.image) {
+                    return Err(image_gone(image));
+                }
                 let wanted = Wanted {
                     own: own.clone(),
+                    overlay: overlay.clone(),
                     source: match image {
                         Some(path) => Source::Image { path, size: disk.size_bytes },
                         None => Source::Blank {
@@ -127,18 +140,25 @@ pub async fn make(context: &TaskContext, work: &Work) -> Result<Vec<DiskPath>, C
                             label: disk.label.clone(),
                         },
                     },
-                    length: (image_type(disk) == ImageType::Raw).then(|| disk.length()),
+                    length: (image_type(disk, None) == ImageType::Raw).then(|| disk.length()),
                     owner: owner(context),
-                    was_made: known.is_some(),
+                    was_made: known,
                 };
                 let how = work.make(wanted).await.map_err(|error| refused(index, disk, &own, &error))?;
-                (own, known.unwrap_or(how))
+                match overlay.filter(|_| how == DiskMade::Overlay) {
+                    Some(overlay) => {
+                        backing = Some(overlay.image);
+                        (overlay.own, how)
+                    }
+                    None => (own, known.unwrap_or(how)),
+                }
             }
         };
         paths.push(DiskPath {
             path,
             readonly: disk.readonly,
-            image_type: image_type(disk),
+            image_type: image_type(disk, Some(how)),
+            backing,
             name: name(index, disk),
             limits: disk.limits,
         });
@@ -150,14 +170,31 @@ pub async fn make(context: &TaskContext, work: &Work) -> Result<Vec<DiskPath>, C
     Ok(paths)
 }
 
+/// The overlay that a disk is, or may become.
+fn overlay_of(context: &TaskContext, index: usize) -> Option<Overlay> {
+    let TaskContext { services, row, .. } = context;
+    let disk = row.spec.disks.get(index)?;
+    let image = disk.image.as_ref()?;
+    let own = overlaid(services, row, index);
+    let is_one = match made(row, index) {
+        Some(made) => made == DiskMade::Overlay,
+        // One whose boot was cut off before its row told of it is kept, whatever is configured now.
+        None => services.overlays && Overlay::can_have(disk.length()) || own.symlink_metadata().is_ok(),
+    };
+    let image_path = services.images.kept(image).filter(|_| is_one)?;
+    Some(Overlay { own, image: image_path, format: image.format, length: disk.length() })
+}
+
 /// Makes the disks of a VM that runs as long as its spec says, and lets its guest see it.
 ///
 /// The VMM lengthens the file and tells the guest in one call, so a file that is long enough was told of.
 pub async fn grow(context: &TaskContext) -> Report {
     let Some(run) = &context.run else { return no_vmm() };
     let row = &context.row;
-    let own = row.spec.disks.iter().enumerate();
-    for (index, disk) in own.filter(|(_, disk)| !disk.readonly && image_type(disk) == ImageType::Raw) {
+    let grows = |index: usize, disk: &ResolvedDisk| {
+        !disk.readonly && image_type(disk, made(row, index)) == ImageType::Raw
+    };
+    for (index, disk) in row.spec.disks.iter().enumerate().filter(|(index, disk)| grows(*index, disk)) {
         let path = path(&context.services, row, index);
         let is_long = || std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.len() >= disk.length());
         if is_long() {
@@ -192,6 +229,7 @@ fn seed_path(services: &Services, row: &VmRow) -> DiskPath {
         path: services.disk_dir(row.vm_id).join("seed.img"),
         readonly: true,
         image_type: ImageType::Raw,
+        backing: None,
         name: seed::LABEL.to_ascii_lowercase(),
         limits: None,
     }
@@ -207,20 +245,38 @@ pub fn described(services: &Services, row: &VmRow) -> Vec<DiskPath> {
     let disks = row.spec.disks.iter().enumerate().map(|(index, disk)| DiskPath {
         path: shared(disk).unwrap_or_else(|| path(services, row, index)),
         readonly: disk.readonly,
-        image_type: image_type(disk),
+        image_type: image_type(disk, made(row, index)),
+        backing: disk
+            .image
+            .as_ref()
+            .filter(|_| made(row, index) == Some(DiskMade::Overlay))
+            .map(|image| PathBuf::from(format!("image:{}", image.name))),
         name: name(index, disk),
         limits: disk.limits,
     });
     disks.chain(row.spec.seed.as_ref().map(|_| seed_path(services, row))).collect()
 }
 
-/// Makes a copy of an image that the VM writes to, once; says how.
+/// Makes a disk of a raw image that a VM writes to, once; says how. With `overlay` it may lie over the image.
 ///
 /// # Errors
-/// The image cannot be read or the copy cannot be written.
-pub async fn copy_on_write(base: PathBuf, own: PathBuf, owner: Option<u32>) -> std::io::Result<DiskMade> {
-    let source = Source::Image { path: base, size: None };
-    let made = Work::default().make(Wanted { own, source, length: None, owner, was_made: false }).await;
+/// The image cannot be read or the disk cannot be written.
+pub async fn copy_on_write(
+    image: PathBuf,
+    own: PathBuf,
+    overlay: bool,
+    owner: Option<u32>,
+) -> std::io::Result<DiskMade> {
+    let overlay = overlay
+        .then(|| {
+            let length = std::fs::metadata(&image)?.len();
+            let (own, image, format) = (own.clone(), image.clone(), ImageFormat::Raw);
+            Ok::<_, std::io::Error>(Overlay { own, image, format, length })
+        })
+        .transpose()?;
+    let source = Source::Image { path: image, size: None };
+    let made =
+        Work::default().make(Wanted { own, overlay, source, length: None, owner, was_made: None }).await;
     made.map_err(std::io::Error::other)
 }
 
@@ -245,11 +301,24 @@ pub fn path(services: &Services, row: &VmRow, index: usize) -> PathBuf {
     if let Some(volume) = row.spec.disks.get(index).and_then(|disk| disk.volume.as_ref()) {
         return volumes::path(services, &row.namespace, volume);
     }
-    let suffix = match row.spec.disks.get(index).map(image_type) {
+    if made(row, index) == Some(DiskMade::Overlay) {
+        return overlaid(services, row, index);
+    }
+    copied(services, row, index)
+}
+
+/// Where a disk is that is no overlay.
+fn copied(services: &Services, row: &VmRow, index: usize) -> PathBuf {
+    let suffix = match row.spec.disks.get(index).map(|disk| image_type(disk, None)) {
         Some(ImageType::Qcow2) => "qcow2",
         Some(ImageType::Raw) | None => "raw",
     };
     services.disk_dir(row.vm_id).join(format!("disk{index}.{suffix}"))
+}
+
+/// Where a disk is that lies over its image.
+fn overlaid(services: &Services, row: &VmRow, index: usize) -> PathBuf {
+    services.disk_dir(row.vm_id).join(format!("disk{index}.overlay"))
 }
 
 /// The disks as the host made them; nothing before the first boot.

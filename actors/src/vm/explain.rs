@@ -103,6 +103,7 @@ pub fn explain(services: &Services, view: &View, history: Vec<String>) -> Explai
 fn disk(of: &DiskStatus) -> String {
     let how = match of.made {
         DiskMade::Reflink => "shares blocks with its image until they are written to (reflink)",
+        DiskMade::Overlay => "lies over its image and holds what the guest writes (overlay)",
         DiskMade::Copy => "is a whole copy of its image: the file system shares no blocks (copy)",
         DiskMade::Blank => "began blank (blank)",
         DiskMade::Shared => "is the image itself, read-only (shared)",

@@ -287,16 +287,15 @@ fn launch_record(context: &TaskContext, cgroup: VmCgroup, paths: &BootPaths) -> 
 }
 
 pub(super) fn image_path(context: &TaskContext, image: &ResolvedImage) -> Result<PathBuf, Cause> {
-    context.services.images.path(image).ok_or_else(|| {
-        Cause::new(
-            CauseKind::DiskRefused,
-            format!(
-                "image {:?} (sha256 {}) is no longer on this host; import it again",
-                image.name, image.sha256
-            ),
-        )
-        .with("step", "images")
-    })
+    context.services.images.path(image).ok_or_else(|| image_gone(image))
+}
+
+pub(super) fn image_gone(image: &ResolvedImage) -> Cause {
+    let text = format!(
+        "image {:?} (sha256 {}) is no longer on this host; import it again",
+        image.name, image.sha256
+    );
+    Cause::new(CauseKind::DiskRefused, text).with("step", "images")
 }
 
 /// The files that a guest boots from, without disks.

@@ -244,7 +244,10 @@ pub struct NicStatus {
 pub enum DiskMade {
     /// It shares blocks with its image until they are written to.
     Reflink,
-    /// All of its image was copied, where the file system shares no blocks.
+    /// It lies over its image, from which all is read that the guest has not written, where the file system shares no
+    /// blocks. It becomes longer while its VM is stopped only.
+    Overlay,
+    /// All of its image was copied, where neither can be.
     Copy,
     /// It began blank, with a file system or without.
     Blank,
@@ -265,6 +268,7 @@ impl DiskMade {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Reflink => "reflink",
+            Self::Overlay => "overlay",
             Self::Copy => "copy",
             Self::Blank => "blank",
             Self::Shared => "shared",

@@ -177,7 +177,7 @@ impl ByHand {
         for (index, disk) in paths.disks.iter_mut().enumerate().filter(|(_, disk)| !disk.readonly) {
             let own = plan.disks.join(format!("disk{index}.raw"));
             let image = std::mem::replace(&mut disk.path, own.clone());
-            copy_on_write(image, own, None).await.map_err(HandError::Disk)?;
+            copy_on_write(image, own, false, None).await.map_err(HandError::Disk)?;
         }
         plan.dir.create(None)?;
         let limits = CgroupLimits {

@@ -1,12 +1,15 @@
 //! What a VM has, changed: claimed, looked at, and in its spec, before the change is durable.
 
-use drover_schemas::ErrorBody;
 use drover_schemas::body::spec::{NicSpec, ResolvedDisk};
+use drover_schemas::body::status::DiskMade;
+use drover_schemas::state::VmState;
+use drover_schemas::{ErrorBody, ErrorCode};
 
 use super::VmActorState;
 use crate::network::{egress, forward, limit};
-use crate::spec::disks::grown;
-use crate::vm::disks::free;
+use crate::spec::disks::{grown, name};
+use crate::spec::invalid;
+use crate::vm::disks::{Overlay, free};
 use crate::vm::message::SpecChange;
 
 /// What there was before a change.
@@ -54,9 +57,35 @@ impl VmActorState {
         if disks == self.row.spec.disks {
             return Ok(None);
         }
+        self.check_overlays(&disks)?;
         let free = free(&self.services.disks)?;
         self.services.state.change_disks(&self.row.namespace, self.row.vm_id, &disks, free)?;
         Ok(Some(Before::Disks(std::mem::replace(&mut self.row.spec.disks, disks))))
+    }
+
+    /// A VMM lengthens no disk that lies over another file.
+    fn check_overlays(&self, disks: &[ResolvedDisk]) -> Result<(), ErrorBody> {
+        let made = self.row.disks.iter().zip(self.row.spec.disks.iter().zip(disks)).enumerate();
+        let longer = |was: &ResolvedDisk, is: &ResolvedDisk| is.length() > was.length();
+        let mut overlays =
+            made.filter(|(_, (made, (was, is)))| **made == DiskMade::Overlay && longer(was, is));
+        let Some((index, (_, (_, disk)))) = overlays.next() else { return Ok(()) };
+        let (name, state) = (name(index, disk), self.machine.state);
+        if !Overlay::can_have(disk.length()) {
+            let text = format!("disk {name:?} lies over its image, and such a one has at most 4 TiB");
+            return Err(invalid("size_bytes", text));
+        }
+        if state != VmState::Running {
+            return Ok(());
+        }
+        let text = format!(
+            "disk {name:?} lies over its image, and no VMM makes such a one longer; stop the VM for it, or have hosts \
+             make copies (disks.overlays: false)"
+        );
+        Err(ErrorBody::new(ErrorCode::InvalidState, text)
+            .with("disk", name)
+            .with("state", state)
+            .with("allowed", VmState::Stopped))
     }
 
     /// The change was not durable.

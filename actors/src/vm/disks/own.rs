@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::agent::AgentProgramError;
 use super::format::{self, FormatError};
+use super::overlay::{Overlay, OverlayError};
 
 /// What is copied between two looks at whether it is still wanted.
 const STEP: u64 = 16 << 20;
@@ -23,14 +24,16 @@ const METADATA: u64 = 64;
 pub struct Wanted {
     /// Where.
     pub own: PathBuf,
+    /// What it may be in its place, where the file system shares no blocks.
+    pub overlay: Option<Overlay>,
     /// What it starts as.
     pub source: Source,
     /// How long it has become since it was made, if it may have.
     pub length: Option<u64>,
     /// Whose it is; ours if nobody's.
     pub owner: Option<u32>,
-    /// It was there before.
-    pub was_made: bool,
+    /// How it was made, if it was there before.
+    pub was_made: Option<DiskMade>,
 }
 
 /// What a disk starts as.
@@ -85,6 +88,9 @@ pub enum DiskError {
     /// The file system cannot be made.
     #[error("format it")]
     Format(#[source] FormatError),
+    /// What lies over the image cannot be used.
+    #[error("lay it over the image")]
+    Overlay(#[source] OverlayError),
     /// The guest was to have the agent.
     #[error(
         "the guest is to have the agent (spec.seed.agent), and the host has none for guests; name its program as guest_agent in the host's configuration"
@@ -103,16 +109,23 @@ pub enum DiskError {
 /// # Errors
 /// [`DiskError`]; nothing has its name then.
 pub fn make(wanted: &Wanted, stop: &AtomicBool) -> Result<DiskMade, DiskError> {
-    let Wanted { own, source, length, owner, was_made } = wanted;
+    let Wanted { own, overlay, source, length, owner, was_made } = wanted;
     // Once the folder is the VM's, its user may have put a link there: nothing in it is followed.
-    let is_there = fs::symlink_metadata(own).is_ok();
-    if *was_made && !is_there {
+    let is_there = |path: &Path| fs::symlink_metadata(path).is_ok();
+    let laid = overlay.as_ref().filter(|overlay| overlay.own != *own && is_there(&overlay.own));
+    let was_laid = *was_made == Some(DiskMade::Overlay);
+    if was_made.is_some() && if was_laid { laid.is_none() } else { !is_there(own) } {
         return Err(DiskError::Gone);
     }
     if let Some(dir) = own.parent() {
         folder(dir, *owner).map_err(DiskError::Folder)?;
     }
-    if is_there {
+    if let Some(overlay) = laid.filter(|_| was_laid || was_made.is_none()) {
+        lchown(&overlay.own, *owner, *owner).map_err(DiskError::Write)?;
+        overlay.lengthen().map_err(DiskError::Overlay)?;
+        return Ok(DiskMade::Overlay);
+    }
+    if is_there(own) {
         lchown(own, *owner, *owner).map_err(DiskError::Write)?;
         if let Some(length) = length {
             lengthen(own, *length).map_err(DiskError::Write)?;
@@ -126,9 +139,10 @@ pub fn make(wanted: &Wanted, stop: &AtomicBool) -> Result<DiskMade, DiskError> {
     }
     let open = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&partial);
     let to = open().map_err(DiskError::Write)?;
-    let filled = fill(&to, source, *owner, stop).and_then(|made| {
+    let filled = fill(&to, source, overlay.as_ref(), *owner, stop).and_then(|made| {
         to.sync_all().map_err(DiskError::Write)?;
         fchown(&to, *owner, *owner).map_err(DiskError::Write)?;
+        let own = overlay.as_ref().filter(|_| made == DiskMade::Overlay).map_or(own, |overlay| &overlay.own);
         fs::rename(&partial, own).map_err(DiskError::Write)?;
         own.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all()).map_err(DiskError::Write)?;
         Ok(made)
@@ -192,14 +206,24 @@ fn folder(dir: &Path, owner: Option<u32>) -> io::Result<()> {
     fs::set_permissions(dir, Permissions::from_mode(0o700))
 }
 
-fn fill(to: &File, source: &Source, owner: Option<u32>, stop: &AtomicBool) -> Result<DiskMade, DiskError> {
+fn fill(
+    to: &File,
+    source: &Source,
+    overlay: Option<&Overlay>,
+    owner: Option<u32>,
+    stop: &AtomicBool,
+) -> Result<DiskMade, DiskError> {
     match source {
         Source::Image { path, size } => {
             let from = File::open(path).map_err(DiskError::Image)?;
-            // A reflink shares blocks with the image; where the file system cannot, it is a copy.
-            let made = match rustix::fs::ioctl_ficlone(to, &from) {
-                Ok(()) => DiskMade::Reflink,
-                Err(_) => {
+            // A reflink shares blocks with the image, and an overlay the image itself.
+            let made = match (rustix::fs::ioctl_ficlone(to, &from), overlay) {
+                (Ok(()), _) => DiskMade::Reflink,
+                (Err(_), Some(overlay)) => {
+                    overlay.create(to).map_err(DiskError::Overlay)?;
+                    return Ok(DiskMade::Overlay);
+                }
+                (Err(_), None) => {
                     let allocated = from.metadata().map_err(DiskError::Image)?.blocks().saturating_mul(512);
                     room(to, allocated)?;
                     copy(&from, to, stop)?;

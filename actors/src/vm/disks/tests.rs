@@ -7,12 +7,12 @@ use super::*;
 
 fn blank(own: &Path, size: u64, ext4: bool) -> Wanted {
     let source = Source::Blank { size, ext4, label: ext4.then(|| "data".to_owned()) };
-    Wanted { own: own.to_owned(), source, length: None, owner: None, was_made: false }
+    Wanted { own: own.to_owned(), source, overlay: None, length: None, owner: None, was_made: None }
 }
 
 fn of_image(own: &Path, path: &Path, size: Option<u64>) -> Wanted {
     let source = Source::Image { path: path.to_owned(), size };
-    Wanted { own: own.to_owned(), source, length: None, owner: None, was_made: false }
+    Wanted { own: own.to_owned(), source, overlay: None, length: None, owner: None, was_made: None }
 }
 
 fn made(wanted: &Wanted) -> Result<DiskMade, DiskError> {
@@ -65,6 +65,54 @@ fn a_copy_has_the_images_bytes_and_its_holes_and_grows() {
 }
 
 #[test]
+fn a_disk_lies_over_its_image_where_it_may_and_stays_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, own) = (dir.path().join("image"), dir.path().join("vm/disk0.raw"));
+    fs::write(&image, vec![7; 32 << 20]).unwrap();
+    let overlay = |length| Overlay {
+        own: own.with_file_name("disk0.overlay"),
+        image: image.clone(),
+        format: ImageFormat::Raw,
+        length,
+    };
+    let wanted = |length, was_made| Wanted {
+        overlay: Some(overlay(length)),
+        was_made,
+        ..of_image(&own, &image, Some(length))
+    };
+    let how = made(&wanted(1 << 30, None)).unwrap();
+    if how == DiskMade::Reflink {
+        println!(
+            "SKIP a_disk_lies_over_its_image_where_it_may_and_stays_what_it_is: the file system has reflinks"
+        );
+        return;
+    }
+    let size = |at| {
+        let mut bytes = [0; 8];
+        fs::File::open(overlay(0).own).unwrap().read_exact_at(&mut bytes, at).unwrap();
+        u64::from_be_bytes(bytes)
+    };
+    let meta = fs::metadata(overlay(0).own).unwrap();
+    assert_eq!((how, left(&own), size(24)), (DiskMade::Overlay, vec!["disk0.overlay".to_owned()], 1 << 30));
+    assert!(meta.len() < 1 << 20 && meta.mode() & 0o777 == 0o600, "{meta:?}");
+    // Found again, longer if it shall be, by a row that tells of it and by one that did not come to that.
+    for (length, was_made) in
+        [(1 << 30, None), (2 << 30, Some(DiskMade::Overlay)), (1 << 30, Some(DiskMade::Overlay))]
+    {
+        assert_eq!(made(&wanted(length, was_made)).unwrap(), DiskMade::Overlay);
+    }
+    assert_eq!((left(&own), size(24)), (vec!["disk0.overlay".to_owned()], 2 << 30));
+    // One that is gone is not made anew, and never another in its place.
+    fs::remove_file(overlay(0).own).unwrap();
+    fs::write(&own, "a copy").unwrap();
+    assert!(matches!(made(&wanted(1 << 30, Some(DiskMade::Overlay))), Err(DiskError::Gone)));
+    assert_eq!(made(&wanted(1 << 30, Some(DiskMade::Copy))).unwrap(), DiskMade::Kept);
+    assert_eq!(made(&wanted(1 << 30, None)).unwrap(), DiskMade::Kept);
+    fs::remove_file(&own).unwrap();
+    assert!(matches!(made(&wanted(1 << 30, Some(DiskMade::Copy))), Err(DiskError::Gone)));
+}
+
+#[test]
 fn a_blank_disk_is_long_and_takes_no_room() {
     let dir = tempfile::tempdir().unwrap();
     let own = dir.path().join("vm/disk1.raw");
@@ -81,7 +129,8 @@ fn a_disk_that_is_there_becomes_as_long_as_it_shall_be_and_never_shorter() {
     made(&blank(&own, 1 << 20, false)).unwrap();
     fs::OpenOptions::new().write(true).open(&own).unwrap().write_all_at(b"the guest's", 5).unwrap();
     for (wanted, length) in [(1 << 20, 1 << 20), (4 << 20, 4 << 20), (2 << 20, 4 << 20)] {
-        let longer = Wanted { length: Some(wanted), was_made: true, ..blank(&own, 1 << 20, false) };
+        let longer =
+            Wanted { length: Some(wanted), was_made: Some(DiskMade::Blank), ..blank(&own, 1 << 20, false) };
         assert_eq!(made(&longer).unwrap(), DiskMade::Kept);
         assert_eq!(fs::metadata(&own).unwrap().len(), length);
     }
@@ -89,7 +138,7 @@ fn a_disk_that_is_there_becomes_as_long_as_it_shall_be_and_never_shorter() {
     // Nothing is followed, and nothing is waited for.
     let (other, longer) = (dir.path().join("other"), |length| Wanted {
         length: Some(length),
-        was_made: true,
+        was_made: Some(DiskMade::Blank),
         ..blank(&own, 1 << 20, false)
     });
     fs::write(&other, "other").unwrap();
@@ -132,7 +181,7 @@ fn a_formatted_disk_has_ext4_with_its_label() {
 fn what_is_gone_is_not_replaced_and_links_lead_nowhere() {
     let dir = tempfile::tempdir().unwrap();
     let own = dir.path().join("vm/disk0.raw");
-    let lost = Wanted { was_made: true, ..blank(&own, 1 << 20, false) };
+    let lost = Wanted { was_made: Some(DiskMade::Blank), ..blank(&own, 1 << 20, false) };
     assert!(matches!(made(&lost), Err(DiskError::Gone)));
     assert!(!own.parent().unwrap().exists());
     // What the VM's user put in the way of a new disk is removed, not written through.

@@ -63,7 +63,7 @@ pub async fn make(services: &Shared, asked: VolumeCreateRequest) -> Result<(), E
     let (own, folder) = (path(services, &asked.namespace, &asked.name), folder(&services.disks));
     let source =
         Source::Blank { size: asked.size_bytes.0, ext4: asked.fs == DiskFs::Ext4, label: asked.label };
-    let wanted = Wanted { own, source, length: None, owner: None, was_made: false };
+    let wanted = Wanted { own, overlay: None, source, length: None, owner: None, was_made: None };
     let made = tokio::task::spawn_blocking(move || {
         own::make(&wanted, &AtomicBool::new(false))?;
         File::open(&folder).and_then(|dir| dir.sync_all()).map_err(DiskError::Write)

@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use crate::args::{Args, GuestKind};
-use crate::config::VmConfig;
+use crate::config::{ImageType, VmConfig};
 use crate::refusal::Cause;
 use crate::serial::Serial;
 
@@ -219,14 +219,26 @@ pub async fn counters(mut guest: Option<&mut Guest>, config: &VmConfig) -> Value
 fn check_disks(config: &VmConfig) -> Result<(), StartError> {
     for disk in config.disks.iter().flatten() {
         let Some(path) = &disk.path else { continue };
+        let refused =
+            |at: String| Cause::new(["Error from device manager", "Cannot open disk path"]).because(at);
         let opened = std::fs::OpenOptions::new().read(true).write(!disk.readonly).open(path);
-        if let Err(error) = opened {
+        let file = opened.map_err(|error| {
             let at = format!("I/O error (path={} op=open)", path.display());
-            let cause = Cause::new(["Error from device manager", "Cannot open disk path"]);
-            return Err(StartError::Devices(Lost::Disks, cause.because(at).because(error)));
+            StartError::Devices(Lost::Disks, refused(at).because(error))
+        })?;
+        if disk.image_type == ImageType::Qcow2 && !disk.backing_files && names_another(file) {
+            let at = refused(format!("Unsupported feature (path={} op=open)", path.display()));
+            return Err(StartError::Devices(Lost::Disks, at.because("Maximum disk nesting depth exceeded")));
         }
     }
     Ok(())
+}
+
+/// Whether a qcow2 file has a backing file: QEMU would open that whatever it is told, the real one only if it may.
+fn names_another(file: std::fs::File) -> bool {
+    let mut head = Vec::new();
+    file.take(16).read_to_end(&mut head).is_ok()
+        && head.get(8..16).is_some_and(|name| name.iter().any(|b| *b != 0))
 }
 
 /// Opens the kernel or the firmware, as loading it would.
@@ -266,4 +278,31 @@ fn is_bzimage(head: &[u8]) -> bool {
 /// A volume of UEFI firmware, which QEMU takes as it is.
 fn is_uefi(head: &[u8]) -> bool {
     head.get(0x28..0x2c) == Some(b"_FVH")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backing_file_is_opened_only_where_it_may_be() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("disk");
+        let checked = |named: u8, disk: Value| {
+            std::fs::write(&path, [b'Q', b'F', b'I', 0xfb, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, named])
+                .expect("write");
+            let mut disk = disk;
+            disk["path"] = path.to_str().into();
+            check_disks(
+                &serde_json::from_value(serde_json::json!({"disks": [disk]})).expect("a configuration"),
+            )
+        };
+        let over = serde_json::json!({"image_type": "Qcow2", "backing_files": true});
+        let alone = serde_json::json!({"image_type": "Qcow2"});
+        assert!(checked(112, over).is_ok() && checked(0, alone.clone()).is_ok());
+        let Err(StartError::Devices(Lost::Disks, cause)) = checked(112, alone) else {
+            panic!("it was opened")
+        };
+        assert!(format!("{cause:?}").contains("nesting depth"), "{cause:?}");
+    }
 }
