@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use drover_schemas::body::host::Capacity;
 use drover_schemas::body::spec::{NicSpec, ResolvedSpec};
 use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token, VmId};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::sync::watch;
 
 use crate::journal::{LeaseRow, Snapshot, UidRow, VmRow};
@@ -20,13 +20,15 @@ use crate::quota::{self, Quotas};
 
 mod disks;
 mod forwards;
+mod subnets;
 mod types;
 pub mod users;
 mod volumes;
 
 use disks::disk_bytes;
 pub use forwards::{Forwards, PortRange};
-pub use types::{Leases, SubnetError, Totals};
+pub use subnets::{SubnetError, SubnetFault};
+pub use types::{Leases, Totals};
 pub use volumes::Volumes;
 
 /// Files that the daemon has open for itself: journal, bus, firewall, and what starts and stops take.
@@ -47,6 +49,8 @@ pub struct HostState {
     volumes: Volumes,
     /// Networks whose guests reach each other.
     shared: BTreeSet<Token>,
+    /// Subnets of those with IPv6.
+    ipv6: BTreeMap<Token, Ipv6Net>,
     began: Instant,
     draining: AtomicBool,
     /// Counts changes of what is promised.
@@ -98,7 +102,7 @@ impl HostState {
     /// Restores what the journal says is held. VMs whose VMM runs are counted when they are adopted.
     ///
     /// # Errors
-    /// [`SubnetError`] for a subnet without room.
+    /// [`SubnetError`] for a subnet without room, or that guests cannot have, or that another network has.
     pub fn new(
         installation: InstallationId,
         totals: Totals,
@@ -106,15 +110,7 @@ impl HostState {
         networks: &[NetworkDef],
         snapshot: &Snapshot,
     ) -> Result<Self, SubnetError> {
-        let mut inner = Inner::default();
-        for def in networks {
-            let pool = Pool::new(def.subnet).map_err(|source| SubnetError {
-                network: def.name.clone(),
-                subnet: def.subnet,
-                source,
-            })?;
-            inner.pools.insert(def.name.clone(), pool);
-        }
+        let mut inner = Inner { pools: subnets::pools(networks)?, ..Inner::default() };
         // A rest that began before the daemon did begins anew: longer than needed, never shorter.
         for LeaseRow { network, ipv4, .. } in &snapshot.leases {
             if let Some(pool) = inner.pools.get_mut(network) {
@@ -135,6 +131,7 @@ impl HostState {
         Ok(Self {
             forwards,
             volumes,
+            ipv6: networks.iter().filter_map(|def| Some((def.name.clone(), def.ipv6?.trunc()))).collect(),
             shared: networks.iter().filter(|def| !def.isolate).map(|def| def.name.clone()).collect(),
             totals,
             quotas,
@@ -318,7 +315,9 @@ impl HostState {
             match inner.address(&nic.network, now) {
                 Ok((subnet, ipv4)) => {
                     let network = nic.network.clone();
-                    leased.push(NicLease::new(self.installation, vm_id, index, network, subnet, ipv4));
+                    let ipv6 = self.ipv6.get(&network).copied();
+                    let lease = NicLease::new(self.installation, vm_id, index, network, subnet, ipv4);
+                    leased.push(lease.with_ipv6(ipv6));
                 }
                 Err(error) => {
                     inner.free_addresses(&leased, now, Duration::ZERO);

@@ -7,13 +7,16 @@
 
 use std::collections::HashSet;
 mod common;
+#[path = "common/tap.rs"]
+mod tap;
 
 use common::{in_namespace, run};
+use tap::VNET_HDR;
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -216,23 +219,9 @@ fn a_subnet_that_is_in_use_is_refused() {
 /// The guest's end of a TAP, as a VMM opens it.
 struct Guest(File);
 
-const VNET_HDR: usize = 10;
-
 impl Guest {
     fn attach(tap: &str) -> Self {
-        mod ioctl {
-            nix::ioctl_write_int!(set_iff, b'T', 202);
-        }
-        let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
-        // SAFETY: `ifreq` is plain data for which all zeroes are valid.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().zip(tap.bytes()) {
-            *to = from.cast_signed();
-        }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-        // SAFETY: the descriptor is open and the request lives through the call.
-        unsafe { ioctl::set_iff(file.as_raw_fd(), (&raw mut request) as libc::c_ulong) }.unwrap();
-        Self(file)
+        Self(tap::attach(tap))
     }
 
     /// Asks who has the gateway's address, in the name of `mac` and `ip`.

@@ -1,7 +1,6 @@
 //! What a host may promise, and what a VM is promised.
 
-use drover_schemas::{Token, VmId};
-use ipnet::Ipv4Net;
+use drover_schemas::VmId;
 
 use super::PortRange;
 use crate::network::NicLease;
@@ -38,17 +37,4 @@ pub struct Leases {
     pub uid: u32,
     /// Interfaces with their addresses.
     pub nics: Vec<NicLease>,
-}
-
-/// The host's networks cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("network {network}: the subnet {subnet} cannot be used")]
-pub struct SubnetError {
-    /// The network.
-    pub network: Token,
-    /// Its subnet.
-    pub subnet: Ipv4Net,
-    /// Why.
-    #[source]
-    pub source: crate::network::lease::PoolError,
 }

@@ -9,7 +9,7 @@ use drover_schemas::body::status::NicStatus;
 use tokio::time::Instant;
 
 use super::link::Traffic;
-use super::nft::{Counters, EGRESS_REFUSED, OVER_RECEIVE, OVER_SEND, REFUSED};
+use super::nft::{Counters, EGRESS_REFUSED, EGRESS_REFUSED6, OVER_RECEIVE, OVER_SEND, REFUSED};
 use super::ops::{NetOps, NetworkError};
 
 /// What was counted of every interface.
@@ -53,7 +53,8 @@ impl NetOps {
     /// # Errors
     /// The kernel cannot be asked.
     pub async fn counted(&self) -> Result<Counted, NetworkError> {
-        Ok(Counted { taps: self.links.traffic().await?, rules: self.nft.counters().await? })
+        let rules = self.nft.counters(self.base().has_ipv6()).await?;
+        Ok(Counted { taps: self.links.traffic().await?, rules })
     }
 }
 
@@ -63,6 +64,9 @@ impl Counted {
     pub fn of(&self, nic: &NicStatus) -> Option<NicSample> {
         // What goes into a TAP is received by the guest.
         let Traffic { rx, tx } = *self.taps.get(&nic.tap)?;
+        let refused = |set: &str, address: Option<&String>| {
+            address.and_then(|address| self.rules.get(set, address)).unwrap_or_default()
+        };
         Some(NicSample {
             network: nic.network.clone(),
             tap: nic.tap.clone(),
@@ -73,7 +77,8 @@ impl Counted {
             received_packets: tx.packets,
             received_dropped: tx.dropped,
             refused_packets: self.rules.get(REFUSED, &nic.tap).unwrap_or_default(),
-            egress_refused_packets: self.rules.get(EGRESS_REFUSED, &nic.ipv4).unwrap_or_default(),
+            egress_refused_packets: refused(EGRESS_REFUSED, Some(&nic.ipv4))
+                .saturating_add(refused(EGRESS_REFUSED6, nic.ipv6.as_ref())),
             over_send_packets: self.rules.get(OVER_SEND, &nic.tap),
             over_receive_packets: self.rules.get(OVER_RECEIVE, &nic.tap),
         })

@@ -1,16 +1,19 @@
 //! What a guest may reach: what a spec asks for, checked, and its elements in the firewall. Pure.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use drover_schemas::body::spec::{EgressDefault, EgressRule, EgressSpec, NicSpec, Protocol};
 use drover_schemas::body::vm::EgressRequest;
 use drover_schemas::{ErrorBody, ErrorCode};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::forward::{ALL, invalid, of_index, prefix};
+use super::ipv6;
+use super::lease::NicLease;
 use super::nft::{
     EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, EGRESS_REFUSED, Member,
+    egress_set,
 };
 
 /// The most rules of one interface.
@@ -28,7 +31,7 @@ const PRIVATE: [Ipv4Net; 6] = [
     Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 0, 0), 16),
 ];
 /// Where clouds answer what only the machine itself should know.
-const METADATA: [Ipv4Net; 1] = [Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16)];
+pub(super) const METADATA: [Ipv4Net; 1] = [Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16)];
 
 /// What an interface may reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,7 +45,7 @@ pub struct Egress {
 /// A rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Reach {
-    nets: Vec<Ipv4Net>,
+    nets: Vec<IpNet>,
     /// With their ports, first and last; all that there is of IP if empty.
     ports: Vec<(Protocol, u16, u16)>,
 }
@@ -75,13 +78,13 @@ impl Egress {
         Ok(Self { closed, allow: rules("allow", &spec.allow)?, deny: rules("deny", &spec.deny)? })
     }
 
-    /// Its elements, of a guest's address.
+    /// Its elements, of a guest's address: those that are about addresses of this kind.
     #[must_use]
-    pub fn elements(&self, guest: Ipv4Addr) -> Vec<Member> {
-        let guest = guest.to_string();
+    pub fn elements(&self, guest: IpAddr) -> Vec<Member> {
+        let text = guest.to_string();
         let member = |set: &str, rest: Vec<String>| {
-            let parts = std::iter::once(guest.clone()).chain(rest).collect();
-            Member { set: set.to_owned(), parts, value: None }
+            let parts = std::iter::once(text.clone()).chain(rest).collect();
+            Member { set: of_kind(guest, set), parts, value: None }
         };
         let mut elements = Vec::new();
         if self.closed {
@@ -90,10 +93,10 @@ impl Egress {
         let lists =
             [(&self.deny, EGRESS_DENY, EGRESS_DENY_PORT), (&self.allow, EGRESS_ALLOW, EGRESS_ALLOW_PORT)];
         for (rules, whole, of_ports) in lists {
-            let (all, some): (Vec<&Reach>, Vec<&Reach>) =
-                rules.iter().partition(|reach| reach.ports.is_empty());
-            let nets: Vec<Ipv4Net> = all.into_iter().flat_map(|reach| &reach.nets).copied().collect();
-            let nets = Ipv4Net::aggregate(&nets);
+            let (all, some): (Vec<Reach>, Vec<Reach>) =
+                rules.iter().map(|reach| reach.of_kind(guest)).partition(|reach| reach.ports.is_empty());
+            let nets: Vec<IpNet> = all.into_iter().flat_map(|reach| reach.nets).collect();
+            let nets = IpNet::aggregate(&nets);
             elements.extend(nets.into_iter().map(|net| member(whole, vec![prefix(net)])));
             for (protocol, first, last, net) in apart(&some) {
                 let ports = if first == last { first.to_string() } else { format!("{first}-{last}") };
@@ -104,12 +107,25 @@ impl Egress {
     }
 }
 
+/// The set for a guest's kind of address.
+fn of_kind(guest: IpAddr, set: &str) -> String {
+    if guest.is_ipv6() { egress_set(set).to_owned() } else { set.to_owned() }
+}
+
+impl Reach {
+    /// What of it is of the kind of an address.
+    fn of_kind(&self, guest: IpAddr) -> Self {
+        let same = |net: &&IpNet| net.addr().is_ipv4() == guest.is_ipv4();
+        Self { nets: self.nets.iter().filter(same).copied().collect(), ports: self.ports.clone() }
+    }
+}
+
 /// The same rules without any that meet: the firewall takes no element twice, and none within another.
-fn apart(rules: &[&Reach]) -> Vec<(Protocol, u16, u16, Ipv4Net)> {
+fn apart(rules: &[Reach]) -> Vec<(Protocol, u16, u16, IpNet)> {
     let mut found = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         let ranges = || {
-            let of_rule = |reach: &&Reach| {
+            let of_rule = |reach: &Reach| {
                 let nets = reach.nets.clone();
                 reach.ports.clone().into_iter().map(move |(of, first, last)| (of, first, last, nets.clone()))
             };
@@ -118,12 +134,12 @@ fn apart(rules: &[&Reach]) -> Vec<(Protocol, u16, u16, Ipv4Net)> {
         // Where the rules for a port may be others than for the port before.
         let edges: BTreeSet<u32> =
             ranges().flat_map(|(_, first, last, _)| [u32::from(first), u32::from(last) + 1]).collect();
-        let mut parts: Vec<(u16, u16, Vec<Ipv4Net>)> = Vec::new();
+        let mut parts: Vec<(u16, u16, Vec<IpNet>)> = Vec::new();
         for (start, end) in edges.iter().zip(edges.iter().skip(1)) {
             let (Ok(first), Ok(last)) = (u16::try_from(*start), u16::try_from(end - 1)) else { continue };
             let within = ranges().filter(|(_, from, to, _)| *from <= first && last <= *to);
-            let nets: Vec<Ipv4Net> = within.flat_map(|(.., nets)| nets).collect();
-            let nets = Ipv4Net::aggregate(&nets);
+            let nets: Vec<IpNet> = within.flat_map(|(.., nets)| nets).collect();
+            let nets = IpNet::aggregate(&nets);
             match parts.last_mut() {
                 Some((_, before, same)) if *before + 1 == first && *same == nets => *before = last,
                 _ => parts.push((first, last, nets)),
@@ -203,15 +219,16 @@ fn without(list: &str, has: &mut Vec<EgressRule>, gone: &[EgressRule]) -> Result
 
 fn reach(field: &str, rule: &EgressRule) -> Result<Reach, ErrorBody> {
     let nets = match rule.to.as_str() {
-        "all" => vec![ALL],
-        "private" => PRIVATE.to_vec(),
-        "metadata" => METADATA.to_vec(),
+        "all" => both(&[ALL], &[Ipv6Net::default()]),
+        "private" => both(&PRIVATE, &ipv6::PRIVATE),
+        "metadata" => both(&METADATA, &ipv6::METADATA),
         text => {
-            let one = text.parse::<Ipv4Addr>().map(Ipv4Net::from).or_else(|_| text.parse::<Ipv4Net>());
+            let one = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse::<IpNet>());
             let net = one.map_err(|_| {
                 let shown: String = text.chars().take(60).collect();
                 let text = format!(
-                    "{shown:?} is not `all`, `private`, `metadata`, an IPv4 address, or a prefix such as 192.0.2.0/24"
+                    "{shown:?} is not `all`, `private`, `metadata`, an IPv4 or IPv6 address, or a prefix such as \
+                     192.0.2.0/24 or 2001:db8::/32"
                 );
                 invalid(&format!("{field}.to"), text)
             })?;
@@ -228,6 +245,11 @@ fn reach(field: &str, rule: &EgressRule) -> Result<Reach, ErrorBody> {
     let protocols = rule.protocol.map_or_else(|| vec![Protocol::Tcp, Protocol::Udp], |one| vec![one]);
     let of_protocol = |protocol: Protocol| ranges.iter().map(move |(first, last)| (protocol, *first, *last));
     Ok(Reach { nets, ports: protocols.into_iter().flat_map(of_protocol).collect() })
+}
+
+fn both(ipv4: &[Ipv4Net], ipv6: &[Ipv6Net]) -> Vec<IpNet> {
+    let ipv4 = ipv4.iter().copied().map(IpNet::V4);
+    ipv4.chain(ipv6.iter().copied().map(IpNet::V6)).collect()
 }
 
 fn range(field: &str, text: &str) -> Result<(u16, u16), ErrorBody> {
@@ -264,17 +286,14 @@ pub fn check_isolated(nics: &[NicSpec], isolated: impl Fn(&NicSpec) -> bool) -> 
 
 /// The element that counts what is refused of a guest's packets.
 #[must_use]
-pub fn counted(guest: Ipv4Addr) -> Member {
-    Member { set: EGRESS_REFUSED.to_owned(), parts: vec![guest.to_string()], value: None }
+pub fn counted(guest: IpAddr) -> Member {
+    Member { set: of_kind(guest, EGRESS_REFUSED), parts: vec![guest.to_string()], value: None }
 }
 
 /// The elements of interfaces with their addresses.
-pub fn members<'a>(
-    guests: impl IntoIterator<Item = Ipv4Addr> + 'a,
-    egress: &'a [Option<Egress>],
-) -> impl Iterator<Item = Member> + 'a {
-    let known = guests.into_iter().zip(egress);
-    known.flat_map(|(guest, egress)| egress.iter().flat_map(move |egress| egress.elements(guest)))
+pub fn members<'a>(nics: &'a [NicLease], egress: &'a [Option<Egress>]) -> impl Iterator<Item = Member> + 'a {
+    let known = nics.iter().zip(egress).filter_map(|(nic, egress)| Some((nic, egress.as_ref()?)));
+    known.flat_map(|(nic, egress)| nic.addresses().flat_map(|guest| egress.elements(guest)))
 }
 
 #[cfg(test)]
@@ -283,7 +302,7 @@ mod tests {
 
     use super::*;
 
-    const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 5);
+    const GUEST: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 5));
 
     fn spec(json: serde_json::Value) -> EgressSpec {
         serde_json::from_value(json).unwrap()
@@ -325,10 +344,52 @@ mod tests {
     }
 
     #[test]
+    fn each_kind_of_address_has_its_own_elements() {
+        let egress = Egress::read(
+            "e",
+            &spec(serde_json::json!({
+                "default": "deny",
+                "allow": [
+                    {"to": "192.0.2.0/24"}, {"to": "2001:db8::/32", "protocol": "tcp", "ports": ["443"]},
+                    {"to": "2001:db8:0::1", "protocol": "tcp", "ports": ["443-444"]},
+                ],
+                "deny": [{"to": "metadata"}, {"to": "all", "protocol": "udp"}],
+            })),
+        )
+        .unwrap();
+        let of = |guest: &str| {
+            let text = |member: Member| format!("{} {}", member.set, member.parts.join(" "));
+            egress.elements(guest.parse().unwrap()).into_iter().map(text).collect::<Vec<_>>()
+        };
+        let four = [
+            "egress_closed 10.77.0.5",
+            "egress_deny 10.77.0.5 169.254.0.0/16",
+            "egress_deny_port 10.77.0.5 0.0.0.0/0 udp 0-65535",
+            "egress_allow 10.77.0.5 192.0.2.0/24",
+        ];
+        assert_eq!(of("10.77.0.5"), four);
+        let six = of("fd00::5");
+        assert_eq!(
+            (six[0].as_str(), six.len()),
+            ("egress_closed6 fd00::5", 1 + ipv6::METADATA.len() + 1 + 2)
+        );
+        for element in [
+            "egress_deny6 fd00::5 fe80::/10",
+            "egress_deny6 fd00::5 fd00:ec2::254",
+            "egress_deny_port6 fd00::5 ::/0 udp 0-65535",
+            "egress_allow_port6 fd00::5 2001:db8::/32 tcp 443",
+            "egress_allow_port6 fd00::5 2001:db8::1 tcp 444",
+        ] {
+            assert!(six.iter().any(|found| found == element), "{element}: {six:?}");
+        }
+        assert_eq!(counted("fd00::5".parse().unwrap()).set, "egress_refused6");
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused_with_its_field() {
         for (json, field) in [
             (serde_json::json!({"deny": [{"to": "example.org"}]}), "e.deny[0].to"),
-            (serde_json::json!({"deny": [{"to": "::1"}]}), "e.deny[0].to"),
+            (serde_json::json!({"deny": [{"to": "::1/129"}]}), "e.deny[0].to"),
             (serde_json::json!({"allow": [{"to": "all"}]}), "e.allow"),
             (
                 serde_json::json!({"deny": [{"to": "all"}, {"to": "all", "ports": ["9-8"]}]}),
@@ -397,23 +458,29 @@ mod tests {
     }
 
     fn rule() -> impl Strategy<Value = Reach> {
-        let net = (0u8..4, 30u8..=32)
-            .prop_map(|(host, len)| Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, host), len).trunc());
+        let net = (any::<bool>(), 0u8..4, 0u8..=2).prop_map(|(six, host, less)| {
+            let address = address(six, host);
+            let longest = IpNet::from(address).prefix_len();
+            IpNet::new(address, longest - less).unwrap().trunc()
+        });
         let ports = (prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)], 0u16..8, 0u16..8)
             .prop_map(|(protocol, a, b)| (protocol, a.min(b), a.max(b)));
         (prop::collection::vec(net, 1..3), prop::collection::vec(ports, 1..3))
             .prop_map(|(nets, ports)| Reach { nets, ports })
     }
 
+    fn address(six: bool, host: u8) -> IpAddr {
+        if six { [0x2001, 0xdb8, 0, 0, 0, 0, 0, host.into()].into() } else { [192, 0, 2, host].into() }
+    }
+
     proptest! {
         #[test]
         fn rules_apart_say_the_same_and_each_thing_once(rules in prop::collection::vec(rule(), 0..5)) {
-            let all: Vec<&Reach> = rules.iter().collect();
-            let parts = apart(&all);
+            let parts = apart(&rules);
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 for port in 0u16..9 {
-                    for host in 0u8..5 {
-                        let address = Ipv4Addr::new(192, 0, 2, host);
+                    for host in 0u8..10 {
+                        let address = address(host >= 5, host % 5);
                         let wanted = rules.iter().any(|rule| {
                             rule.nets.iter().any(|net| net.contains(&address))
                                 && rule.ports.iter().any(|(of, a, b)| *of == protocol && *a <= port && port <= *b)

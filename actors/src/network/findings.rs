@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use drover_schemas::id::VmId;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::known::Known;
 use super::lease::NicLease;
@@ -40,6 +40,8 @@ pub enum Wrong {
     BridgeMtu,
     /// It lacks the gateway's address.
     AddressGone,
+    /// It lacks its address of IPv6.
+    Ipv6Gone,
     /// A TAP is not under its bridge.
     PortLoose,
     /// A TAP is down.
@@ -99,6 +101,7 @@ impl fmt::Display for Finding {
             Wrong::BridgeDown => write!(f, "the bridge of network {of} was down"),
             Wrong::BridgeMtu => write!(f, "the bridge of network {of} had another MTU"),
             Wrong::AddressGone => write!(f, "the bridge of network {of} had lost its address"),
+            Wrong::Ipv6Gone => write!(f, "the bridge of network {of} had lost its IPv6 address"),
             Wrong::PortLoose => write!(f, "TAP {of} was taken from its bridge"),
             Wrong::PortDown => write!(f, "TAP {of} was down"),
             Wrong::PortMtu => write!(f, "TAP {of} had another MTU"),
@@ -118,7 +121,12 @@ impl fmt::Display for Finding {
 /// The port of an interface.
 #[must_use]
 pub fn port(nic: &NicLease) -> Port {
-    Port { tap: nic.tap.clone(), mac: nic.mac.clone(), ipv4: nic.ipv4 }
+    Port {
+        tap: nic.tap.clone(),
+        mac: nic.mac.clone(),
+        ipv4: nic.ipv4,
+        ipv6: nic.ipv6.map(|ipv6| ipv6.address),
+    }
 }
 
 /// What is wrong with the rules of the tables `table`, given what is there and what was laid, and the elements of known
@@ -162,7 +170,7 @@ pub fn of_rules(known: &Known, table: &str, present: Option<&Present>, laid: Opt
 
 /// What is wrong with bridges and TAPs, given every interface and address there is.
 #[must_use]
-pub fn of_links(known: &Known, links: &[LinkInfo], addresses: &[(u32, Ipv4Net)]) -> Vec<Finding> {
+pub fn of_links(known: &Known, links: &[LinkInfo], addresses: &[(u32, IpNet)]) -> Vec<Finding> {
     let by_name: HashMap<&str, &LinkInfo> = links.iter().map(|link| (link.name.as_str(), link)).collect();
     let mut found = Vec::new();
     for network in &known.networks {
@@ -177,8 +185,12 @@ pub fn of_links(known: &Known, links: &[LinkInfo], addresses: &[(u32, Ipv4Net)])
         if bridge.mtu != network.def.mtu.get() {
             found.push(Finding::new(Wrong::BridgeMtu, name));
         }
-        if !addresses.contains(&(bridge.index, network.gateway_net())) {
+        let has = |net: IpNet| addresses.contains(&(bridge.index, net));
+        if !has(network.gateway_net().into()) {
             found.push(Finding::new(Wrong::AddressGone, name));
+        }
+        if !network.ipv6_nets().into_iter().all(|net| has(net.into())) {
+            found.push(Finding::new(Wrong::Ipv6Gone, name));
         }
     }
     let group = names::group(known.installation);

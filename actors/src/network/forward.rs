@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use drover_schemas::body::spec::{ForwardSpec, NicSpec, Protocol};
 use drover_schemas::body::vm::ForwardRequest;
 use drover_schemas::{ErrorBody, ErrorCode};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::nft::{FORWARD_OPEN, FORWARD_PORT, FORWARD_TO, Member};
 
@@ -212,8 +212,9 @@ pub(super) fn of_index(nics: &mut [NicSpec], index: u32) -> Result<&mut NicSpec,
 }
 
 /// As `nft` writes it: a single address without its length.
-pub(super) fn prefix(net: Ipv4Net) -> String {
-    if net.prefix_len() == 32 { net.addr().to_string() } else { net.to_string() }
+pub(super) fn prefix(net: impl Into<IpNet>) -> String {
+    let net = net.into();
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
 }
 
 #[cfg(test)]

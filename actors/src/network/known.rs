@@ -3,13 +3,14 @@
 //! The network actor keeps it; the watch reads it to tell what others did from what was to be.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use drover_schemas::id::{InstallationId, VmId};
 use drover_schemas::token::Token;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
+use super::ipv6;
 use super::lease::{NicLease, gateway};
 use super::link::LinkInfo;
 use super::names;
@@ -39,6 +40,15 @@ impl Bridged {
     #[must_use]
     pub fn gateway_net(&self) -> Ipv4Net {
         Ipv4Net::new_assert(self.gateway(), self.def.subnet.prefix_len())
+    }
+
+    /// The bridge's own addresses of IPv6: the gateway, and the one of the link by which it asks for its neighbours.
+    #[must_use]
+    pub fn ipv6_nets(&self) -> Vec<Ipv6Net> {
+        let Some(subnet) = self.def.ipv6 else { return Vec::new() };
+        let mac: Vec<String> = self.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+        let link = ipv6::link_local(&mac.join(":")).map(|address| Ipv6Net::new_assert(address, 64));
+        std::iter::once(ipv6::gateway_net(subnet.trunc())).chain(link).collect()
     }
 }
 
@@ -163,8 +173,17 @@ impl Known {
 
     /// Whether the address is the gateway of a network.
     #[must_use]
-    pub fn is_gateway(&self, address: Ipv4Addr) -> bool {
-        self.networks.iter().any(|network| network.gateway() == address)
+    pub fn is_gateway(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|network| match address {
+            IpAddr::V4(address) => network.gateway() == address,
+            IpAddr::V6(address) => network.ipv6_nets().iter().any(|net| net.addr() == address),
+        })
+    }
+
+    /// Whether a network has IPv6.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.networks.iter().any(|network| network.def.ipv6.is_some())
     }
 
     /// The alias of a VM's TAPs.

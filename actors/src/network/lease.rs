@@ -5,15 +5,16 @@
 //! entry does not send one guest's traffic to the next.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use drover_schemas::body::status::NicStatus;
 use drover_schemas::id::{InstallationId, VmId};
 use drover_schemas::token::Token;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use super::ipv6::Ipv6Lease;
 use super::names;
 use crate::hypervisor::config::{GuestNic, NicConfig};
 
@@ -35,6 +36,9 @@ pub struct NicLease {
     pub prefix_len: u8,
     /// The network's gateway: the host's bridge.
     pub gateway: Ipv4Addr,
+    /// The same of IPv6, if the network had it when this was leased.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Lease>,
 }
 
 impl NicLease {
@@ -55,7 +59,21 @@ impl NicLease {
             ipv4,
             prefix_len: subnet.prefix_len(),
             gateway: gateway(subnet),
+            ipv6: None,
         }
+    }
+
+    /// The same with the address that it has in the network's subnet of IPv6, if that has one.
+    #[must_use]
+    pub fn with_ipv6(mut self, subnet: Option<Ipv6Net>) -> Self {
+        self.ipv6 = subnet.map(|subnet| Ipv6Lease::of(subnet, self.ipv4, self.prefix_len));
+        self
+    }
+
+    /// The guest's addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let ipv6 = self.ipv6.map(|ipv6| IpAddr::V6(ipv6.address));
+        std::iter::once(IpAddr::V4(self.ipv4)).chain(ipv6)
     }
 
     /// For the VMM's configuration.
@@ -80,6 +98,9 @@ impl NicLease {
             ipv4: self.ipv4.to_string(),
             prefix_len: self.prefix_len,
             gateway: self.gateway.to_string(),
+            ipv6: self.ipv6.map(|ipv6| ipv6.address.to_string()),
+            ipv6_prefix_len: self.ipv6.map(|ipv6| ipv6.prefix_len),
+            ipv6_gateway: self.ipv6.map(|ipv6| ipv6.gateway.to_string()),
             forwards: Vec::new(),
             egress: None,
             limits: None,

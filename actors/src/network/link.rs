@@ -5,8 +5,8 @@ use std::io;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
-use ipnet::Ipv4Net;
-use rtnetlink::packet_route::address::AddressAttribute;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoPortData, LinkAttribute, LinkFlags, LinkInfo as InfoOf, LinkMessage,
 };
@@ -208,7 +208,7 @@ impl Links {
             self.change(&link, "set the MAC of", |message| message.address(mac.to_vec())).await?;
         }
         self.ensure_mtu(&link, mtu).await?;
-        self.ensure_address(&link, address).await?;
+        self.ensure_address(&link, address.into()).await?;
         self.set_up(&link).await?;
         Ok(link.index)
     }
@@ -220,11 +220,26 @@ impl Links {
         self.change(link, "set the MTU of", |message| message.mtu(mtu)).await
     }
 
-    async fn ensure_address(&self, link: &LinkInfo, address: Ipv4Net) -> Result<(), LinkError> {
+    /// Gives the bridge `name`, which is up, its addresses of IPv6. They may be used at once: nobody else may have them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn ensure_ipv6(&self, name: &str, addresses: &[Ipv6Net]) -> Result<(), LinkError> {
+        let link = self.must_get(name).await?;
+        for address in addresses {
+            self.ensure_address(&link, IpNet::V6(*address)).await?;
+        }
+        Ok(())
+    }
+
+    async fn ensure_address(&self, link: &LinkInfo, address: IpNet) -> Result<(), LinkError> {
         if self.addresses().await?.contains(&(link.index, address)) {
             return Ok(());
         }
-        let add = self.handle.address().add(link.index, IpAddr::V4(address.addr()), address.prefix_len());
+        let mut add = self.handle.address().add(link.index, address.addr(), address.prefix_len());
+        if address.addr().is_ipv6() {
+            add.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
         match add.execute().await {
             Err(error) if errno(&error) != Some(libc::EEXIST) => {
                 Err(step("add the address of", &link.name, error))
@@ -291,20 +306,16 @@ impl Links {
         }
     }
 
-    /// Every IPv4 address of the namespace with the number of its interface.
+    /// Every address of the namespace with the number of its interface.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub async fn addresses(&self) -> Result<Vec<(u32, Ipv4Net)>, LinkError> {
+    pub async fn addresses(&self) -> Result<Vec<(u32, IpNet)>, LinkError> {
         let mut found = Vec::new();
         let mut addresses = self.handle.address().get().execute();
         let failed = |source| step("list the addresses of", "*", source);
         while let Some(message) = addresses.try_next().await.map_err(failed)? {
-            let local = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
-                _ => None,
-            });
-            let net = local.and_then(|address| Ipv4Net::new(address, message.header.prefix_len).ok());
+            let net = local(&message).and_then(|address| IpNet::new(address, message.header.prefix_len).ok());
             found.extend(net.map(|net| (message.header.index, net)));
         }
         Ok(found)
@@ -332,7 +343,7 @@ impl Links {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub async fn conflict(&self, subnet: Ipv4Net, bridge: &str) -> Result<Option<String>, LinkError> {
+    pub async fn conflict(&self, subnet: IpNet, bridge: &str) -> Result<Option<String>, LinkError> {
         let own = self.get(bridge).await?.map(|link| link.index);
         let all = self.addresses().await?.into_iter();
         let mut others = all.filter(|(index, net)| Some(*index) != own && subnet.contains(&net.addr()));
@@ -347,6 +358,17 @@ fn is_marked(link: &LinkInfo, alias: &str) -> Result<bool, LinkError> {
         None | Some("") => Ok(false),
         Some(_) => Err(LinkError::NotOurs { name: link.name.clone(), alias: link.alias.clone() }),
     }
+}
+
+/// The address that a message is about: an interface's own.
+#[must_use]
+pub fn local(message: &AddressMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        // Of IPv6 only one that has another at its far end is told in that way.
+        AddressAttribute::Address(address @ IpAddr::V6(_)) => Some(*address),
+        _ => None,
+    })
 }
 
 /// Reads what the kernel says of an interface.

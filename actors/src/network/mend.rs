@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use drover_schemas::id::VmId;
 
 use super::findings::{Finding, Wrong, of_links, of_rules, port};
+use super::kernel6;
 use super::names;
 use super::nft::{Member, Present};
 use super::ops::{NetOps, NetworkError, VmNet};
@@ -52,9 +53,14 @@ impl NetOps {
     /// A step for the host fails; what was done before it stays and is found again.
     pub async fn restore(&self, vms: Vec<Before>) -> Result<Repair, NetworkError> {
         for network in &self.known.networks {
-            let (subnet, bridge) = (network.def.subnet.trunc(), &network.bridge);
-            if let Some(other) = self.links.conflict(subnet, bridge).await? {
-                return Err(NetworkError::Overlap { network: network.def.name.clone(), subnet, other });
+            let ipv6 = network.def.ipv6.map(|subnet| subnet.trunc().into());
+            for subnet in [network.def.subnet.trunc().into()].into_iter().chain(ipv6) {
+                if let Some(other) = self.links.conflict(subnet, &network.bridge).await? {
+                    return Err(NetworkError::Overlap { network: network.def.name.clone(), subnet, other });
+                }
+            }
+            if ipv6.is_some() && !kernel6::is_there() {
+                return Err(NetworkError::NoIpv6 { network: network.def.name.clone() });
             }
         }
         let links = self.links.list().await?;

@@ -10,23 +10,25 @@
 mod counters;
 mod elements;
 pub mod events;
+mod ipv6;
 mod present;
 mod rules;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nftables::schema::Nftables;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 pub use self::counters::Counters;
+pub(super) use self::ipv6::{EGRESS_REFUSED6, egress_set};
 pub use self::present::Present;
 pub(super) use self::rules::{
     EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, EGRESS_REFUSED,
@@ -90,17 +92,29 @@ pub struct Base {
     pub networks: Vec<BaseNet>,
 }
 
+impl Base {
+    /// Whether a network has IPv6.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.networks.iter().any(|network| network.ipv6.is_some())
+    }
+}
+
 /// A network as the base rules see it.
 #[derive(Debug, Clone)]
 pub struct BaseNet {
     /// Name of the bridge.
     pub bridge: String,
+    /// Its MAC.
+    pub mac: [u8; 6],
     /// Its subnet.
     pub subnet: Ipv4Net,
+    /// Its subnet of IPv6, if it has one.
+    pub ipv6: Option<Ipv6Net>,
     /// Guests cannot reach each other.
     pub isolate: bool,
     /// Where guests may not go.
-    pub egress_deny: Vec<Ipv4Net>,
+    pub egress_deny: Vec<IpNet>,
 }
 
 /// An interface as the sets know it.
@@ -112,6 +126,8 @@ pub struct Port {
     pub mac: String,
     /// The guest's address.
     pub ipv4: Ipv4Addr,
+    /// Its address of IPv6, if it has one.
+    pub ipv6: Option<Ipv6Addr>,
 }
 
 impl Port {
@@ -119,12 +135,14 @@ impl Port {
     #[must_use]
     pub fn elements(&self) -> Vec<Member> {
         let (tap, mac, ipv4) = (self.tap.clone(), self.mac.clone(), self.ipv4.to_string());
-        vec![
+        let mut elements = vec![
             Member { set: rules::SET_MAC.into(), parts: vec![tap.clone(), mac.clone()], value: None },
             Member { set: rules::SET_SRC.into(), parts: vec![tap.clone(), mac, ipv4], value: None },
             Member { set: rules::REFUSED.into(), parts: vec![tap.clone()], value: None },
             Member { set: rules::SET_IF.into(), parts: vec![tap], value: None },
-        ]
+        ];
+        elements.extend(ipv6::elements(self));
+        elements
     }
 }
 
@@ -199,6 +217,10 @@ impl Nft {
     /// # Errors
     /// `nft` fails; nothing was changed.
     pub async fn lay(&self, base: &Base, add: &[Member], remove: &[Member]) -> Result<(), NftError> {
+        if base.has_ipv6() {
+            // They do nothing by themselves.
+            self.run("make sets", &["-f", "-"], Some(ipv6::sets(&self.table))).await?;
+        }
         self.apply("lay the base", &rules::lay(&self.table, base, add, remove)).await?;
         self.limit(add, remove).await
     }
@@ -249,14 +271,15 @@ impl Nft {
         Ok(Some(present))
     }
 
-    /// What the rules counted of each guest.
+    /// What the rules counted of each guest, where a network may have IPv6.
     ///
     /// # Errors
     /// `nft` fails, also where the tables are missing.
-    pub async fn counters(&self) -> Result<Counters, NftError> {
+    pub async fn counters(&self, has_ipv6: bool) -> Result<Counters, NftError> {
         let mut counters = Counters::default();
+        let six = has_ipv6.then_some(("inet", EGRESS_REFUSED6));
         // One by one: several in one run are not all listed in JSON.
-        for (family, set) in Counters::SETS {
+        for (family, set) in Counters::SETS.into_iter().chain(six) {
             let said =
                 self.run("list counters", &["-j", "list", "set", family, &self.table, set], None).await?;
             counters.take(&said).map_err(|source| NftError::Json { step: "read", source })?;

@@ -15,12 +15,14 @@ use std::sync::atomic::AtomicBool;
 use drover_schemas::body::status::NicStatus;
 use drover_schemas::id::{InstallationId, VmId};
 use drover_schemas::token::Token;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::egress::{self, Egress};
 use super::findings::port;
 use super::forward::{Forward, open};
+use super::ipv6;
+use super::kernel6;
 use super::known::{Bridged, Known};
 use super::lease::NicLease;
 use super::limit::Limits;
@@ -41,15 +43,18 @@ pub struct NetworkDef {
     /// Its addresses; the first host is the gateway.
     #[serde(default = "default_subnet")]
     pub subnet: Ipv4Net,
+    /// Its addresses of IPv6, with the same places in it as the others; no IPv6 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Net>,
     /// The longest packet of its guests, in bytes; a guest takes it over when it boots.
     #[serde(default)]
     pub mtu: Mtu,
     /// Guests cannot reach each other.
     #[serde(default = "default_isolate")]
     pub isolate: bool,
-    /// Where guests may not go; by default the link-local range, which holds clouds' metadata services.
+    /// Where guests may not go; by default the link-local ranges and what else holds clouds' metadata services.
     #[serde(default = "default_egress_deny")]
-    pub egress_deny: Vec<Ipv4Net>,
+    pub egress_deny: Vec<IpNet>,
 }
 
 fn default_subnet() -> Ipv4Net {
@@ -60,8 +65,9 @@ fn default_isolate() -> bool {
     true
 }
 
-fn default_egress_deny() -> Vec<Ipv4Net> {
-    vec![Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16)]
+fn default_egress_deny() -> Vec<IpNet> {
+    let ipv4 = egress::METADATA.into_iter().map(IpNet::V4);
+    ipv4.chain(ipv6::METADATA.into_iter().map(IpNet::V6)).collect()
 }
 
 impl NetworkDef {
@@ -71,6 +77,7 @@ impl NetworkDef {
         Self {
             name,
             subnet: default_subnet(),
+            ipv6: None,
             mtu: Mtu::default(),
             isolate: default_isolate(),
             egress_deny: default_egress_deny(),
@@ -134,8 +141,8 @@ impl VmNet {
             let led = forwards.iter().flat_map(|forward| forward.elements(nic.ipv4));
             led.chain(open(nic.ipv4, forwards))
         });
-        let counted = self.nics.iter().map(|nic| egress::counted(nic.ipv4));
-        led.chain(counted).chain(egress::members(self.nics.iter().map(|nic| nic.ipv4), &self.egress))
+        let counted = self.nics.iter().flat_map(|nic| nic.addresses().map(egress::counted));
+        led.chain(counted).chain(egress::members(&self.nics, &self.egress))
     }
 }
 
@@ -154,9 +161,27 @@ pub enum NetworkError {
         /// The network.
         network: Token,
         /// Its subnet.
-        subnet: Ipv4Net,
+        subnet: IpNet,
         /// The other address.
         other: String,
+    },
+    /// A network has IPv6, and the host has not.
+    #[error(
+        "network {network} has `ipv6`, and this host's kernel has no IPv6: boot it without `ipv6.disable=1` (or load the \
+         module `ipv6`), or take `ipv6` out of the network"
+    )]
+    NoIpv6 {
+        /// The network.
+        network: Token,
+    },
+    /// The kernel's settings of IPv6 cannot be changed.
+    #[error("cannot set {path}; drover needs to write below /proc/sys/net/ipv6")]
+    Ipv6 {
+        /// Which.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// Packets cannot be routed.
     #[error("cannot switch on forwarding below /proc/sys/net/ipv4")]
@@ -226,7 +251,9 @@ impl NetOps {
     pub(super) fn base(&self) -> Base {
         let net = |network: &Bridged| BaseNet {
             bridge: network.bridge.clone(),
+            mac: network.mac,
             subnet: network.def.subnet.trunc(),
+            ipv6: network.def.ipv6.map(|subnet| subnet.trunc()),
             isolate: network.def.isolate,
             egress_deny: network.def.egress_deny.clone(),
         };
@@ -252,6 +279,11 @@ impl NetOps {
             // For the host's own way to a port of 127.0.0.1 that is forwarded; the rules keep guests from there.
             let path = format!("/proc/sys/net/ipv4/conf/{}/route_localnet", network.bridge);
             switch_on(&path).map_err(NetworkError::Forwarding)?;
+            let ipv6 = network.ipv6_nets();
+            if !ipv6.is_empty() {
+                kernel6::bridge(&network.bridge)?;
+                self.links.ensure_ipv6(&network.bridge, &ipv6).await?;
+            }
         }
         Ok(())
     }
@@ -264,7 +296,11 @@ impl NetOps {
         if self.known.networks.is_empty() {
             return Ok(false);
         }
-        switch_on(IP_FORWARD).map_err(NetworkError::Forwarding)
+        let was_off = switch_on(IP_FORWARD).map_err(NetworkError::Forwarding)?;
+        let is_ours = |name: &str| {
+            self.known.owner(name).is_some() || self.known.networks.iter().any(|one| one.bridge == name)
+        };
+        Ok(self.known.has_ipv6() && kernel6::forwarding(is_ours)? || was_off)
     }
 
     /// TAPs of a VM under their bridges; without elements no packet of theirs passes.
@@ -310,6 +346,9 @@ impl NetOps {
             mtu: network.def.mtu.get(),
         };
         self.links.ensure_port(&nic.tap, shape).await?;
+        if network.def.ipv6.is_some() {
+            kernel6::port(&nic.tap)?;
+        }
         Ok(())
     }
 

@@ -4,21 +4,18 @@
 //! by being as they should be, so that the work here does not grow with what the host itself does. In case something
 //! was not told, everything is compared now and then.
 
-use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _};
 use rtnetlink::packet_core::NetlinkPayload;
-use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::actor::NetworkHandle;
-use super::link::{LinkError, Links, info};
+use super::link::{LinkError, Links, info, local};
 use super::mend::{Repair, Why};
 use super::nft::events::RuleEvents;
 use super::ops::NetworkError;
@@ -57,7 +54,8 @@ pub async fn watch(
 ) -> Result<(), WatchError> {
     let mut rules =
         RuleEvents::listen(network.ops.nft.table(), network.ops.nft.own()).map_err(WatchError::Rules)?;
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+    let ipv6 = network.ops.known.has_ipv6().then_some(MulticastGroup::Ipv6Ifaddr);
+    let groups: Vec<_> = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr].into_iter().chain(ipv6).collect();
     let (connection, _, mut messages) = new_multicast_connection(&groups).map_err(WatchError::Links)?;
     let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
     let links = Links::connect()?;
@@ -110,16 +108,7 @@ async fn is_wrong(
         }
         RouteNetlinkMessage::DelLink(link) => info(link),
         RouteNetlinkMessage::DelAddress(address) => {
-            let gone: BTreeSet<IpAddr> = address
-                .attributes
-                .iter()
-                .filter_map(|attribute| match attribute {
-                    AddressAttribute::Local(address) => Some(*address),
-                    _ => None,
-                })
-                .collect();
-            let ours = |address: &IpAddr| matches!(address, IpAddr::V4(v4) if known.is_gateway(*v4));
-            return Ok(gone.iter().any(ours));
+            return Ok(local(&address).is_some_and(|gone| known.is_gateway(gone)));
         }
         _ => return Ok(false),
     };

@@ -13,19 +13,32 @@ use crate::network::NicLease;
 const AGAIN: Duration = Duration::from_secs(5);
 const ATTEMPTS: usize = 12;
 
-/// What the guest is asked for: one request for each interface.
+/// What the guest is asked for: one request for each interface, and another for its address of IPv6, which some agents and
+/// kernels do not know.
 #[must_use]
 pub fn wanted(spec: &[NicSpec], leases: &[NicLease]) -> Vec<NetworkRequest> {
-    let request = |(index, lease): (usize, &NicLease)| NetworkRequest {
-        mac: lease.mac.clone(),
-        addresses: Some(vec![format!("{}/{}", lease.ipv4, lease.prefix_len)]),
-        // A guest has one default, as by the kernel's command line.
-        gateway: (index == 0).then(|| lease.gateway.to_string()),
+    let requests = |(index, lease): (usize, &NicLease)| {
         // What the guest has set up itself stays, unless that is said to be the agent's.
-        if_unset: spec.get(index).is_none_or(|nic| nic.setup == NicSetup::Kernel),
-        ..NetworkRequest::default()
+        let if_unset = spec.get(index).is_none_or(|nic| nic.setup == NicSetup::Kernel);
+        let request = |address: String| NetworkRequest {
+            mac: lease.mac.clone(),
+            addresses: Some(vec![address]),
+            if_unset,
+            ..NetworkRequest::default()
+        };
+        // A guest has one default, as by the kernel's command line.
+        let is_first = index == 0;
+        let four = NetworkRequest {
+            gateway: is_first.then(|| lease.gateway.to_string()),
+            ..request(format!("{}/{}", lease.ipv4, lease.prefix_len))
+        };
+        let six = lease.ipv6.map(|ipv6| NetworkRequest {
+            gateway6: is_first.then(|| ipv6.gateway.to_string()),
+            ..request(format!("{}/{}", ipv6.address, ipv6.prefix_len))
+        });
+        [Some(four), six].into_iter().flatten()
     };
-    leases.iter().enumerate().map(request).collect()
+    leases.iter().enumerate().flat_map(requests).collect()
 }
 
 /// Sets up what is not set up; the same again changes nothing. Says for whom it was done, and why it was not.
@@ -84,6 +97,7 @@ mod tests {
             ipv4: [10, 77, n, 2].into(),
             prefix_len: 24,
             gateway: [10, 77, n, 1].into(),
+            ipv6: None,
         };
         let nic = |setup| NicSpec {
             network: Token::new("default").unwrap(),
@@ -98,5 +112,13 @@ mod tests {
         assert_eq!((asked[1].gateway.as_deref(), asked[1].if_unset), (None, true));
         assert_eq!(asked[1].mac, "52:54:00:00:00:01");
         assert!(asked.iter().all(|request| request.dns.is_none() && request.routes.is_empty()));
+        // Apart, so that a guest without IPv6 has all else.
+        let six = |n: u8| lease(n).with_ipv6(Some("fd00:77::/64".parse().unwrap()));
+        let both = wanted(&[nic(NicSetup::Agent), nic(NicSetup::Kernel)], &[six(0), six(1)]);
+        assert_eq!((&both[0], &both[2], both.len()), (&asked[0], &asked[1], 4));
+        assert_eq!(both[1].addresses.as_deref(), Some(&["fd00:77::2/64".to_owned()][..]));
+        assert_eq!((both[1].gateway6.as_deref(), both[1].if_unset), (Some("fd00:77::1"), false));
+        assert_eq!((both[3].gateway6.as_deref(), both[3].if_unset), (None, true));
+        assert!(both[1].gateway.is_none() && both[3].gateway.is_none());
     }
 }

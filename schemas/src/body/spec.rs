@@ -184,8 +184,9 @@ pub enum EgressDefault {
 /// Where to, by what protocol and to which ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EgressRule {
-    /// An IPv4 address or prefix such as `192.0.2.0/24`; `all`; `private` for addresses that are not of the public
-    /// internet; `metadata` for the link-local ones where clouds answer what is for the machine itself.
+    /// An address or prefix such as `192.0.2.0/24` or `2001:db8::/32`; `all`; `private` for addresses that are not of the
+    /// public internet; `metadata` for the link-local ones, and others, where clouds answer what is for the machine itself.
+    /// These words mean IPv4 and IPv6.
     pub to: String,
     /// TCP or UDP only; with neither this nor `ports` all that there is of IP.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -227,6 +227,15 @@ pub struct NicStatus {
     pub prefix_len: u8,
     /// The network's gateway: the host's bridge.
     pub gateway: String,
+    /// IPv6 address of the guest, if its network has IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<String>,
+    /// Length of that network's prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6_prefix_len: Option<u8>,
+    /// The network's gateway of IPv6: the host's bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6_gateway: Option<String>,
     /// Ports of the host that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forwards: Vec<ForwardSpec>,

@@ -79,10 +79,20 @@ fn bodies_of_the_network() {
             mac: "52:54:00:12:34:56".into(),
             addresses: Some(vec!["10.77.0.2/24".into()]),
             gateway: Some("10.77.0.1".into()),
+            gateway6: None,
             routes: routes.clone(),
             mtu: Some(1400),
             dns: Some(dns.clone()),
             if_unset: true,
+        },
+    );
+    body(
+        "network-ipv6",
+        &NetworkRequest {
+            mac: "52:54:00:12:34:56".into(),
+            addresses: Some(vec!["fd00:77::2/64".into()]),
+            gateway6: Some("fd00:77::1".into()),
+            ..NetworkRequest::default()
         },
     );
     let before = NetworkState { mtu: 1500, ..NetworkState::default() };
@@ -91,6 +101,7 @@ fn bodies_of_the_network() {
         mtu: 1400,
         addresses: vec!["10.77.0.2/24".into()],
         gateway: Some("10.77.0.1".into()),
+        gateway6: None,
         routes,
         dns,
     };

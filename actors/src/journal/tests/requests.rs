@@ -92,6 +92,7 @@ fn a_vm_that_is_taken_out_leaves_nothing() {
         ipv4: Ipv4Addr::UNSPECIFIED,
         prefix_len: 20,
         gateway: Ipv4Addr::LOCALHOST,
+        ipv6: None,
     };
     let row = |n: u128, name| {
         let nics = vec![NicLease { ipv4: Ipv4Addr::from(10 << 24 | n as u32), ..nic.clone() }];

@@ -3,22 +3,23 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nftables::batch::Batch;
 use nftables::expr::{self, Expression};
 use nftables::schema::{Element, NfListObject, Nftables};
 use nftables::types::NfFamily;
 
 use super::Member;
+use super::ipv6::EGRESS_REFUSED6;
 use super::rules::{
-    EGRESS_REFUSED, Expr, LIMIT_RECEIVE, LIMIT_SEND, OVER_RECEIVE, OVER_SEND, REFUSED, ROUTED, concat,
+    EGRESS_REFUSED, Expr, LIMIT_RECEIVE, LIMIT_SEND, OF_TAPS, OVER_RECEIVE, OVER_SEND, REFUSED, concat,
     prefix, text,
 };
 
 /// Sets whose elements are limits.
 const LIMITS: [&str; 2] = [LIMIT_SEND, LIMIT_RECEIVE];
 /// Sets whose elements count.
-const COUNTERS: [&str; 4] = [OVER_SEND, OVER_RECEIVE, REFUSED, EGRESS_REFUSED];
+const COUNTERS: [&str; 5] = [OVER_SEND, OVER_RECEIVE, REFUSED, EGRESS_REFUSED, EGRESS_REFUSED6];
 /// What may come at once beyond a second's worth, in KiB: the largest frame that the kernel hands on in one piece.
 const BURST_KIB: u64 = 64;
 
@@ -38,9 +39,9 @@ fn elements(table: &str, members: &[Member]) -> Vec<NfListObject<'static>> {
         sets.entry(set).or_default().push(element);
     }
     let element = |(set, members): (&str, Vec<Expr>)| {
-        let routed = ROUTED.contains(&set);
+        let of_bridge = OF_TAPS.contains(&set);
         NfListObject::Element(Element {
-            family: if routed { NfFamily::INet } else { NfFamily::Bridge },
+            family: if of_bridge { NfFamily::Bridge } else { NfFamily::INet },
             table: Cow::Owned(table.to_owned()),
             name: set.to_owned().into(),
             elem: members.into(),
@@ -51,7 +52,7 @@ fn elements(table: &str, members: &[Member]) -> Vec<NfListObject<'static>> {
 
 /// A part of an element as an expression: a prefix, a range of ports, or as it stands.
 fn part(part: &str) -> Expr {
-    if let Ok(net) = part.parse::<Ipv4Net>() {
+    if let Ok(net) = part.parse::<IpNet>() {
         return prefix(net);
     }
     match part.split_once('-').map(|(first, last)| (first.parse(), last.parse())) {

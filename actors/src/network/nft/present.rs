@@ -1,10 +1,12 @@
 //! What `nft` lists of the installation's tables: pure.
 
 use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 
 use serde_json::Value;
 
 use super::Member;
+use super::ipv6::{NUMBERS, as_number};
 
 /// What is in the tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,6 +59,13 @@ fn member(set: &str, element: &Value) -> Member {
         let value = with.get("limit").map(|limit| rate(limit).to_string());
         return Member { set: set.to_owned(), parts: parts(&with["val"]), value };
     }
+    if NUMBERS.contains(&set) {
+        let mut parts = parts(element);
+        if let Some(last) = parts.last_mut() {
+            *last = as_number(last);
+        }
+        return Member { set: set.to_owned(), parts, value: None };
+    }
     let (key, value) = match element.as_array().map(Vec::as_slice) {
         Some([key, value]) => (key, Some(value)),
         _ => (element, None),
@@ -76,11 +85,18 @@ fn rate(limit: &Value) -> u64 {
     limit["rate"].as_u64().filter(|_| a_second).unwrap_or_default().saturating_mul(unit)
 }
 
+/// An address as we write it, for some have several ways; another text as it is.
+fn address(text: &str) -> String {
+    text.parse::<Ipv6Addr>().map_or_else(|_| text.to_owned(), |address| address.to_string())
+}
+
 /// The parts of an element as texts.
 fn parts(element: &Value) -> Vec<String> {
     let part = |value: &Value| match (value.as_str(), value.get("prefix"), value.get("range")) {
-        (Some(text), ..) => text.to_owned(),
-        (_, Some(prefix), _) => format!("{}/{}", prefix["addr"].as_str().unwrap_or_default(), prefix["len"]),
+        (Some(text), ..) => address(text),
+        (_, Some(prefix), _) => {
+            format!("{}/{}", address(prefix["addr"].as_str().unwrap_or_default()), prefix["len"])
+        }
         (_, _, Some(range)) => format!("{}-{}", range[0], range[1]),
         _ => value.to_string(),
     };

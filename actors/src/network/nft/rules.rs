@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use nftables::batch::Batch;
 use nftables::expr::{
     self, CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload, PayloadField,
@@ -17,7 +17,7 @@ use nftables::stmt::{Counter, JumpTarget, Match, NAT, NATFamily, Operator, State
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use super::elements::alter;
-use super::{Base, BaseNet, Member};
+use super::{Base, BaseNet, Member, ipv6};
 
 /// TAPs of guests.
 pub(super) const SET_IF: &str = "vm_if";
@@ -57,19 +57,19 @@ pub(in super::super) const REFUSED: &str = "refused";
 pub(in super::super) const EGRESS_REFUSED: &str = "egress_refused";
 
 /// Sets whose elements begin with a TAP.
-pub(super) const OF_TAPS: [&str; 8] =
-    [SET_IF, SET_MAC, SET_SRC, LIMIT_SEND, LIMIT_RECEIVE, OVER_SEND, OVER_RECEIVE, REFUSED];
-/// Sets that are not of the bridge's table.
-pub(super) const ROUTED: [&str; 9] = [
-    EGRESS_REFUSED,
-    FORWARD_TO,
-    FORWARD_PORT,
-    FORWARD_OPEN,
-    EGRESS_CLOSED,
-    EGRESS_ALLOW,
-    EGRESS_ALLOW_PORT,
-    EGRESS_DENY,
-    EGRESS_DENY_PORT,
+pub(super) const OF_TAPS: [&str; 12] = [
+    SET_IF,
+    SET_MAC,
+    SET_SRC,
+    LIMIT_SEND,
+    LIMIT_RECEIVE,
+    OVER_SEND,
+    OVER_RECEIVE,
+    REFUSED,
+    ipv6::SET_IF,
+    ipv6::SET_SRC,
+    ipv6::SET_TARGET,
+    ipv6::SET_LINK,
 ];
 
 /// Destination, protocol, port and source.
@@ -81,17 +81,17 @@ const EGRESS_KEY: [SetType; 4] =
     [SetType::Ipv4Addr, SetType::Ipv4Addr, SetType::InetProto, SetType::InetService];
 
 pub(super) type Expr = Expression<'static>;
-type Stmt = Statement<'static>;
+pub(super) type Stmt = Statement<'static>;
 
 pub(super) fn text(text: &str) -> Expr {
     Expression::String(Cow::Owned(text.to_owned()))
 }
 
-fn meta(key: MetaKey) -> Expr {
+pub(super) fn meta(key: MetaKey) -> Expr {
     Expression::Named(NamedExpression::Meta(Meta { key }))
 }
 
-fn field(protocol: &'static str, field: &'static str) -> Expr {
+pub(super) fn field(protocol: &'static str, field: &'static str) -> Expr {
     let field = PayloadField { protocol: protocol.into(), field: field.into() };
     Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
 }
@@ -104,24 +104,25 @@ pub(super) fn concat(parts: Vec<Expr>) -> Expr {
     Expression::Named(NamedExpression::Concat(parts))
 }
 
-fn any_of(items: Vec<Expr>) -> Expr {
+pub(super) fn any_of(items: Vec<Expr>) -> Expr {
     Expression::Named(NamedExpression::Set(items.into_iter().map(SetItem::Element).collect()))
 }
 
-pub(super) fn prefix(net: Ipv4Net) -> Expr {
+pub(super) fn prefix(net: impl Into<IpNet>) -> Expr {
+    let net = net.into();
     let addr = Box::new(text(&net.network().to_string()));
     Expression::Named(NamedExpression::Prefix(Prefix { addr, len: u32::from(net.prefix_len()) }))
 }
 
-fn when(left: Expr, op: Operator, right: Expr) -> Stmt {
+pub(super) fn when(left: Expr, op: Operator, right: Expr) -> Stmt {
     Statement::Match(Match { left, right, op })
 }
 
-fn eq(left: Expr, right: Expr) -> Stmt {
+pub(super) fn eq(left: Expr, right: Expr) -> Stmt {
     when(left, Operator::EQ, right)
 }
 
-fn from(bridge: &str) -> Stmt {
+pub(super) fn from(bridge: &str) -> Stmt {
     eq(meta(MetaKey::Iifname), text(bridge))
 }
 
@@ -136,15 +137,15 @@ fn established() -> Stmt {
 /// The host's own.
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
-const ACCEPT: Stmt = Statement::Accept(None);
-const DROP: Stmt = Statement::Drop(None);
+pub(super) const ACCEPT: Stmt = Statement::Accept(None);
+pub(super) const DROP: Stmt = Statement::Drop(None);
 
 fn counted_drop() -> [Stmt; 2] {
     [Statement::Counter(Counter::Anonymous(None)), DROP]
 }
 
 /// Drops, and counts for the guest whose it is: by a chain of [`counting`].
-fn refused() -> [Stmt; 2] {
+pub(super) fn refused() -> [Stmt; 2] {
     let jump = Statement::Jump(JumpTarget { target: COUNT_REFUSED.into() });
     [Statement::Counter(Counter::Anonymous(None)), jump]
 }
@@ -158,7 +159,7 @@ const COUNT_OVER_RECEIVE: &str = "count_over_receive";
 type BaseChain = (&'static str, NfChainType, NfHook, i32);
 
 /// A document under construction for one table.
-struct Doc<'a> {
+pub(super) struct Doc<'a> {
     batch: Batch<'static>,
     family: NfFamily,
     table: &'a str,
@@ -179,7 +180,7 @@ impl Doc<'_> {
     }
 
     /// Adds a chain, or empties the one that is there.
-    fn add_chain(&mut self, name: &'static str, base: Option<BaseChain>) {
+    pub(super) fn add_chain(&mut self, name: &'static str, base: Option<BaseChain>) {
         let mut chain = self.chain(name);
         if let Some((_, kind, hook, prio)) = base {
             chain._type = Some(kind);
@@ -191,7 +192,7 @@ impl Doc<'_> {
         self.batch.add_cmd(NfCmd::Flush(FlushObject::Chain(self.chain(name))));
     }
 
-    fn add_rule(&mut self, chain: &'static str, statements: Vec<Stmt>) {
+    pub(super) fn add_rule(&mut self, chain: &'static str, statements: Vec<Stmt>) {
         let rule = Rule {
             family: self.family,
             table: self.name(),
@@ -202,7 +203,7 @@ impl Doc<'_> {
         self.batch.add(NfListObject::Rule(rule));
     }
 
-    fn add_set(&mut self, name: &'static str, types: &[SetType], flag: Option<SetFlag>) {
+    pub(super) fn add_set(&mut self, name: &'static str, types: &[SetType], flag: Option<SetFlag>) {
         let set_type = match types {
             [single] => SetTypeValue::Single(*single),
             many => SetTypeValue::Concatenated(Cow::Owned(many.to_vec())),
@@ -237,9 +238,9 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
     for name in [REFUSED, OVER_SEND, OVER_RECEIVE, LIMIT_SEND, LIMIT_RECEIVE] {
         doc.add_set(name, &[SetType::Ifname], None);
     }
-    counting(&mut doc, COUNT_REFUSED, meta(MetaKey::Iifname), REFUSED);
-    counting(&mut doc, COUNT_OVER_SEND, meta(MetaKey::Iifname), OVER_SEND);
-    counting(&mut doc, COUNT_OVER_RECEIVE, meta(MetaKey::Oifname), OVER_RECEIVE);
+    counting(&mut doc, COUNT_REFUSED, &[(meta(MetaKey::Iifname), REFUSED)]);
+    counting(&mut doc, COUNT_OVER_SEND, &[(meta(MetaKey::Iifname), OVER_SEND)]);
+    counting(&mut doc, COUNT_OVER_RECEIVE, &[(meta(MetaKey::Oifname), OVER_RECEIVE)]);
     doc.add_chain("from_vm", None);
     doc.add_chain("pre", Some(("pre", NfChainType::Filter, NfHook::Prerouting, -300)));
     limited(&mut doc, "pre", MetaKey::Iifname, LIMIT_SEND, COUNT_OVER_SEND);
@@ -251,7 +252,7 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
     let ours = eq(meta(MetaKey::Iifgroup), Expression::Number(base.group));
     let [count, drop] = refused();
     doc.add_rule("pre", vec![ours, count, drop]);
-    anti_spoof(&mut doc);
+    anti_spoof(&mut doc, base);
 
     doc.family = NfFamily::INet;
     doc.add_table();
@@ -266,8 +267,20 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
         doc.add_set(name, &EGRESS_KEY, Some(SetFlag::Interval));
     }
     doc.add_set(EGRESS_REFUSED, &[SetType::Ipv4Addr], None);
-    counting(&mut doc, COUNT_REFUSED, field("ip", "saddr"), EGRESS_REFUSED);
-    egress(&mut doc);
+    let counted = (field("ip", "saddr"), EGRESS_REFUSED);
+    if base.has_ipv6() {
+        ipv6::egress_sets(&mut doc);
+        let six = (field("ip6", "saddr"), ipv6::EGRESS_REFUSED6);
+        counting(&mut doc, COUNT_REFUSED, &[counted, six]);
+    } else {
+        counting(&mut doc, COUNT_REFUSED, &[counted]);
+    }
+    doc.add_chain(EGRESS, None);
+    doc.add_rule(EGRESS, vec![eq(ct("direction"), text("reply")), Statement::Return(None)]);
+    egress(&mut doc, "ip", |set| set);
+    if base.has_ipv6() {
+        egress(&mut doc, "ip6", ipv6::egress_set);
+    }
     forwarded(&mut doc, &base.networks);
     doc.add_chain("postrouting", Some(("postrouting", NfChainType::NAT, NfHook::Postrouting, 100)));
     doc.add_chain("forward", Some(("forward", NfChainType::Filter, NfHook::Forward, 0)));
@@ -280,10 +293,12 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
     doc.batch.to_nftables()
 }
 
-/// A chain that drops: with the guest's own count, by `key` in `set`, where there is one.
-fn counting(doc: &mut Doc<'_>, chain: &'static str, key: Expr, set: &str) {
+/// A chain that drops: with the guest's own count, by a key in its set, where there is one.
+fn counting(doc: &mut Doc<'_>, chain: &'static str, counts: &[(Expr, &str)]) {
     doc.add_chain(chain, None);
-    doc.add_rule(chain, vec![eq(key, text(&format!("@{set}"))), DROP]);
+    for (key, set) in counts {
+        doc.add_rule(chain, vec![eq(key.clone(), text(&format!("@{set}"))), DROP]);
+    }
     let [count, drop] = counted_drop();
     doc.add_rule(chain, vec![count, drop]);
 }
@@ -294,8 +309,8 @@ fn limited(doc: &mut Doc<'_>, chain: &'static str, tap: MetaKey, limits: &str, b
     doc.add_rule(chain, vec![eq(meta(tap), text(&format!("@{limits}"))), jump]);
 }
 
-/// A guest speaks with its own MAC and address only, and IPv4 only.
-fn anti_spoof(doc: &mut Doc<'_>) {
+/// A guest speaks with its own MAC and address only, and IPv4 only where its network has nothing else.
+fn anti_spoof(doc: &mut Doc<'_>, base: &Base) {
     const CHAIN: &str = "from_vm";
     let iifname = || meta(MetaKey::Iifname);
     let set = |name: &str| text(&format!("@{name}"));
@@ -312,6 +327,9 @@ fn anti_spoof(doc: &mut Doc<'_>) {
     doc.add_rule(CHAIN, vec![ether_type("ip"), udp, server, count.clone(), drop.clone()]);
     let source = concat(vec![iifname(), field("ether", "saddr"), field("ip", "saddr")]);
     doc.add_rule(CHAIN, vec![ether_type("ip"), eq(source, set(SET_SRC)), ACCEPT]);
+    if base.has_ipv6() {
+        ipv6::bridge(doc, CHAIN, &base.networks);
+    }
     doc.add_rule(CHAIN, vec![count, drop]);
 }
 
@@ -321,7 +339,7 @@ fn forward_key() -> Expr {
     concat(vec![field("ip", "daddr"), protocol, field("th", "dport"), field("ip", "saddr")])
 }
 
-fn with_ports() -> Stmt {
+pub(super) fn with_ports() -> Stmt {
     eq(meta(MetaKey::L4proto), any_of(vec![text("tcp"), text("udp")]))
 }
 
@@ -358,25 +376,25 @@ fn forwarded(doc: &mut Doc<'_>, networks: &[BaseNet]) {
     doc.add_rule("output", vec![with_ports(), local(), dnat()]);
 }
 
-/// A guest goes where its spec lets it. Each packet is looked at, so what a change refuses ends at once. What passes here
-/// is not accepted yet: networks keep their guests apart all the same.
-fn egress(doc: &mut Doc<'_>) {
-    const CHAIN: &str = "egress";
+/// Where a guest may go.
+const EGRESS: &str = "egress";
+
+/// A guest goes where its spec lets it, by a protocol and its sets. Each packet is looked at, so what a change refuses ends
+/// at once. What passes here is not accepted yet: networks keep their guests apart all the same.
+fn egress(doc: &mut Doc<'_>, ip: &'static str, of: fn(&'static str) -> &'static str) {
     const RETURN: Stmt = Statement::Return(None);
-    let there = || vec![field("ip", "saddr"), field("ip", "daddr")];
+    let there = || vec![field(ip, "saddr"), field(ip, "daddr")];
     let ports = || vec![meta(MetaKey::L4proto), field("th", "dport")];
-    let within = |key: Vec<Expr>, set: &str| eq(concat(key), text(&format!("@{set}")));
+    let within = |key: Vec<Expr>, set| eq(concat(key), text(&format!("@{}", of(set))));
     let [count, drop] = refused();
-    doc.add_chain(CHAIN, None);
-    doc.add_rule(CHAIN, vec![eq(ct("direction"), text("reply")), RETURN]);
-    doc.add_rule(CHAIN, vec![within(there(), EGRESS_DENY), count.clone(), drop.clone()]);
+    doc.add_rule(EGRESS, vec![within(there(), EGRESS_DENY), count.clone(), drop.clone()]);
     let denied = within([there(), ports()].concat(), EGRESS_DENY_PORT);
-    doc.add_rule(CHAIN, vec![with_ports(), denied, count.clone(), drop.clone()]);
-    doc.add_rule(CHAIN, vec![within(there(), EGRESS_ALLOW), RETURN]);
+    doc.add_rule(EGRESS, vec![with_ports(), denied, count.clone(), drop.clone()]);
+    doc.add_rule(EGRESS, vec![within(there(), EGRESS_ALLOW), RETURN]);
     let allowed = within([there(), ports()].concat(), EGRESS_ALLOW_PORT);
-    doc.add_rule(CHAIN, vec![with_ports(), allowed, RETURN]);
-    let closed = eq(field("ip", "saddr"), text(&format!("@{EGRESS_CLOSED}")));
-    doc.add_rule(CHAIN, vec![closed, count, drop]);
+    doc.add_rule(EGRESS, vec![with_ports(), allowed, RETURN]);
+    let closed = eq(field(ip, "saddr"), text(&format!("@{}", of(EGRESS_CLOSED))));
+    doc.add_rule(EGRESS, vec![closed, count, drop]);
 }
 
 /// Guests go out masqueraded; nothing comes in but answers and forwarded ports; the host answers a ping.
@@ -384,7 +402,8 @@ fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
     let bridge = network.bridge.as_str();
     let outside = when(meta(MetaKey::Oifname), Operator::NEQ, text(bridge));
     let ours = eq(field("ip", "saddr"), prefix(network.subnet));
-    doc.add_rule("postrouting", vec![ours, outside, Statement::Masquerade(None)]);
+    doc.add_rule("postrouting", vec![ours, outside.clone(), Statement::Masquerade(None)]);
+    ipv6::masquerade(doc, network, outside);
     // The host's own way to a forwarded port of 127.0.0.1: a guest could not answer there.
     let loopback = eq(field("ip", "saddr"), prefix(LOOPBACK));
     doc.add_rule("postrouting", vec![loopback, to(bridge), Statement::Masquerade(None)]);
@@ -395,11 +414,13 @@ fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
     } else {
         doc.add_rule("forward", vec![from(bridge), to(bridge), ACCEPT]);
     }
-    for net in &network.egress_deny {
-        let there = eq(field("ip", "daddr"), prefix(*net));
+    // What a network without IPv6 does not have is not refused either.
+    for net in network.egress_deny.iter().filter(|net| net.addr().is_ipv4() || network.ipv6.is_some()) {
+        let ip = if net.addr().is_ipv4() { "ip" } else { "ip6" };
+        let there = eq(field(ip, "daddr"), prefix(*net));
         doc.add_rule("forward", vec![from(bridge), there, count.clone(), drop.clone()]);
     }
-    let jump = Statement::Jump(JumpTarget { target: "egress".into() });
+    let jump = Statement::Jump(JumpTarget { target: EGRESS.into() });
     doc.add_rule("forward", vec![from(bridge), jump]);
     cut(doc, bridge);
     doc.add_rule("forward", vec![to(bridge), established(), ACCEPT]);
@@ -412,6 +433,7 @@ fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
     doc.add_rule("input", vec![from(bridge), host_only, count.clone(), drop.clone()]);
     let ping = eq(field("icmp", "type"), text("echo-request"));
     doc.add_rule("input", vec![from(bridge), ping, ACCEPT]);
+    ipv6::input(doc, network);
     doc.add_rule("input", vec![from(bridge), count, drop]);
 }
 

@@ -111,9 +111,16 @@ fn network_config(nics: &[NicLease]) -> Value {
             "dhcp4": false,
             "addresses": [format!("{}/{}", nic.ipv4, nic.prefix_len)],
         });
+        let mut routes = vec![json!({"to": "0.0.0.0/0", "via": nic.gateway})];
+        if let Some(ipv6) = nic.ipv6 {
+            // Nobody here gives addresses or tells of routers.
+            (one["dhcp6"], one["accept-ra"]) = (json!(false), json!(false));
+            one["addresses"] = json!([one["addresses"][0], format!("{}/{}", ipv6.address, ipv6.prefix_len)]);
+            routes.push(json!({"to": "::/0", "via": ipv6.gateway}));
+        }
         // A guest has one default.
         if index == 0 {
-            one["routes"] = json!([{"to": "0.0.0.0/0", "via": nic.gateway}]);
+            one["routes"] = json!(routes);
         }
         ethernets.insert(format!("net{index}"), one);
     }
@@ -125,6 +132,7 @@ mod tests {
     use std::io::{Cursor, Read as _};
 
     use drover_schemas::body::spec::SeedSpec;
+    use drover_schemas::{InstallationId, Token, VmId};
 
     use super::*;
 
@@ -215,6 +223,24 @@ mod tests {
             assert_eq!(one["addresses"], json!([format!("{}/{}", nic.ipv4, nic.prefix_len)]));
         }
         assert_eq!(files[2].1, "#!/bin/sh\necho hunter2\n");
+    }
+
+    #[test]
+    fn a_guest_with_ipv6_is_told_of_both_addresses_and_both_ways() {
+        let (vm_id, subnet) = (VmId::from_u128(7), "10.77.0.0/20".parse().unwrap());
+        let nic = |index: usize| {
+            let (owner, network) = (InstallationId::from_u128(1), Token::new("n").unwrap());
+            NicLease::new(owner, vm_id, index, network, subnet, [10, 77, 0, 5 + index as u8].into())
+        };
+        let plain = network_config(&[nic(0), nic(1)]);
+        let nics = [nic(0), nic(1)].map(|nic| nic.with_ipv6(Some("fd00:77::/64".parse().unwrap())));
+        let found = network_config(&nics);
+        let (net, four) = (&found["ethernets"]["net0"], &plain["ethernets"]["net0"]);
+        let ipv6 = nics[0].ipv6.unwrap();
+        assert_eq!(net["addresses"], json!([four["addresses"][0], format!("{}/64", ipv6.address)]));
+        assert_eq!(net["routes"], json!([four["routes"][0], {"to": "::/0", "via": "fd00:77::1"}]));
+        assert_eq!((&net["dhcp6"], &net["accept-ra"]), (&json!(false), &json!(false)));
+        assert_eq!(found["ethernets"]["net1"].get("routes"), None);
     }
 
     #[test]

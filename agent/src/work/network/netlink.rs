@@ -1,7 +1,7 @@
 //! As much of rtnetlink as one interface takes: a crate for all of it would make every guest's agent a fifth larger.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
@@ -95,10 +95,11 @@ impl Netlink {
 
     /// Adds an address; one that is there stays.
     pub(super) fn add_address(&self, index: u32, address: Prefix) -> io::Result<()> {
-        let broadcast = Ipv4Addr::from(u32::from(address.ip) | !address.mask());
         let mut message =
             self::address(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL, index, address);
-        if address.length < 31 {
+        if let (_, IpAddr::V4(broadcast)) = address.ends()
+            && address.length < 31
+        {
             message = message.attribute(libc::IFA_BROADCAST, &broadcast.octets());
         }
         already(self.ask(message), libc::EEXIST)
@@ -110,9 +111,9 @@ impl Netlink {
     }
 
     /// Puts a route in the place of the one to the same place.
-    pub(super) fn set_route(&self, index: u32, to: Prefix, via: Ipv4Addr) -> io::Result<()> {
+    pub(super) fn set_route(&self, index: u32, to: Prefix, via: IpAddr) -> io::Result<()> {
         let fixed = [
-            libc::AF_INET as u8,
+            family(to.ip),
             to.length,
             0,
             0,
@@ -126,21 +127,33 @@ impl Netlink {
             0,
         ];
         let message = Message::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &fixed);
-        let to = Ipv4Addr::from(u32::from(to.ip) & to.mask());
+        let (to, _) = to.ends();
         self.ask(
             message
-                .attribute(libc::RTA_DST, &to.octets())
-                .attribute(libc::RTA_GATEWAY, &via.octets())
+                .attribute(libc::RTA_DST, &octets(to))
+                .attribute(libc::RTA_GATEWAY, &octets(via))
                 .attribute(libc::RTA_OIF, &index.to_ne_bytes()),
         )
     }
 }
 
+fn family(ip: IpAddr) -> u8 {
+    (if ip.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
 fn address(kind: u16, flags: i32, index: u32, address: Prefix) -> Message {
+    // It is the host's to give: whether somebody else has it needs not be waited for.
+    let at_once = if address.ip.is_ipv6() { libc::IFA_F_NODAD as u8 } else { 0 };
     let fixed =
-        [&[libc::AF_INET as u8, address.length, 0, libc::RT_SCOPE_UNIVERSE][..], &index.to_ne_bytes()]
-            .concat();
-    let octets = address.ip.octets();
+        [&[family(address.ip), address.length, at_once, libc::RT_SCOPE_UNIVERSE][..], &index.to_ne_bytes()];
+    let (fixed, octets) = (fixed.concat(), octets(address.ip));
     Message::new(kind, flags, &fixed)
         .attribute(libc::IFA_LOCAL, &octets)
         .attribute(libc::IFA_ADDRESS, &octets)
@@ -176,13 +189,17 @@ mod tests {
 
     #[test]
     fn requests_are_laid_out_as_the_kernel_reads_them() {
-        let prefix = Prefix { ip: Ipv4Addr::new(10, 0, 0, 2), length: 24 };
+        let prefix: Prefix = "10.0.0.2/24".parse().unwrap();
         let bytes = address(libc::RTM_NEWADDR, 0, 7, prefix).attribute(9, &[1]).bytes();
         assert_eq!(bytes.len(), 16 + 8 + 8 + 8 + 8);
         assert_eq!(bytes[..4], 48_u32.to_ne_bytes());
         assert_eq!(bytes[16..24], [2, 24, 0, 0, 7, 0, 0, 0]);
         assert_eq!(bytes[24..32], [8, 0, 2, 0, 10, 0, 0, 2]);
         assert_eq!(bytes[40..], [5, 0, 9, 0, 1, 0, 0, 0]);
+        let bytes = address(libc::RTM_NEWADDR, 0, 7, "fd00::2/64".parse().unwrap()).bytes();
+        assert_eq!(bytes.len(), 16 + 8 + 20 + 20);
+        assert_eq!(bytes[16..24], [10, 64, 2, 0, 7, 0, 0, 0]);
+        assert_eq!((&bytes[24..30], bytes[43]), (&[20, 0, 2, 0, 0xfd, 0][..], 2));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -30,7 +30,7 @@ fn parse(text: &str) -> Vec<String> {
 }
 
 /// The text with other servers; what else it says stays.
-fn with(text: &str, servers: &[Ipv4Addr]) -> String {
+fn with(text: &str, servers: &[IpAddr]) -> String {
     let others = text.lines().filter(|line| line.split_ascii_whitespace().next() != Some("nameserver"));
     let servers = servers.iter().map(|server| format!("nameserver {server}\n"));
     others.map(|line| format!("{line}\n")).chain(servers).collect()
@@ -38,7 +38,7 @@ fn with(text: &str, servers: &[Ipv4Addr]) -> String {
 
 /// # Errors
 /// The file is somebody's whom the agent does not know, or cannot be written.
-pub(super) fn set(interface: &str, servers: &[Ipv4Addr]) -> Result<(), ErrorBody> {
+pub(super) fn set(interface: &str, servers: &[IpAddr]) -> Result<(), ErrorBody> {
     let file = Path::new(FILE);
     if let Ok(target) = fs::read_link(file) {
         if target.components().any(|part| part.as_os_str() == "systemd") {
@@ -61,13 +61,13 @@ pub(super) fn set(interface: &str, servers: &[Ipv4Addr]) -> Result<(), ErrorBody
     replace(file, wanted.as_bytes(), 0o644).map_err(said("write", file)).map_err(guest_error)
 }
 
-fn resolvectl(interface: &str, servers: &[Ipv4Addr]) -> Result<(), ErrorBody> {
+fn resolvectl(interface: &str, servers: &[IpAddr]) -> Result<(), ErrorBody> {
     let mut command = Command::new("resolvectl");
     command.args(["dns", interface]).env_clear().env("PATH", PATH).current_dir("/");
     if servers.is_empty() {
         command.arg("");
     }
-    command.args(servers.iter().map(Ipv4Addr::to_string));
+    command.args(servers.iter().map(IpAddr::to_string));
     let done = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     match done {
         Ok(status) if status.success() => Ok(()),
@@ -86,7 +86,7 @@ mod tests {
     fn servers_change_and_the_rest_stays() {
         let text = "# mine\nsearch example.org\nnameserver 10.0.0.1\noptions edns0\n nameserver fe80::1\n";
         assert_eq!(parse(text), ["10.0.0.1", "fe80::1"]);
-        let servers = [Ipv4Addr::new(1, 1, 1, 1)];
+        let servers = [[1, 1, 1, 1].into()];
         let after = with(text, &servers);
         assert_eq!(after, "# mine\nsearch example.org\noptions edns0\nnameserver 1.1.1.1\n");
         assert_eq!(with(&after, &servers), after);

@@ -51,7 +51,7 @@ pub enum EgressCommand {
 pub struct RuleArgs {
     #[command(flatten)]
     conditions: Conditions,
-    /// Where to: an address, a prefix such as 192.0.2.0/24, `all`, `private` or `metadata`.
+    /// Where to: an address, a prefix such as 192.0.2.0/24 or 2001:db8::/32, `all`, `private` or `metadata`.
     #[arg(required = true, value_name = "TO")]
     to: Vec<String>,
     /// TCP only.

@@ -24,12 +24,16 @@ pub struct NetworkArgs {
     /// Which of the VM's interfaces.
     #[arg(long, value_name = "N", default_value_t = 0)]
     nic: usize,
-    /// An address with the length of its prefix, such as 10.0.0.2/24; may be repeated. Others are taken away.
+    /// An address with the length of its prefix, such as 10.0.0.2/24 or fd00::2/64; may be repeated. Others of its kind
+    /// are taken away.
     #[arg(long = "address", value_name = "ADDRESS/LENGTH")]
     addresses: Option<Vec<String>>,
     /// The default gateway.
     #[arg(long, value_name = "ADDRESS")]
     gateway: Option<String>,
+    /// The default gateway of IPv6.
+    #[arg(long, value_name = "ADDRESS")]
+    gateway6: Option<String>,
     /// A further route, such as 10.0.0.0/8=10.0.0.9; may be repeated.
     #[arg(long = "route", value_name = "PREFIX=ROUTER")]
     routes: Vec<Route>,
@@ -71,6 +75,7 @@ pub(super) async fn run(args: &NetworkArgs, client: &Client, global: &Global) ->
         mac: nic.mac.clone(),
         addresses: args.addresses.clone(),
         gateway: args.gateway.clone(),
+        gateway6: args.gateway6.clone(),
         routes: args.routes.iter().map(|route| route.0.clone()).collect(),
         mtu: args.mtu,
         dns: args.dns.clone(),
@@ -92,6 +97,7 @@ fn show(done: &NetworkResult) -> String {
     row("up", &|state| if state.up { "yes" } else { "no" }.to_owned());
     row("addresses", &|state| list(&state.addresses));
     row("gateway", &|state| plain(state.gateway.as_deref().unwrap_or("-")));
+    row("gateway6", &|state| plain(state.gateway6.as_deref().unwrap_or("-")));
     row("routes", &|state| routes(&state.routes));
     row("mtu", &|state| state.mtu.to_string());
     row("dns", &|state| list(&state.dns));

@@ -71,6 +71,9 @@ pub fn status(vm: &VmStatus) -> String {
             "address",
             format!("{}/{} on {} ({}, {})", nic.ipv4, nic.prefix_len, nic.network, nic.tap, nic.mac),
         );
+        if let (Some(ipv6), Some(length)) = (&nic.ipv6, nic.ipv6_prefix_len) {
+            row("", format!("{ipv6}/{length}"));
+        }
         nic.forwards.iter().for_each(|port| row("forward", forward(port)));
         nic.limits.iter().for_each(|one| row("limits", limits(one)));
         nic.egress.iter().flat_map(egress).for_each(|line| row("egress", line));

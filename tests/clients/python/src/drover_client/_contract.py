@@ -642,7 +642,7 @@ class EgressRule(TypedDict):
     ports: NotRequired[list[str]]
     # TCP or UDP only; with neither this nor `ports` all that there is of IP.
     protocol: NotRequired[Protocol | None]
-    # An IPv4 address or prefix such as `192.0.2.0/24`; `all`; `private` for addresses that are not of the public internet; `metadata` for the link-local ones where clouds answer what is for the machine itself.
+    # An address or prefix such as `192.0.2.0/24` or `2001:db8::/32`; `all`; `private` for addresses that are not of the public internet; `metadata` for the link-local ones, and others, where clouds answer what is for the machine itself. These words mean IPv4 and IPv6.
     to: str
 
 
@@ -1760,14 +1760,16 @@ class NamespaceUse(TypedDict):
 
 
 class NetworkRequest(TypedDict):
-    """Looks at an interface of the guest, or sets it up. What is left out stays as it is. IPv4 alone; nothing but the servers of names outlives the guest's boot."""
-    # All its addresses with their prefix lengths (`10.0.0.2/24`); others are taken away.
+    """Looks at an interface of the guest, or sets it up. What is left out stays as it is; nothing but the servers of names outlives the guest's boot."""
+    # All its addresses with their prefix lengths (`10.0.0.2/24`, `fd00::2/64`); others are taken away, of the kinds that are named here: a list with addresses of IPv6 only leaves those of IPv4 alone, and the other way round. An empty one takes those of IPv4 away. What a kernel gives an interface for its link (`fe80::`) is left alone.
     addresses: NotRequired[list[str] | None]
     # All servers that names are asked of, by their addresses.
     dns: NotRequired[list[str] | None]
     # The default gateway, by this interface.
     gateway: NotRequired[str | None]
-    # Only if the interface has no address: else nothing is changed.
+    # The same of IPv6.
+    gateway6: NotRequired[str | None]
+    # Only if the interface has no address, of the kinds that `addresses` names: else nothing is changed.
     if_unset: NotRequired[bool]
     # Which interface, by its hardware address (`aa:bb:cc:dd:ee:ff`).
     mac: str
@@ -1799,12 +1801,14 @@ class NetworkRoute(TypedDict):
 
 class NetworkState(TypedDict):
     """How an interface is set up."""
-    # Its addresses with their prefix lengths, sorted.
+    # Its addresses with their prefix lengths, sorted, those of IPv4 first; without those of the link (`fe80::`).
     addresses: NotRequired[list[str]]
     # Servers that names are asked of, as far as `/etc/resolv.conf` tells.
     dns: NotRequired[list[str]]
     # The default gateway by this interface.
     gateway: NotRequired[str | None]
+    # The same of IPv6.
+    gateway6: NotRequired[str | None]
     # The longest packet, in bytes.
     mtu: int
     # Further routes by routers of this interface, sorted; at most 64.
@@ -1873,6 +1877,12 @@ class NicStatus(TypedDict):
     gateway: str
     # IPv4 address of the guest.
     ipv4: str
+    # IPv6 address of the guest, if its network has IPv6.
+    ipv6: NotRequired[str | None]
+    # The network's gateway of IPv6: the host's bridge.
+    ipv6_gateway: NotRequired[str | None]
+    # Length of that network's prefix.
+    ipv6_prefix_len: NotRequired[int | None]
     # How fast the guest may be by it, if its spec says so.
     limits: NotRequired[NicLimits | None]
     # MAC address.
