@@ -28,8 +28,8 @@
 #   images       files, URLs and what registries have into the store of images, to VMs, to other hosts of the fleet, and
 #                away; what is refused; daemons and servers that die meanwhile
 #   network      traffic of guests between namespaces: what others take from the host's network comes back under running
-#                guests, no guest speaks for another, forwarded ports that come and go, who reaches whom and how fast, and
-#                addresses that come over the link
+#                guests, no guest speaks for another, forwarded ports that come and go, who reaches whom and how fast, the
+#                same by IPv6, and addresses that come over the link
 #   soak         the daemon is killed for --budget seconds under random work of --seed, beside a model
 #   conformance  softvmm against transcripts of the real Cloud Hypervisor
 #   nested       the end-to-end suites with the real Cloud Hypervisor that CLOUD_HYPERVISOR names, on a throw-away
@@ -294,9 +294,11 @@ fi
 
 if wants network; then
     wants unit || step network "bridges, TAPs and rules" cargo test --locked --workspace --test network
+    wants unit || step network "IPv6 of bridges, TAPs and rules" cargo test --locked --workspace --test frames
     step network "guests and what others do" real traffic 2
     step network "forwards that come and go" real forwards 2
     step network "what guests may reach" real egress 2
+    step network "IPv6 of guests" real ipv6 2
     # By itself: it measures.
     step network "how fast guests are" real limits 1
     step network "guests set up over the link" real network_link 1
