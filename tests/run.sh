@@ -302,6 +302,8 @@ if wants network; then
     # By itself: it measures.
     step network "how fast guests are" real limits 1
     step network "guests set up over the link" real network_link 1
+    need_debian busybox=busybox-static
+    step network "addresses and names for who asks" real names 2
 fi
 
 if wants soak; then

@@ -6,6 +6,8 @@
 //! | `slow_consumer` | a subscription lost messages, which clients must repeat | none was lost for a minute |
 //! | `outbox_filling` | the outbox is fuller than 80 % | it is at 60 % or below |
 //! | `network_broken` | something of the VMs' network is wrong and cannot be mended | all of it is as it should be |
+//! | `dhcp_unserved` | the guests of a network that has DHCP are not heard | those of every network are |
+//! | `dns_unserved` | the guests of a network that has names cannot ask for them | those of every network can |
 //! | `clock_offset` | the clock is more than 1 s off the bus server's | it is within half a second |
 //! | `events_compressed` | the server compresses the stream of events | it does not any more |
 
@@ -56,6 +58,20 @@ pub const NETWORK: Level = Level {
     end: 0,
     message: "the network of VMs was changed by others and cannot be mended; the alarm `network_unmended` says what",
 };
+/// Networks whose guests are not given their addresses.
+pub const DHCP: Level = Level {
+    alarm: "dhcp_unserved",
+    begin: 0,
+    end: 0,
+    message: "guests of a network that ask by DHCP are not heard; the alarm `guests_unserved` says why",
+};
+/// Networks whose guests cannot ask for names.
+pub const DNS: Level = Level {
+    alarm: "dns_unserved",
+    begin: 0,
+    end: 0,
+    message: "guests of a network cannot ask for names; the alarm `guests_unserved` says why and what to do",
+};
 /// Milliseconds between the clocks, for certain.
 pub const CLOCK: Level = Level {
     alarm: "clock_offset",
@@ -92,7 +108,7 @@ impl Alarms {
     /// None yet.
     #[must_use]
     pub fn new(log: HostLog, metrics: Metrics) -> Self {
-        for level in [SLOW_CONSUMER, OUTBOX, NETWORK, CLOCK, COMPRESSED] {
+        for level in [SLOW_CONSUMER, OUTBOX, NETWORK, DHCP, DNS, CLOCK, COMPRESSED] {
             metrics.alarms.get_or_create(&AlarmLabels { alarm: level.alarm }).set(0);
         }
         Self { log, metrics, active: Mutex::default() }

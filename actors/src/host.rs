@@ -14,8 +14,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::sync::watch;
 
 use crate::journal::{LeaseRow, Snapshot, UidRow, VmRow};
-use crate::network::egress;
 use crate::network::{NetworkDef, NicLease, Pool};
+use crate::network::{dhcp, egress};
 use crate::quota::{self, Quotas};
 
 mod disks;
@@ -51,6 +51,8 @@ pub struct HostState {
     shared: BTreeSet<Token>,
     /// Subnets of those with IPv6.
     ipv6: BTreeMap<Token, Ipv6Net>,
+    /// Networks that have no DHCP.
+    without_dhcp: BTreeSet<Token>,
     began: Instant,
     draining: AtomicBool,
     /// Counts changes of what is promised.
@@ -133,6 +135,7 @@ impl HostState {
             volumes,
             ipv6: networks.iter().filter_map(|def| Some((def.name.clone(), def.ipv6?.trunc()))).collect(),
             shared: networks.iter().filter(|def| !def.isolate).map(|def| def.name.clone()).collect(),
+            without_dhcp: networks.iter().filter(|def| !def.dhcp).map(|def| def.name.clone()).collect(),
             totals,
             quotas,
             installation,
@@ -275,6 +278,10 @@ impl HostState {
         egress::check_isolated(nics, |nic| !self.shared.contains(&nic.network))
     }
 
+    fn check_dhcp(&self, nics: &[NicSpec]) -> Result<(), ErrorBody> {
+        dhcp::check_served(nics, |nic| !self.without_dhcp.contains(&nic.network))
+    }
+
     /// Takes what an earlier spec asks for over again, whose change was never durable.
     pub fn keep_nics(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) {
         self.forwards.restore(namespace, vm_id, nics);
@@ -308,6 +315,7 @@ impl HostState {
         quota::check(namespace, "vms", "VMs", quota.vms, has.vms, 1)?;
         self.check_disk(&inner, namespace, disk_bytes(&spec.disks), None)?;
         self.check_isolated(&spec.nics)?;
+        self.check_dhcp(&spec.nics)?;
         self.volumes.claim(namespace, vm_id, &spec.disks)?;
         self.forwards.claim(namespace, vm_id, &spec.nics).inspect_err(|_| self.volumes.release(vm_id))?;
         let mut leased = Vec::new();

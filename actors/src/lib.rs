@@ -37,6 +37,7 @@ pub mod spec;
 pub mod stream;
 pub mod subscribe;
 pub mod trace;
+pub mod unserved;
 pub mod vm;
 
 pub use chain::chain;

@@ -44,6 +44,13 @@ pub struct BootLabels {
     pub step: &'static str,
 }
 
+/// Labels of what guests ask the host's own services.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabels {
+    /// What became of it.
+    pub outcome: &'static str,
+}
+
 /// The metrics of a host.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -75,6 +82,10 @@ pub struct Metrics {
     pub actor_restarts: Counter,
     /// Clocks of guests that were set after a resume.
     pub guest_clocks_set: Counter,
+    /// Messages of DHCP that reached the host's bridges.
+    pub dhcp_messages: Family<OutcomeLabels, Counter>,
+    /// Questions for names that guests asked.
+    pub dns_questions: Family<OutcomeLabels, Counter>,
     /// Whether the bus is there: 0 or 1.
     pub bus_connected: Gauge,
     /// Messages that were lost because a subscription was too slow. An alarm.
@@ -118,6 +129,8 @@ impl Default for Metrics {
             release_retries: Counter::default(),
             actor_restarts: Counter::default(),
             guest_clocks_set: Counter::default(),
+            dhcp_messages: Family::default(),
+            dns_questions: Family::default(),
             bus_connected: Gauge::default(),
             slow_consumers: Gauge::default(),
             outbox_events: Gauge::default(),
@@ -169,6 +182,12 @@ impl Default for Metrics {
             "Clocks of guests that were set after a resume",
             m.guest_clocks_set.clone(),
         );
+        registry.register(
+            "dhcp_messages",
+            "Messages of DHCP that reached the bridges",
+            m.dhcp_messages.clone(),
+        );
+        registry.register("dns_questions", "Questions for names that guests asked", m.dns_questions.clone());
         registry.register("bus_connected", "Whether the bus is there", m.bus_connected.clone());
         registry.register(
             "bus_slow_consumers",

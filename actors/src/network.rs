@@ -7,9 +7,12 @@
 
 pub mod actor;
 pub mod counters;
+pub mod dhcp;
+pub mod dns;
 pub mod egress;
 pub mod findings;
 pub mod forward;
+pub mod guests;
 pub mod ipv6;
 mod kernel6;
 pub mod known;
@@ -21,12 +24,15 @@ pub mod mtu;
 pub mod names;
 pub mod nft;
 pub mod ops;
+pub mod served;
 pub mod tap;
 pub mod watch;
 
 pub use actor::{NetworkHandle, NetworkMsg};
 pub use counters::Counted;
+pub use dns::DnsDef;
 pub use findings::Finding;
+pub use guests::VmName;
 pub use ipv6::Ipv6Lease;
 pub use lease::{NicLease, Pool};
 pub use mend::{Before, Repair, Why};

@@ -78,6 +78,7 @@ pub fn nets(root: &RunRoot, orphans: &[Orphan]) -> Vec<VmNet> {
         let specs = spec.map(|spec| spec.nics).unwrap_or_default();
         Some(VmNet {
             vm_id: orphan.vm_id,
+            called: None,
             uid: record.uid,
             nics: nics(&record),
             forwards: read_all(&specs).unwrap_or_default(),

@@ -57,6 +57,7 @@ fn vm(installation: InstallationId, number: u16) -> VmNet {
     let nic = NicLease::new(installation, vm_id, 0, default_network(), subnet, address);
     VmNet {
         vm_id,
+        called: None,
         uid: 12_345,
         nics: vec![nic],
         forwards: Vec::new(),

@@ -98,19 +98,36 @@ pub struct GuestNic {
 /// `ip=` is the kernel's own syntax; a guest whose kernel lacks it reads it in its init, like
 /// `drover.hostname=`.
 #[must_use]
-pub fn cmdline_additions(hostname: &Token, nic: Option<&GuestNic>) -> String {
+pub fn cmdline_additions(hostname: &Token, nic: Option<&FirstNic>) -> String {
     let mut text = format!("drover.hostname={hostname}");
-    if let Some(nic) = nic {
-        let mask = netmask(nic.prefix_len);
-        text.push_str(&format!(" ip={}::{}:{mask}:{hostname}:eth0:off", nic.ipv4, nic.gateway));
+    match nic {
+        Some(FirstNic::Set(nic)) => {
+            let mask = netmask(nic.prefix_len);
+            text.push_str(&format!(" ip={}::{}:{mask}:{hostname}:eth0:off", nic.ipv4, nic.gateway));
+        }
+        Some(FirstNic::Asks) => text.push_str(&format!(" ip=::::{hostname}:eth0:dhcp")),
+        None => {}
     }
     text
 }
 
-/// Whether the first interface's address is the kernel's to set.
+/// What the command line says of a guest's first interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstNic {
+    /// Its address.
+    Set(GuestNic),
+    /// That it is asked for.
+    Asks,
+}
+
+/// What the command line says of the first interface, whose lease this is.
 #[must_use]
-pub fn by_kernel(spec: &ResolvedSpec) -> bool {
-    spec.nics.first().is_some_and(|nic| nic.setup == NicSetup::Kernel)
+pub fn first_nic(spec: &ResolvedSpec, lease: Option<GuestNic>) -> Option<FirstNic> {
+    match spec.nics.first()?.setup {
+        NicSetup::Kernel => lease.map(FirstNic::Set),
+        NicSetup::Dhcp => Some(FirstNic::Asks),
+        NicSetup::Agent => None,
+    }
 }
 
 /// The netmask of a prefix length; lengths above 32 count as 32.

@@ -105,7 +105,7 @@ fn a_linux_guest_boots_a_kernel_with_its_address_and_name() {
         },
         run_dir: &run_dir(),
         nics: vec![NicConfig { tap: "dr0123456789ab".to_owned(), mac: "52:54:00:00:00:01".to_owned() }],
-        cmdline: cmdline_additions(&hostname, Some(&lease())),
+        cmdline: cmdline_additions(&hostname, Some(&FirstNic::Set(lease()))),
         landlock: true,
     });
     golden("linux.json", &config);
@@ -146,10 +146,12 @@ fn a_windows_guest_boots_firmware_with_enlightenments_and_no_command_line() {
 fn the_address_is_written_as_the_kernel_reads_it() {
     let hostname = Token::new("web").unwrap();
     assert_eq!(
-        cmdline_additions(&hostname, Some(&lease())),
+        cmdline_additions(&hostname, Some(&FirstNic::Set(lease()))),
         "drover.hostname=web ip=10.77.0.9::10.77.0.1:255.255.240.0:web:eth0:off"
     );
     assert_eq!(cmdline_additions(&hostname, None), "drover.hostname=web");
+    let asks = cmdline_additions(&hostname, Some(&FirstNic::Asks));
+    assert_eq!(asks, "drover.hostname=web ip=::::web:eth0:dhcp");
 }
 
 #[test]

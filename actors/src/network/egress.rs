@@ -12,8 +12,8 @@ use super::forward::{ALL, invalid, of_index, prefix};
 use super::ipv6;
 use super::lease::NicLease;
 use super::nft::{
-    EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, EGRESS_REFUSED, Member,
-    egress_set,
+    DNS_RATE, EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, EGRESS_REFUSED,
+    Member, egress_set,
 };
 
 /// The most rules of one interface.
@@ -76,6 +76,19 @@ impl Egress {
             numbered.map(|(i, rule)| reach(&format!("{field}.{list}[{i}]"), rule)).collect::<Result<_, _>>()
         };
         Ok(Self { closed, allow: rules("allow", &spec.allow)?, deny: rules("deny", &spec.deny)? })
+    }
+
+    /// Whether it lets something through, as the firewall does.
+    #[must_use]
+    pub fn permits(&self, to: IpAddr, protocol: Protocol, port: u16) -> bool {
+        let meets = |reach: &Reach| {
+            let of_port = |(of, first, last): &(Protocol, u16, u16)| {
+                *of == protocol && (*first..=*last).contains(&port)
+            };
+            let ports = reach.ports.is_empty() || reach.ports.iter().any(of_port);
+            ports && reach.nets.iter().any(|net| net.contains(&to))
+        };
+        !self.deny.iter().any(meets) && (!self.closed || self.allow.iter().any(meets))
     }
 
     /// Its elements, of a guest's address: those that are about addresses of this kind.
@@ -284,10 +297,13 @@ pub fn check_isolated(nics: &[NicSpec], isolated: impl Fn(&NicSpec) -> bool) -> 
     }
 }
 
-/// The element that counts what is refused of a guest's packets.
-#[must_use]
-pub fn counted(guest: IpAddr) -> Member {
-    Member { set: of_kind(guest, EGRESS_REFUSED), parts: vec![guest.to_string()], value: None }
+/// The elements that count what is refused of a guest's packets, and how often it asks for names.
+pub fn counted(guest: IpAddr) -> impl Iterator<Item = Member> {
+    let element =
+        move |set: &str| Member { set: of_kind(guest, set), parts: vec![guest.to_string()], value: None };
+    // Names are asked for by IPv4.
+    let names = guest.is_ipv4().then_some(DNS_RATE);
+    std::iter::once(EGRESS_REFUSED).chain(names).map(element)
 }
 
 /// The elements of interfaces with their addresses.
@@ -382,7 +398,28 @@ mod tests {
         ] {
             assert!(six.iter().any(|found| found == element), "{element}: {six:?}");
         }
-        assert_eq!(counted("fd00::5".parse().unwrap()).set, "egress_refused6");
+        let counted: Vec<_> = counted("fd00::5".parse().unwrap()).map(|member| member.set).collect();
+        assert_eq!(counted, ["egress_refused6"]);
+    }
+
+    #[test]
+    fn what_passes_is_what_the_firewall_lets_through() {
+        let permits = |json: serde_json::Value, to: &str, protocol, port| {
+            Egress::read("e", &spec(json)).unwrap().permits(to.parse().unwrap(), protocol, port)
+        };
+        let (udp, tcp) = (Protocol::Udp, Protocol::Tcp);
+        let open = || serde_json::json!({"deny": [{"to": "private"}, {"to": "192.0.2.1", "ports": ["53"]}]});
+        assert!(permits(open(), "192.0.2.2", udp, 53) && permits(open(), "192.0.2.1", udp, 54));
+        assert!(!permits(open(), "192.0.2.1", udp, 53) && !permits(open(), "10.1.2.3", tcp, 53));
+        let closed = || {
+            let allow = serde_json::json!([{"to": "192.0.2.0/24", "protocol": "udp", "ports": ["50-60"]}]);
+            serde_json::json!({"default": "deny", "allow": allow})
+        };
+        assert!(permits(closed(), "192.0.2.9", udp, 53));
+        assert!(!permits(closed(), "192.0.2.9", tcp, 53) && !permits(closed(), "192.0.3.9", udp, 53));
+        assert!(!permits(closed(), "2600::1", udp, 53) && !permits(open(), "fd00::1", udp, 53));
+        assert!(permits(open(), "2600::1", udp, 53));
+        assert!(!Egress::closed().permits("192.0.2.9".parse().unwrap(), udp, 53));
     }
 
     #[test]

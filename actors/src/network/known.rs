@@ -9,7 +9,9 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use drover_schemas::id::{InstallationId, VmId};
 use drover_schemas::token::Token;
 use ipnet::{Ipv4Net, Ipv6Net};
+use tokio::sync::watch;
 
+use super::guests::Guests;
 use super::ipv6;
 use super::lease::{NicLease, gateway};
 use super::link::LinkInfo;
@@ -60,6 +62,8 @@ pub struct Known {
     /// The networks.
     pub networks: Vec<Bridged>,
     state: RwLock<State>,
+    /// A bridge has another number.
+    pub(super) moved: watch::Sender<()>,
 }
 
 /// Whose a TAP is and how it is plugged.
@@ -78,6 +82,8 @@ struct State {
     taps: HashMap<String, Place>,
     /// Numbers of bridges as last seen, by name.
     bridges: HashMap<String, u32>,
+    /// The same VMs, for those who answer them.
+    guests: Guests,
 }
 
 impl Known {
@@ -90,7 +96,12 @@ impl Known {
             mac: names::bridge_mac(installation, &def.name),
             def: def.clone(),
         };
-        Self { installation, networks: networks.iter().map(bridged).collect(), state: RwLock::default() }
+        Self {
+            installation,
+            networks: networks.iter().map(bridged).collect(),
+            state: RwLock::default(),
+            moved: watch::Sender::default(),
+        }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -117,6 +128,7 @@ impl Known {
                 (network.bridge.clone(), network.def.isolate, network.def.mtu.get());
             state.taps.insert(nic.tap.clone(), Place { vm_id: vm.vm_id, bridge, isolated, mtu });
         }
+        state.guests.insert(&vm);
         state.vms.insert(vm.vm_id, vm);
     }
 
@@ -127,7 +139,20 @@ impl Known {
 
     /// Notes the number of a bridge.
     pub fn note_bridge(&self, bridge: &str, index: u32) {
-        self.write().bridges.insert(bridge.to_owned(), index);
+        if self.write().bridges.insert(bridge.to_owned(), index) != Some(index) {
+            self.moved.send_replace(());
+        }
+    }
+
+    /// The number of a bridge, as last seen.
+    #[must_use]
+    pub fn bridge(&self, bridge: &str) -> Option<u32> {
+        self.read().bridges.get(bridge).copied()
+    }
+
+    /// What is asked of the guests.
+    pub fn guests<T>(&self, ask: impl FnOnce(&Guests) -> T) -> T {
+        ask(&self.read().guests)
     }
 
     /// A VM's interfaces.
@@ -196,6 +221,7 @@ impl Known {
 impl State {
     fn forget(&mut self, vm_id: VmId) -> Option<VmNet> {
         let vm = self.vms.remove(&vm_id)?;
+        self.guests.remove(&vm);
         for NicLease { tap, .. } in &vm.nics {
             self.taps.remove(tap);
         }

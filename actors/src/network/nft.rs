@@ -31,7 +31,7 @@ pub use self::counters::Counters;
 pub(super) use self::ipv6::{EGRESS_REFUSED6, egress_set};
 pub use self::present::Present;
 pub(super) use self::rules::{
-    EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, EGRESS_REFUSED,
+    DNS_RATE, EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, EGRESS_REFUSED,
     FORWARD_OPEN, FORWARD_PORT, FORWARD_TO, LIMIT_RECEIVE, LIMIT_SEND, OVER_RECEIVE, OVER_SEND, REFUSED,
 };
 
@@ -115,6 +115,10 @@ pub struct BaseNet {
     pub isolate: bool,
     /// Where guests may not go.
     pub egress_deny: Vec<IpNet>,
+    /// Guests are given their addresses.
+    pub dhcp: bool,
+    /// The gateway is asked for names.
+    pub dns: bool,
 }
 
 /// An interface as the sets know it.
@@ -139,6 +143,7 @@ impl Port {
             Member { set: rules::SET_MAC.into(), parts: vec![tap.clone(), mac.clone()], value: None },
             Member { set: rules::SET_SRC.into(), parts: vec![tap.clone(), mac, ipv4], value: None },
             Member { set: rules::REFUSED.into(), parts: vec![tap.clone()], value: None },
+            Member { set: rules::DHCP_RATE.into(), parts: vec![tap.clone()], value: None },
             Member { set: rules::SET_IF.into(), parts: vec![tap], value: None },
         ];
         elements.extend(ipv6::elements(self));

@@ -18,9 +18,11 @@ use drover_schemas::token::Token;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use super::dns::DnsDef;
 use super::egress::{self, Egress};
 use super::findings::port;
 use super::forward::{Forward, open};
+use super::guests::VmName;
 use super::ipv6;
 use super::kernel6;
 use super::known::{Bridged, Known};
@@ -55,6 +57,16 @@ pub struct NetworkDef {
     /// Where guests may not go; by default the link-local ranges and what else holds clouds' metadata services.
     #[serde(default = "default_egress_deny")]
     pub egress_deny: Vec<IpNet>,
+    /// Guests that ask by DHCP get their addresses.
+    #[serde(default = "default_dhcp")]
+    pub dhcp: bool,
+    /// Names that its guests ask the gateway for.
+    #[serde(default)]
+    pub dns: DnsDef,
+}
+
+fn default_dhcp() -> bool {
+    true
 }
 
 fn default_subnet() -> Ipv4Net {
@@ -81,6 +93,8 @@ impl NetworkDef {
             mtu: Mtu::default(),
             isolate: default_isolate(),
             egress_deny: default_egress_deny(),
+            dhcp: default_dhcp(),
+            dns: DnsDef::default(),
         }
     }
 }
@@ -101,6 +115,8 @@ pub struct NetworkConfig {
 pub struct VmNet {
     /// The VM.
     pub vm_id: VmId,
+    /// What it is called; nobody says of one without a row.
+    pub called: Option<VmName>,
     /// Who may attach to the TAPs.
     pub uid: u32,
     /// Its interfaces in order.
@@ -141,7 +157,7 @@ impl VmNet {
             let led = forwards.iter().flat_map(|forward| forward.elements(nic.ipv4));
             led.chain(open(nic.ipv4, forwards))
         });
-        let counted = self.nics.iter().flat_map(|nic| nic.addresses().map(egress::counted));
+        let counted = self.nics.iter().flat_map(|nic| nic.addresses().flat_map(egress::counted));
         led.chain(counted).chain(egress::members(&self.nics, &self.egress))
     }
 }
@@ -256,6 +272,8 @@ impl NetOps {
             ipv6: network.def.ipv6.map(|subnet| subnet.trunc()),
             isolate: network.def.isolate,
             egress_deny: network.def.egress_deny.clone(),
+            dhcp: network.def.dhcp,
+            dns: network.def.dns.serve,
         };
         let networks = self.known.networks.iter().map(net).collect();
         Base { group: names::group(self.known.installation), networks }

@@ -11,6 +11,8 @@
 //! | `hints` | wakes a VM whose holder has something to tell |
 //! | `alarms` | makes events of what the egress found |
 //! | `net_watch` | mends what others do to the network of VMs |
+//! | `dhcp` | gives guests that ask the addresses that are theirs |
+//! | `dns` | tells guests the names of their namespace |
 //! | `watch` | looks at the stream of events and the bus server's clock |
 //! | `images` | brings images that the fleet shares, if it is to |
 //! | `reaper` | forgets requests, leases and uids whose time is over |
@@ -24,7 +26,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tracing::warn;
 
 use super::Failure;
-use crate::alarms::{Lost, OUTBOX, SLOW_CONSUMER};
+use crate::alarms::{DHCP, DNS, Lost, OUTBOX, SLOW_CONSUMER};
 use crate::bus::connect::Bus;
 use crate::bus::egress::EgressReport;
 use crate::bus::egress::decide::Anomaly;
@@ -38,10 +40,12 @@ use crate::journal;
 use crate::manager::ManagerMsg;
 use crate::mended::Mended;
 use crate::network::watch::watch;
+use crate::network::{dhcp, dns};
 use crate::router::{HostPhase, QuotaGauges, Router};
 use crate::service::{ServiceMsg, supervise};
-use crate::services::{Shared, now_ms};
+use crate::services::{Services, Shared, now_ms};
 use crate::subscribe::subscribe_all;
+use crate::unserved::Unserved;
 
 /// How often gauges are read.
 const GAUGES: Duration = Duration::from_secs(5);
@@ -83,6 +87,8 @@ pub(super) async fn supervise_all(
         supervise(root, metrics, "hints", with(|p| Box::pin(forward_hints(p)))).await?,
         supervise(root, metrics, "alarms", with(|p| Box::pin(raise_alarms(p)))).await?,
         supervise(root, metrics, "net_watch", with(|p| Box::pin(watch_network(p)))).await?,
+        supervise(root, metrics, "dhcp", with(|p| Box::pin(give_addresses(p)))).await?,
+        supervise(root, metrics, "dns", with(|p| Box::pin(tell_names(p)))).await?,
         supervise(root, metrics, "watch", with(|p| Box::pin(watch_stream(p)))).await?,
         supervise(root, metrics, "images", with(|p| Box::pin(follow_images(p)))).await?,
         supervise(root, metrics, "reaper", with(|p| Box::pin(reap(p)))).await?,
@@ -145,6 +151,18 @@ async fn watch_network(parts: Arc<Parts>) {
     if let Err(failure) = watch(&services.network, |outcome| mended.tell(services, outcome)).await {
         warn!(error = %chain(&failure), "the network is not watched; the watch begins again");
     }
+}
+
+async fn give_addresses(parts: Arc<Parts>) {
+    let Services { network, metrics, log, alarms, .. } = &*parts.services;
+    let told = Unserved::new(log, alarms, DHCP);
+    dhcp::serve(network, metrics, |guest| told.declined(guest), |served| told.tell(served)).await;
+}
+
+async fn tell_names(parts: Arc<Parts>) {
+    let Services { network, metrics, log, alarms, .. } = &*parts.services;
+    let told = Unserved::new(log, alarms, DNS);
+    dns::serve(network, metrics, |served| told.tell(served)).await;
 }
 
 async fn watch_stream(parts: Arc<Parts>) {

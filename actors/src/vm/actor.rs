@@ -375,13 +375,19 @@ impl VmActorState {
             name: name.clone(),
             vm_id: *vm_id,
             spec: self.row.spec.agent.clone(),
-            network: super::network::wanted(&self.row.spec.nics, &self.row.nics),
+            network: super::network::wanted(&self.row.spec.nics, &self.row.nics, self.names()),
             said: AtomicBool::new(false),
             marks: self.live.marks.clone(),
         };
         let watch = LinkWatch::start(tend, self.generation);
         self.live.last_error = Some(watch.last_error());
         self.link_watch = Some(watch);
+    }
+
+    /// Who knows names on the network of the first interface.
+    fn names(&self) -> Option<std::net::Ipv4Addr> {
+        let first = self.row.nics.first()?;
+        self.services.network.names_of(&first.network).map(|(server, _)| server)
     }
 
     fn drop_link(&mut self) {

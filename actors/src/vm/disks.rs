@@ -69,7 +69,9 @@ impl Work {
     async fn seed(&self, context: &TaskContext) -> Result<DiskPath, Cause> {
         let disk = seed_path(&context.services, &context.row);
         let busy = Arc::clone(&self.busy).lock_owned().await;
-        let seed = seed::Seed::of(&context.row, context.services.programs.agent.as_deref());
+        let first = context.row.nics.first();
+        let names = first.and_then(|nic| context.services.network.names_of(&nic.network));
+        let seed = seed::Seed::of(&context.row, context.services.programs.agent.as_deref(), names);
         let (path, owner) = (disk.path.clone(), owner(context));
         let made = tokio::task::spawn_blocking(move || {
             let seed = seed?;

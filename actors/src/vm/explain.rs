@@ -131,7 +131,7 @@ fn finding(fault: &AgentFault, agent: AgentState, now_ms: u64) -> String {
 /// The VMM's configuration of a VM as JSON text. It holds no secret.
 #[must_use]
 pub fn config_text(services: &Services, row: &VmRow) -> String {
-    use crate::hypervisor::config::{BootPaths, VmmInput, by_kernel, cmdline_additions, vm_config};
+    use crate::hypervisor::config::{BootPaths, VmmInput, cmdline_additions, first_nic, vm_config};
     use crate::network::NicLease;
     let path = |image: &Option<drover_schemas::body::spec::ResolvedImage>| {
         image.as_ref().map(|i| services.images.path(i).unwrap_or_else(|| format!("image:{}", i.name).into()))
@@ -143,7 +143,7 @@ pub fn config_text(services: &Services, row: &VmRow) -> String {
         firmware: path(&boot.firmware),
         disks: disks::described(services, row),
     };
-    let first = row.nics.first().filter(|_| by_kernel(&row.spec)).map(NicLease::guest_nic);
+    let first = first_nic(&row.spec, row.nics.first().map(NicLease::guest_nic));
     let config = vm_config(&VmmInput {
         spec: &row.spec,
         paths,

@@ -23,7 +23,7 @@ use crate::guest::Link;
 use crate::hypervisor::api::{ApiClient, VmmState};
 use crate::hypervisor::cause::{self, Evidence};
 use crate::hypervisor::cgroup::{CgroupLimits, VmCgroup};
-use crate::hypervisor::config::{BootPaths, VmmInput, by_kernel, cmdline_additions, vm_config};
+use crate::hypervisor::config::{BootPaths, VmmInput, cmdline_additions, first_nic, vm_config};
 use crate::hypervisor::confine::{ConfinementOf, confinement};
 use crate::hypervisor::process::{LaunchRecord, LaunchSpec, VmmProcess, destroy, launch};
 use crate::hypervisor::run_dir::RunDir;
@@ -31,7 +31,7 @@ use crate::hypervisor::stop::{StopPlan, stop_ladder};
 use crate::journal::VmRow;
 use crate::metrics::BootLabels;
 use crate::network::forward::read_all;
-use crate::network::{NicLease, VmNet};
+use crate::network::{NicLease, VmName, VmNet};
 use crate::network::{egress, limit};
 use crate::services::Shared;
 
@@ -189,7 +189,7 @@ async fn boot_steps(context: &TaskContext, work: &disks::Work) -> Result<Run, Ca
     laps.note("launch");
     let run = Run::new(process);
     let firmware = row.spec.boot.firmware.is_some();
-    let first = row.nics.first().filter(|_| by_kernel(&row.spec)).map(NicLease::guest_nic);
+    let first = first_nic(&row.spec, row.nics.first().map(NicLease::guest_nic));
     let config = vm_config(&VmmInput {
         spec: &row.spec,
         paths,
@@ -240,7 +240,8 @@ pub fn vm_net(row: &VmRow) -> VmNet {
     let forwards = read_all(&row.spec.nics).unwrap_or_default();
     let egress = egress::of_stored(&row.spec.nics);
     let limits = limit::read_all(&row.spec.nics).unwrap_or_default();
-    VmNet { vm_id: row.vm_id, uid: row.uid, nics: row.nics.clone(), forwards, egress, limits }
+    let called = Some(VmName { namespace: row.namespace.clone(), name: row.name.clone() });
+    VmNet { vm_id: row.vm_id, called, uid: row.uid, nics: row.nics.clone(), forwards, egress, limits }
 }
 
 /// Who owns what is the VMM's own; nobody but us where VMMs are not confined.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use drover_schemas::body::guest::Empty;
 use drover_schemas::body::samples::{GuestSample, VmSample};
 use drover_schemas::body::spec::AgentSpec;
-use drover_schemas::guest::{ConfigureRequest, NetworkRequest, SampleResult, verb};
+use drover_schemas::guest::{ConfigureRequest, SampleResult, verb};
 use drover_schemas::subject::Subject;
 use drover_schemas::{Token, VmId};
 use tokio::sync::oneshot;
@@ -43,7 +43,7 @@ pub struct Tend {
     /// What its spec wants.
     pub spec: AgentSpec,
     /// What its interfaces are to have.
-    pub network: Vec<NetworkRequest>,
+    pub network: Vec<network::Wanted>,
     /// That the agent cannot do what the spec wants was said.
     pub said: AtomicBool,
     /// What is held against its agent.

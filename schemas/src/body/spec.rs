@@ -147,6 +147,9 @@ pub enum NicSetup {
     Kernel,
     /// Its agent alone, over the link, also in the place of another one.
     Agent,
+    /// The guest asks the host's network by DHCP; the kernel's command line tells it to (`ip=`), for the first interface.
+    /// Guests with another setup are answered too if they ask, with the same address.
+    Dhcp,
 }
 
 impl NicSetup {

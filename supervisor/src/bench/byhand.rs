@@ -17,7 +17,7 @@ use std::time::Duration;
 use drover_actors::guest::{HelloInfo, Link, LinkError};
 use drover_actors::hypervisor::api::{ApiClient, ApiError};
 use drover_actors::hypervisor::cgroup::{CgroupError, CgroupLimits, VmCgroup};
-use drover_actors::hypervisor::config::{VmmInput, cmdline_additions, vm_config};
+use drover_actors::hypervisor::config::{FirstNic, VmmInput, cmdline_additions, vm_config};
 use drover_actors::hypervisor::run_dir::{RunDir, RunDirError, RunRoot, RunRootError};
 use drover_actors::network::ops::NetOps;
 use drover_actors::network::ops::members;
@@ -132,6 +132,7 @@ impl ByHand {
             self.net
                 .plug(&VmNet {
                     vm_id: plan.vm_id,
+                    called: None,
                     uid: self.machine.uid,
                     nics,
                     forwards,
@@ -194,7 +195,7 @@ impl ByHand {
             }
             sleep(PAUSE).await;
         }
-        let first = plan.nics.first().map(NicLease::guest_nic);
+        let first = plan.nics.first().map(|nic| FirstNic::Set(nic.guest_nic()));
         let config = vm_config(&VmmInput {
             spec: &machine.spec,
             paths,

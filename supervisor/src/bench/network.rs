@@ -136,6 +136,7 @@ async fn measure(rounds: usize) -> Result<Measured, NetworkRowError> {
         let nic = NicLease::new(installation, vm_id, 0, network.clone(), subnet, ipv4);
         Ok(VmNet {
             vm_id,
+            called: None,
             uid: UID,
             nics: vec![nic],
             forwards: vec![Vec::new()],
@@ -254,6 +255,7 @@ mod tests {
         let (tap, mac) = (nic.tap.clone(), nic.mac.clone());
         let vm = VmNet {
             vm_id,
+            called: None,
             uid: UID,
             nics: vec![nic],
             forwards: vec![Vec::new()],

@@ -12,14 +12,17 @@ use nftables::types::NfFamily;
 use super::Member;
 use super::ipv6::EGRESS_REFUSED6;
 use super::rules::{
-    EGRESS_REFUSED, Expr, LIMIT_RECEIVE, LIMIT_SEND, OF_TAPS, OVER_RECEIVE, OVER_SEND, REFUSED, concat,
-    prefix, text,
+    DHCP_RATE, DNS_RATE, EGRESS_REFUSED, Expr, LIMIT_RECEIVE, LIMIT_SEND, OF_TAPS, OVER_RECEIVE, OVER_SEND,
+    REFUSED, concat, prefix, text,
 };
 
 /// Sets whose elements are limits.
 const LIMITS: [&str; 2] = [LIMIT_SEND, LIMIT_RECEIVE];
 /// Sets whose elements count.
 const COUNTERS: [&str; 5] = [OVER_SEND, OVER_RECEIVE, REFUSED, EGRESS_REFUSED, EGRESS_REFUSED6];
+/// Sets whose elements have a limit that is the same for all, in packets a second: a machine that boots asks a few times
+/// for its address, and a busy one often for names.
+const RATES: [(&str, u32); 2] = [(DHCP_RATE, 20), (DNS_RATE, 200)];
 /// What may come at once beyond a second's worth, in KiB: the largest frame that the kernel hands on in one piece.
 const BURST_KIB: u64 = 64;
 
@@ -91,7 +94,12 @@ pub(super) fn change(table: &str, add: &[Member], remove: &[Member]) -> Nftables
 
 /// Whether it is a limit.
 pub(super) fn is_limit(member: &Member) -> bool {
-    LIMITS.contains(&member.set.as_str())
+    is_limited(&member.set)
+}
+
+/// Whether each element of the set has a limit of its own.
+pub(super) fn is_limited(set: &str) -> bool {
+    LIMITS.contains(&set)
 }
 
 /// The document as `nft` reads it. The crate has no words for sets whose elements count or limit.
@@ -106,6 +114,9 @@ pub(super) fn document(document: &Nftables<'_>) -> serde_json::Result<String> {
             let unit = "bytes";
             serde_json::json!({"limit": {"rate": 1, "burst": 0, "per": "second", "inv": true, "rate_unit": unit,
                 "burst_unit": unit}})
+        } else if let Some((_, rate)) = RATES.iter().find(|(set, _)| *set == name) {
+            // Elements take it over, each for itself; a limit that is "over" matches what is beyond.
+            serde_json::json!({"limit": {"rate": rate, "burst": rate * 2, "per": "second", "inv": true}})
         } else {
             continue;
         };

@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 use serde_json::Value;
 
 use super::Member;
+use super::elements::is_limited;
 use super::ipv6::{NUMBERS, as_number};
 
 /// What is in the tables.
@@ -56,7 +57,7 @@ impl Present {
 fn member(set: &str, element: &Value) -> Member {
     if let Some(with) = element.get("elem") {
         // It counts, or limits.
-        let value = with.get("limit").map(|limit| rate(limit).to_string());
+        let value = with.get("limit").filter(|_| is_limited(set)).map(|limit| rate(limit).to_string());
         return Member { set: set.to_owned(), parts: parts(&with["val"]), value };
     }
     if NUMBERS.contains(&set) {
@@ -133,6 +134,9 @@ mod tests {
         assert_eq!(limited(125_000, "bytes", true), wanted("125000"));
         assert_eq!(limited(3, "mbytes", true), wanted("3145728"));
         assert_eq!(limited(1, "kbytes", false), wanted("0"), "it lets through what is beyond");
+        let of_all = serde_json::json!({"elem": {"val": "dr1", "limit": {"rate": 20, "burst": 40, "per": "second", "inv": true}}});
+        let same = Member { set: "dhcp_rate".into(), parts: vec!["dr1".into()], value: None };
+        assert_eq!(member("dhcp_rate", &of_all), same, "a limit that all have is none of the element's");
         let counted = member("refused", &serde_json::json!({"elem": {"val": "dr1", "counter": null}}));
         assert_eq!(counted, Member { set: "refused".into(), parts: vec!["dr1".into()], value: None });
     }

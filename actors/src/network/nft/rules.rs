@@ -19,6 +19,8 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use super::elements::alter;
 use super::{Base, BaseNet, Member, ipv6};
 
+mod served;
+
 /// TAPs of guests.
 pub(super) const SET_IF: &str = "vm_if";
 /// TAP and MAC.
@@ -56,8 +58,13 @@ pub(in super::super) const REFUSED: &str = "refused";
 /// Address of a guest; counts what it sent to where it may not.
 pub(in super::super) const EGRESS_REFUSED: &str = "egress_refused";
 
+/// TAP of a guest; matches while it asks too often for its address.
+pub(in super::super) const DHCP_RATE: &str = "dhcp_rate";
+/// Address of a guest; matches while it asks too often for names.
+pub(in super::super) const DNS_RATE: &str = "dns_rate";
+
 /// Sets whose elements begin with a TAP.
-pub(super) const OF_TAPS: [&str; 12] = [
+pub(super) const OF_TAPS: [&str; 13] = [
     SET_IF,
     SET_MAC,
     SET_SRC,
@@ -66,6 +73,7 @@ pub(super) const OF_TAPS: [&str; 12] = [
     OVER_SEND,
     OVER_RECEIVE,
     REFUSED,
+    DHCP_RATE,
     ipv6::SET_IF,
     ipv6::SET_SRC,
     ipv6::SET_TARGET,
@@ -235,7 +243,7 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
     doc.add_set(SET_IF, &[SetType::Ifname], None);
     doc.add_set(SET_MAC, &[SetType::Ifname, SetType::EtherAddr], None);
     doc.add_set(SET_SRC, &[SetType::Ifname, SetType::EtherAddr, SetType::Ipv4Addr], None);
-    for name in [REFUSED, OVER_SEND, OVER_RECEIVE, LIMIT_SEND, LIMIT_RECEIVE] {
+    for name in [REFUSED, OVER_SEND, OVER_RECEIVE, LIMIT_SEND, LIMIT_RECEIVE, DHCP_RATE] {
         doc.add_set(name, &[SetType::Ifname], None);
     }
     counting(&mut doc, COUNT_REFUSED, &[(meta(MetaKey::Iifname), REFUSED)]);
@@ -253,6 +261,7 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
     let [count, drop] = refused();
     doc.add_rule("pre", vec![ours, count, drop]);
     anti_spoof(&mut doc, base);
+    served::between_guests(&mut doc, base);
 
     doc.family = NfFamily::INet;
     doc.add_table();
@@ -266,7 +275,9 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
     for name in [EGRESS_ALLOW_PORT, EGRESS_DENY_PORT] {
         doc.add_set(name, &EGRESS_KEY, Some(SetFlag::Interval));
     }
-    doc.add_set(EGRESS_REFUSED, &[SetType::Ipv4Addr], None);
+    for name in [EGRESS_REFUSED, DNS_RATE] {
+        doc.add_set(name, &[SetType::Ipv4Addr], None);
+    }
     let counted = (field("ip", "saddr"), EGRESS_REFUSED);
     if base.has_ipv6() {
         ipv6::egress_sets(&mut doc);
@@ -325,6 +336,7 @@ fn anti_spoof(doc: &mut Doc<'_>, base: &Base) {
     let udp = eq(field("ip", "protocol"), text("udp"));
     let server = eq(field("udp", "sport"), Expression::Number(67));
     doc.add_rule(CHAIN, vec![ether_type("ip"), udp, server, count.clone(), drop.clone()]);
+    served::asks_for_address(doc, CHAIN);
     let source = concat(vec![iifname(), field("ether", "saddr"), field("ip", "saddr")]);
     doc.add_rule(CHAIN, vec![ether_type("ip"), eq(source, set(SET_SRC)), ACCEPT]);
     if base.has_ipv6() {
@@ -428,6 +440,7 @@ fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
     let [counted, dropped] = counted_drop();
     doc.add_rule("forward", vec![to(bridge), counted, dropped]);
 
+    served::input(doc, network);
     doc.add_rule("input", vec![from(bridge), established(), ACCEPT]);
     let host_only = eq(field("ip", "daddr"), prefix(LOOPBACK));
     doc.add_rule("input", vec![from(bridge), host_only, count.clone(), drop.clone()]);

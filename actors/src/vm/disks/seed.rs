@@ -3,8 +3,10 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use drover_schemas::body::spec::{NicSetup, NicSpec};
 use drover_schemas::secret::Secret;
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
 use serde_json::{Map, Value, json};
@@ -32,11 +34,16 @@ pub struct Seed {
 }
 
 impl Seed {
-    /// That of a VM, on a host that may have an agent for guests.
+    /// That of a VM, on a host that may have an agent for guests. `names` is who knows names on the network of its first
+    /// interface, and how these end.
     ///
     /// # Errors
     /// The VM is to have the agent, and there is none.
-    pub fn of(row: &VmRow, agent: Option<&Path>) -> Result<Self, DiskError> {
+    pub fn of(
+        row: &VmRow,
+        agent: Option<&Path>,
+        names: Option<(Ipv4Addr, String)>,
+    ) -> Result<Self, DiskError> {
         let wants_agent = row.spec.seed.as_ref().is_some_and(|seed| seed.agent);
         let agent = wants_agent.then(|| agent.map(Path::to_owned).ok_or(DiskError::NoAgent));
         let keys = row.spec.seed.as_ref().map(|seed| seed.ssh_keys.clone()).unwrap_or_default();
@@ -48,7 +55,7 @@ impl Seed {
         let nothing = || Secret::new("#cloud-config\n{}\n");
         Ok(Self {
             meta_data: pretty(&meta_data),
-            network_config: pretty(&network_config(&row.nics)),
+            network_config: pretty(&network_config(&row.spec.nics, &row.nics, names)),
             user_data: row.user_data.clone().unwrap_or_else(nothing),
             agent: agent.transpose()?,
             // Whatever it is, it is the same at each start.
@@ -103,24 +110,33 @@ fn pretty(value: &Value) -> String {
 }
 
 /// Addresses by MAC, in version 2 of cloud-init's format, which netplan reads too.
-fn network_config(nics: &[NicLease]) -> Value {
+fn network_config(specs: &[NicSpec], nics: &[NicLease], names: Option<(Ipv4Addr, String)>) -> Value {
     let mut ethernets = Map::new();
     for (index, nic) in nics.iter().enumerate() {
-        let mut one = json!({
-            "match": {"macaddress": nic.mac},
-            "dhcp4": false,
-            "addresses": [format!("{}/{}", nic.ipv4, nic.prefix_len)],
-        });
-        let mut routes = vec![json!({"to": "0.0.0.0/0", "via": nic.gateway})];
+        let asks = specs.get(index).is_some_and(|spec| spec.setup == NicSetup::Dhcp);
+        let mut one = json!({"match": {"macaddress": nic.mac}, "dhcp4": asks});
+        let (mut addresses, mut routes) = (Vec::new(), Vec::new());
+        if !asks {
+            addresses.push(format!("{}/{}", nic.ipv4, nic.prefix_len));
+            routes.push(json!({"to": "0.0.0.0/0", "via": nic.gateway}));
+        }
         if let Some(ipv6) = nic.ipv6 {
-            // Nobody here gives addresses or tells of routers.
+            // Nobody here gives addresses of IPv6 or tells of routers.
             (one["dhcp6"], one["accept-ra"]) = (json!(false), json!(false));
-            one["addresses"] = json!([one["addresses"][0], format!("{}/{}", ipv6.address, ipv6.prefix_len)]);
+            addresses.push(format!("{}/{}", ipv6.address, ipv6.prefix_len));
             routes.push(json!({"to": "::/0", "via": ipv6.gateway}));
         }
-        // A guest has one default.
+        if !addresses.is_empty() {
+            one["addresses"] = json!(addresses);
+        }
+        // A guest has one default, and asks there for names.
         if index == 0 {
-            one["routes"] = json!(routes);
+            if !routes.is_empty() {
+                one["routes"] = json!(routes);
+            }
+            if let Some((server, suffix)) = names.as_ref().filter(|_| !asks) {
+                one["nameservers"] = json!({"addresses": [server], "search": [suffix]});
+            }
         }
         ethernets.insert(format!("net{index}"), one);
     }
@@ -139,7 +155,10 @@ mod tests {
     /// The disk of a VM as bytes.
     fn image(row: &VmRow, agent: Option<&Path>) -> Vec<u8> {
         let file = tempfile::NamedTempFile::new().unwrap();
-        Seed::of(row, agent).unwrap().write(file.as_file()).unwrap();
+        Seed::of(row, agent, Some(([10, 77, 0, 1].into(), "vm.example".into())))
+            .unwrap()
+            .write(file.as_file())
+            .unwrap();
         std::fs::read(file.path()).unwrap()
     }
 
@@ -160,9 +179,9 @@ mod tests {
     fn a_guest_gets_the_agent_if_it_is_asked_for() {
         let mut row = crate::journal::tests::vm(7, "web", 1);
         row.spec.seed = Some(SeedSpec { agent: true, ..SeedSpec::default() });
-        assert!(matches!(Seed::of(&row, None), Err(DiskError::NoAgent)));
+        assert!(matches!(Seed::of(&row, None, None), Err(DiskError::NoAgent)));
         let file = tempfile::NamedTempFile::new().unwrap();
-        let seed = Seed::of(&row, Some(Path::new("/bin/sh"))).unwrap();
+        let seed = Seed::of(&row, Some(Path::new("/bin/sh")), None).unwrap();
         assert!(matches!(seed.write(file.as_file()), Err(DiskError::Agent(_))));
         // A program as long as one is; it needs no interpreter.
         let mut program = vec![0x5a; 7_000_001];
@@ -197,6 +216,18 @@ mod tests {
     #[test]
     fn a_seed_disk_has_three_files_and_is_the_same_again() {
         let mut row = crate::journal::tests::vm(7, "web", 1);
+        let lease = |index: usize| {
+            let (owner, network) = (InstallationId::from_u128(1), Token::new("default").unwrap());
+            NicLease::new(
+                owner,
+                row.vm_id,
+                index,
+                network,
+                "10.77.0.0/20".parse().unwrap(),
+                [10, 77, 0, 9].into(),
+            )
+        };
+        row.nics = vec![lease(0), lease(1)];
         row.spec.seed =
             Some(SeedSpec { ssh_keys: vec!["ssh-rsa \"quoted\": key".into()], ..SeedSpec::default() });
         row.user_data = Some(Secret::new("#!/bin/sh\necho hunter2\n"));
@@ -221,7 +252,16 @@ mod tests {
                 (&json!(nic.mac), index == 0)
             );
             assert_eq!(one["addresses"], json!([format!("{}/{}", nic.ipv4, nic.prefix_len)]));
+            let names = json!({"addresses": ["10.77.0.1"], "search": ["vm.example"]});
+            assert_eq!(one["nameservers"], if index == 0 { names } else { Value::Null });
         }
+        let asking: Vec<NicSpec> =
+            row.nics.iter().map(|_| serde_json::from_value(json!({"setup": "dhcp"})).unwrap()).collect();
+        let asks = network_config(&asking, &row.nics, None);
+        assert_eq!(
+            asks["ethernets"]["net0"],
+            json!({"match": {"macaddress": row.nics[0].mac}, "dhcp4": true})
+        );
         assert_eq!(files[2].1, "#!/bin/sh\necho hunter2\n");
     }
 
@@ -232,15 +272,24 @@ mod tests {
             let (owner, network) = (InstallationId::from_u128(1), Token::new("n").unwrap());
             NicLease::new(owner, vm_id, index, network, subnet, [10, 77, 0, 5 + index as u8].into())
         };
-        let plain = network_config(&[nic(0), nic(1)]);
+        let plain = network_config(&[], &[nic(0), nic(1)], None);
         let nics = [nic(0), nic(1)].map(|nic| nic.with_ipv6(Some("fd00:77::/64".parse().unwrap())));
-        let found = network_config(&nics);
+        let found = network_config(&[], &nics, None);
         let (net, four) = (&found["ethernets"]["net0"], &plain["ethernets"]["net0"]);
         let ipv6 = nics[0].ipv6.unwrap();
         assert_eq!(net["addresses"], json!([four["addresses"][0], format!("{}/64", ipv6.address)]));
         assert_eq!(net["routes"], json!([four["routes"][0], {"to": "::/0", "via": "fd00:77::1"}]));
         assert_eq!((&net["dhcp6"], &net["accept-ra"]), (&json!(false), &json!(false)));
         assert_eq!(found["ethernets"]["net1"].get("routes"), None);
+        // Who asks for the one is told of the other.
+        let asks: NicSpec = serde_json::from_value(json!({"setup": "dhcp"})).unwrap();
+        let found = network_config(&[asks.clone(), asks], &nics, None);
+        let net = &found["ethernets"]["net0"];
+        assert_eq!(
+            (&net["dhcp4"], &net["addresses"]),
+            (&json!(true), &json!([format!("{}/64", ipv6.address)]))
+        );
+        assert_eq!(net["routes"], json!([{"to": "::/0", "via": "fd00:77::1"}]));
     }
 
     #[test]

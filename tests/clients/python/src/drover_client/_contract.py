@@ -3029,7 +3029,7 @@ LookupReply = LookupReply1 | LookupReply2 | LookupReply3 | LookupReply4
 Measure = str
 
 # Who gives a guest the address of an interface.
-NicSetup = Literal["kernel", "agent"]
+NicSetup = Literal["kernel", "agent", "dhcp"]
 
 # Brings what was added to the guest online.
 OnlineRequest = dict[str, Any]
