@@ -22,8 +22,9 @@ use serde_json::{Value, json};
 /// How much memory a flood may make the daemon take beyond what it had.
 const FLOOD_BYTES: u64 = 192 << 20;
 /// A `get` that takes no longer than this may take three times as long without being slow: with host, bus and tenants on
-/// two cores one of a hundred waits 31 to 36 ms for its turn on some machines, and a bare responder 9 to 12.
-const NOISE: Duration = Duration::from_millis(15);
+/// two cores one of a hundred waits 31 to 45 ms for its turn on some machines, 50 beside another test, and a bare responder
+/// 9 to 12.
+const NOISE: Duration = Duration::from_millis(20);
 
 /// The refusal of what there is no room for.
 #[track_caller]
