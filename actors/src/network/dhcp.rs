@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use drover_schemas::body::spec::{NicSetup, NicSpec};
 use drover_schemas::{ErrorBody, ErrorCode};
 use futures_util::future::join_all;
-use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info};
 
@@ -24,7 +23,7 @@ use self::wire::{FRAME_MAX, Wire};
 use super::actor::NetworkHandle;
 use super::guests::Guest;
 use super::known::{Bridged, Known};
-use super::served::Served;
+use super::served::{Served, changed};
 use crate::metrics::{Metrics, OutcomeLabels};
 use crate::rate::{Bucket, Rate};
 
@@ -177,13 +176,5 @@ fn lease<'a>(bridged: &'a Bridged, guest: &'a Guest) -> Lease<'a> {
         mtu: u16::try_from(def.mtu.get()).unwrap_or(u16::MAX),
         name: guest.called.as_ref().map(|called| called.name.as_str()),
         suffix: def.dns.serve.then(|| def.dns.suffix.as_str()),
-    }
-}
-
-/// Waits until a bridge has another number.
-pub(super) async fn changed(moved: &mut watch::Receiver<()>) {
-    if moved.changed().await.is_err() {
-        // The network is gone; so are we, soon.
-        std::future::pending().await
     }
 }

@@ -32,11 +32,10 @@ pub use self::config::DnsDef;
 use self::shares::{Bounds, Share, Shares};
 use self::zone::{Answer, Names, Outside, Zone};
 use super::actor::NetworkHandle;
-use super::dhcp::changed;
 use super::guests::{Guest, Guests};
 use super::ipv6;
 use super::ops::NetOps;
-use super::served::Served;
+use super::served::{Served, changed};
 use crate::metrics::{Metrics, OutcomeLabels};
 
 /// Questions that wait for somebody outside: of the host, of a namespace, of a guest. Each has a socket.

@@ -8,13 +8,14 @@ use drover_schemas::body::vm::EgressRequest;
 use drover_schemas::{ErrorBody, ErrorCode};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::forward::{ALL, invalid, of_index, prefix};
+use super::forward::{ALL, of_index, prefix};
 use super::ipv6;
 use super::lease::NicLease;
 use super::nft::{
     DNS_RATE, EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, EGRESS_REFUSED,
     Member, egress_set,
 };
+use crate::spec::invalid;
 
 /// The most rules of one interface.
 pub const MAX_RULES: usize = 64;

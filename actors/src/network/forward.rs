@@ -9,6 +9,7 @@ use drover_schemas::{ErrorBody, ErrorCode};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::nft::{FORWARD_OPEN, FORWARD_PORT, FORWARD_TO, Member};
+use crate::spec::invalid;
 
 /// The most forwards of one VM.
 pub const MAX_FORWARDS: usize = 64;
@@ -59,10 +60,6 @@ pub struct Forward {
 /// Everybody.
 pub(super) const ALL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
 
-pub(super) fn invalid(field: &str, message: String) -> ErrorBody {
-    ErrorBody::new(ErrorCode::InvalidArgument, format!("{field}: {message}")).with("field", field)
-}
-
 /// Reads a forward; `field` is where it stands.
 ///
 /// # Errors
@@ -70,7 +67,7 @@ pub(super) fn invalid(field: &str, message: String) -> ErrorBody {
 pub fn read(field: &str, spec: &ForwardSpec) -> Result<Forward, ErrorBody> {
     for (name, port) in [("host_port", spec.host_port), ("guest_port", spec.guest_port)] {
         if port == 0 {
-            return Err(invalid(&format!("{field}.{name}"), "ports go from 1 to 65535".into()));
+            return Err(invalid(&format!("{field}.{name}"), "ports go from 1 to 65535"));
         }
     }
     let address = spec.host_address.as_ref().map(|text| {

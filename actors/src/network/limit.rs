@@ -7,8 +7,9 @@ use drover_schemas::ErrorBody;
 use drover_schemas::body::spec::{NicLimits, NicSpec};
 use drover_schemas::body::vm::LimitRequest;
 
-use super::forward::{invalid, of_index};
+use super::forward::of_index;
 use super::nft::{LIMIT_RECEIVE, LIMIT_SEND, Member, OVER_RECEIVE, OVER_SEND};
+use crate::spec::invalid;
 
 /// The least, in bits a second: below it one frame of a guest would take more than a second.
 pub const MIN: u64 = 100_000;

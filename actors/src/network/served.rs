@@ -1,6 +1,7 @@
 //! Whether the guests of a network are answered by the host's own services.
 
 use drover_schemas::token::Token;
+use tokio::sync::watch;
 
 /// A service of a network began to be there, or is not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,4 +12,12 @@ pub struct Served<'a> {
     pub what: &'static str,
     /// Why it is not there, and what can be done about it.
     pub failure: Option<String>,
+}
+
+/// Waits until a bridge has another number.
+pub(super) async fn changed(moved: &mut watch::Receiver<()>) {
+    if moved.changed().await.is_err() {
+        // The network is gone; so are we, soon.
+        std::future::pending().await
+    }
 }

@@ -5,13 +5,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use drover_schemas::body::spec::ImageFormat;
 use imago::FormatCreateBuilder as _;
 use imago::qcow2::Qcow2;
-use rustix::fs::OFlags;
+
+use super::own::open;
 
 /// The length of a cluster, and of the first table: each of its entries of eight bytes is a cluster of entries, which
 /// are a cluster each.
@@ -106,9 +107,8 @@ impl Overlay {
     /// [`OverlayError`]; nothing was changed then.
     pub fn lengthen(&self) -> Result<(), OverlayError> {
         let path = &self.own;
-        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
-        let open = || OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
-        let file = open().map_err(|source| OverlayError::Open { path: path.clone(), source })?;
+        let file = open(path, OpenOptions::new().read(true).write(true))
+            .map_err(|source| OverlayError::Open { path: path.clone(), source })?;
         let mut head = [0; 40];
         let read = match file.metadata() {
             Ok(meta) if meta.is_file() => file.read_exact_at(&mut head, 0).is_ok(),

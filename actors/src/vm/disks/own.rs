@@ -160,14 +160,18 @@ fn lengthen(own: &Path, length: u64) -> io::Result<()> {
     if !is_shorter(fs::symlink_metadata(own)?) {
         return Ok(());
     }
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
-    let file =
-        OpenOptions::new().write(true).custom_flags(i32::try_from(flags).unwrap_or_default()).open(own)?;
+    let file = open(own, OpenOptions::new().write(true))?;
     if is_shorter(file.metadata()?) {
         file.set_len(length)?;
         file.sync_all()?;
     }
     Ok(())
+}
+
+/// Opens what is in a VM's folder: no link is followed, and nothing is waited for.
+pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+    options.custom_flags(i32::try_from(flags).unwrap_or_default()).open(path)
 }
 
 /// Puts a file, which is filled here, in the place of one that may be there.
