@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use drover_schemas::guest::*;
 use drover_schemas::{ErrorBody, ErrorCode, RequestId};
@@ -255,6 +256,29 @@ async fn one_that_dies_while_hosts_move_is_given_up_and_one_that_dies_later_is_f
     drop(host);
     until("one agent is left", || (agents(&guest).len() == 1).then_some(())).await;
     assert_eq!(next.exec(&sh("true")).await.1.unwrap().exit_code, Some(0));
+}
+
+#[tokio::test]
+async fn a_cancel_leaves_nothing_wherever_it_hits() {
+    let guest = Guest::start_a_copy();
+    let mut host = guest.host().await;
+    let program = vec![b'x'; 48 * 1024];
+    let names = || {
+        let mut names: Vec<_> =
+            fs::read_dir(guest.dir.path()).unwrap().flatten().map(|e| e.file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    for round in 0..64 {
+        send(&mut host, &program, None).await;
+        // At work on the last bytes, when it takes its name, or when it is asked for its version.
+        tokio::time::sleep(Duration::from_micros(round * 50)).await;
+        host.say(&HostFrame::Cancel(Cancel { stream: UPGRADE })).await;
+        let error = ended(&mut host).await.unwrap_err();
+        assert!(matches!(error.code, ErrorCode::Conflict | ErrorCode::InvalidArgument), "{error:?}");
+        assert_eq!(names(), before, "round {round}");
+    }
 }
 
 #[tokio::test]

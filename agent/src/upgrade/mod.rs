@@ -178,10 +178,7 @@ pub(crate) async fn run(
         let text = "another agent serves this guest already: send the request again";
         return Err(ErrorBody::new(ErrorCode::Unavailable, text).retryable(true));
     }
-    let program = tokio::select! {
-        program = Program::receive(agent, stream, &request) => program?,
-        ending = stream.ending() => return Err(ending.error()),
-    };
+    let program = Program::receive(agent, stream, &request).await?;
     effect.begins();
 
     let heir = succession.start(program.path(), &agent.facts.instance).await;

@@ -49,8 +49,8 @@ impl Program {
     /// Takes the program from the stream and hears which version it says it is.
     ///
     /// # Errors
-    /// `invalid_argument` for what is no agent of this machine or not the one that was announced, and what can go wrong
-    /// with a file; nothing is left of it.
+    /// `invalid_argument` for what is no agent of this machine or not the one that was announced, what can go wrong with
+    /// a file, and the end of the stream; nothing is left of it.
     pub(super) async fn receive(
         agent: &Agent,
         stream: &Stream,
@@ -79,8 +79,13 @@ impl Program {
             sha256: Some(request.sha256.clone()),
             ..PutRequest::default()
         };
+        // Not dropped in its midst: the file would be placed behind the back of whoever removes it.
         put::run(agent, stream, file, &Reach::default(), &Effect::default()).await?;
-        let says = program.version().await?;
+        let says = tokio::select! {
+            biased;
+            ending = stream.ending() => return Err(ending.error()),
+            says = program.version() => says?,
+        };
         if request.version.as_ref().is_some_and(|wanted| *wanted != says) {
             let wanted = request.version.as_deref().unwrap_or_default();
             return Err(refused(format!("the program says that it is version {says}, not {wanted}"))

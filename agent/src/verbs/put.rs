@@ -53,6 +53,8 @@ struct Draft {
     _claim: Option<Claim>,
 }
 
+/// Ends with its stream where it waits for bytes. Who drops it ends it anywhere; then its thread may still be at a job, and
+/// what that one leaves goes a moment later.
 pub(crate) async fn run(
     agent: &Agent,
     stream: &Stream,
@@ -128,6 +130,7 @@ pub(crate) async fn run(
 async fn next(stream: &Stream, stopped: &CancellationToken) -> Result<Option<Bytes>, ErrorBody> {
     tokio::select! {
         biased;
+        ending = stream.ending() => Err(ending.error()),
         () = stopped.cancelled() => Err(ErrorBody::new(
             ErrorCode::Conflict,
             "another transfer of the same file goes on with it",
