@@ -28,7 +28,7 @@ use crate::journal::VmRow;
 use crate::router::Router;
 use crate::services::Services;
 use crate::vm::actor::VmRef;
-use crate::vm::message::VmMsg;
+use crate::vm::message::{View, VmMsg};
 
 /// How long a subscription that ends waits for each message that is on its way.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -136,6 +136,13 @@ impl Slot {
         let (reply, status) = oneshot::channel();
         let _ = self.actor()?.cast(VmMsg::Status(reply));
         status.await.ok()
+    }
+
+    /// Everything that its actor knows of the VM.
+    pub async fn view(&self) -> Option<Box<View>> {
+        let (reply, view) = oneshot::channel();
+        let _ = self.actor()?.cast(VmMsg::View(reply));
+        view.await.ok()
     }
 
     pub(crate) fn set(&self, actor: Option<VmRef>) {

@@ -42,7 +42,7 @@ use crate::services::{Shared, now_ms};
 use crate::stream::{self, Shape};
 use crate::vm::explain::{config_text, explain};
 use crate::vm::message::{View, VmMsg};
-use crate::vm::row::status;
+use crate::vm::row::shown;
 use crate::vm::{guest_calls, run_calls};
 
 mod changes;
@@ -352,7 +352,7 @@ impl Router {
             "get" => {
                 let _: Empty = request.decode()?;
                 let view = self.view(ns, name).await?;
-                body_of(request, &status(&self.services.host, &view.row, &view.machine, &view.live, true))
+                body_of(request, &shown(&self.services, &view))
             }
             "logs" => self.logs(ns, name, request).await,
             "console" => self.console(ns, name, request).await,
@@ -440,7 +440,9 @@ impl Router {
                 let body: ImagesRequest = request.decode()?;
                 body_of(request, &shared::list(&self.services, &body).await?)
             }
-            "volume.create" | "volume.list" | "volume.remove" => self.volumes(verb, request).await,
+            "volume.create" | "volume.grow" | "volume.list" | "volume.remove" => {
+                self.volumes(verb, request).await
+            }
             "placed" => {
                 let body: PlacedRequest = request.decode()?;
                 body_of(request, &self.creator.placed(&body))

@@ -801,6 +801,15 @@ pub const VERBS: &[VerbRow] = &[
     ),
     row(
         Plane::Host,
+        "volume.grow",
+        Class::Setting,
+        Role::Admin,
+        "VolumeGrowRequest",
+        "VolumeGrowReply",
+        "Makes a volume longer, also under the VM that writes to it; says which VMs see it only with their next start.",
+    ),
+    row(
+        Plane::Host,
         "volume.remove",
         Class::Setting,
         Role::Admin,

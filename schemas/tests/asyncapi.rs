@@ -155,6 +155,8 @@ fn schemas() -> Map<String, Value> {
         image::ImageGcReply,
         volume::VolumeCreateRequest,
         volume::VolumeCreateReply,
+        volume::VolumeGrowRequest,
+        volume::VolumeGrowReply,
         volume::VolumeRemoveRequest,
         volume::VolumesRequest,
         volume::VolumesReply,

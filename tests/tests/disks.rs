@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use drover_schemas::body::status::{DiskMade, VmStatus};
 use drover_schemas::body::vm::{ChangeReply, ExplainReply};
+use drover_schemas::guest::TrimResult;
 use drover_schemas::state::VmState;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::{Bus, refused};
@@ -117,6 +118,7 @@ fn a_disk_that_cannot_be_is_refused_by_its_field() {
             (json!({"size": "1MiB", "fs": "ext4"}), "spec.disks[0].size_bytes"),
             (json!({"image": "drover-rootfs", "size": "1MiB"}), "spec.disks[0].size_bytes"),
             (json!({"image": "drover-rootfs", "label": "x"}), "spec.disks[0].label"),
+            (json!({"image": "drover-rootfs", "readonly": true, "discard": true}), "spec.disks[0].discard"),
         ] {
             let error = bus.create("web", json!({"spec": {"disks": [disk]}})).await;
             let error = refused(field, ErrorCode::InvalidArgument, error);
@@ -224,6 +226,47 @@ fn a_real_guest_finds_its_disks_by_their_names() {
         agent(&bus, "web").await;
         sh(&bus, "web", mount).await;
         assert_eq!(sh(&bus, "web", "cat /mnt/d/file").await, "kept");
+        bus.change("web", "delete").await.unwrap();
+        assert_eq!(leak::anything(world, &vm), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_real_guest_gives_back_what_it_frees_unless_the_disk_keeps_it() {
+    let options = Options { guest: "qemu", budget: Duration::from_secs(600), ..Options::default() };
+    run("a_real_guest_gives_back_what_it_frees_unless_the_disk_keeps_it", options, async |world| {
+        let bus = world.bus.clone();
+        let disks = json!([
+            {"name": "gives", "size": "256MiB", "fs": "ext4"},
+            {"name": "keeps", "size": "256MiB", "fs": "ext4", "discard": false},
+        ]);
+        let vm = boot(&bus, "web", json!({"disks": disks})).await;
+        // Of the host, in MiB.
+        let taken = |n: u8| {
+            let file = folder(world, &vm).join(format!("disk{n}.raw"));
+            fs::metadata(file).unwrap().blocks() * 512 / (1 << 20)
+        };
+        let script = "cd /sys/block; for d in vd*; do n=$(cat $d/serial); mkdir -p /mnt/$n; \
+                      mount -t ext4 /dev/$d /mnt/$n; dd if=/dev/zero of=/mnt/$n/f bs=1M count=64 2> /dev/null; done; sync; \
+                      for d in vd*; do echo $(cat $d/serial) $(cat $d/queue/discard_max_bytes); done | sort";
+        let said = sh(&bus, "web", script).await;
+        let lines: Vec<&str> = said.lines().collect();
+        assert!(lines.len() == 2 && lines[0] != "gives 0" && lines[1] == "keeps 0", "{said}");
+        assert!(taken(0) >= 64 && taken(1) >= 64, "{} {}", taken(0), taken(1));
+        sh(&bus, "web", "rm /mnt/gives/f /mnt/keeps/f; sync").await;
+        let trim = async |mount: &str| {
+            let body = json!({"mounts": [mount]});
+            let ask = bus.ask("vm.web.guest.trim", &body).id(RequestId::generate());
+            ask.within(Duration::from_secs(60)).get::<TrimResult>().await
+        };
+        let trimmed = trim("/mnt/gives").await.unwrap();
+        assert!(trimmed.trimmed[0].trimmed_bytes >= 64 << 20, "{trimmed:?}");
+        println!("of the disk that keeps: {:?}", trim("/mnt/keeps").await);
+        assert!(taken(0) < 32 && taken(1) >= 64, "{} {}", taken(0), taken(1));
+        let explained: ExplainReply = bus.ask("vm.web.explain", &json!({})).get().await.unwrap();
+        let configured: Value = serde_json::from_str(&explained.vmm_config).unwrap();
+        let sparse = |n: usize| configured["disks"][n]["sparse"].clone();
+        assert_eq!((sparse(0), sparse(1)), (Value::Null, json!(false)));
         bus.change("web", "delete").await.unwrap();
         assert_eq!(leak::anything(world, &vm), Vec::<String>::new());
     });

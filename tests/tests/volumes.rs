@@ -8,7 +8,7 @@ use std::time::Duration;
 use drover_schemas::body::guest::Empty;
 use drover_schemas::body::spec::DiskFs;
 use drover_schemas::body::status::DiskMade;
-use drover_schemas::body::volume::{VolumeCreateReply, VolumesReply};
+use drover_schemas::body::volume::{VolumeCreateReply, VolumeGrowReply, VolumesReply};
 use drover_schemas::state::VmState;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::{Bus, Failure, refused};
@@ -44,6 +44,17 @@ async fn list(bus: &Bus) -> Vec<(String, u64, Vec<String>)> {
 
 async fn remove(bus: &Bus, name: &str) -> Result<Empty, Failure> {
     bus.ask("drover.v1.host.h1.volume.remove", &json!({"namespace": "default", "name": name})).get().await
+}
+
+async fn grow(bus: &Bus, name: &str, size: &str) -> Result<VolumeGrowReply, Failure> {
+    let body = json!({"namespace": "default", "name": name, "size_bytes": size});
+    bus.ask("drover.v1.host.h1.volume.grow", &body).get().await
+}
+
+/// Who sees it later.
+async fn later(bus: &Bus, name: &str, size: &str) -> Vec<(String, String)> {
+    let reply = grow(bus, name, size).await.unwrap();
+    reply.later.into_iter().map(|vm| (vm.name.to_string(), vm.reason)).collect()
 }
 
 fn with(volume: &str, readonly: bool) -> Value {
@@ -84,7 +95,8 @@ fn a_volume_outlives_its_vms_and_is_written_by_one() {
         }
         refused("in use", ErrorCode::Conflict, remove(&bus, "data").await);
         let error = bus.change_with("web", "grow", json!({"disk": "data", "size_bytes": "1GiB"})).await;
-        refused("a volume does not grow", ErrorCode::InvalidArgument, error);
+        let error = refused("not by its VM", ErrorCode::InvalidArgument, error);
+        assert!(error.message.contains("volume.grow"), "{error}");
         // Also a VM that is down, and after the daemon.
         bus.change_with("web", "stop", json!({"force": true})).await.unwrap();
         world.kill().await;
@@ -205,6 +217,97 @@ fn a_daemon_that_dies_leaves_whole_volumes_or_none() {
 }
 
 #[test]
+fn a_volume_grows_with_its_vms_up_or_down_and_over_what_fails() {
+    let test = "a_volume_grows_with_its_vms_up_or_down_and_over_what_fails";
+    run(test, Options { started: false, ..Options::misbehaving() }, async |world| {
+        let quotas = json!({"namespaces": {"default": {"disk": "4GiB"}}});
+        world.up_with(|config| config["quotas"] = quotas).await;
+        let bus = world.bus.clone();
+        make(&bus, "h1", "data", "64MiB", DiskFs::Ext4).await.unwrap();
+        let file = folder(world).join("default/data.raw");
+        let length = || fs::metadata(&file).unwrap().len() / MIB;
+        let used = async || bus.host().await.unwrap().capacity.disk_used_bytes / MIB;
+        let told = async |name: &str| bus.status(name).await.unwrap().disks[1].size_bytes / MIB;
+
+        // Of no VM, and with what cannot be.
+        assert!(!grow(&bus, "data", "128MiB").await.unwrap().already);
+        assert!(grow(&bus, "data", "128MiB").await.unwrap().already);
+        assert_eq!((length(), used().await), (128, 128));
+        for (name, size, code) in [
+            ("data", "64MiB", ErrorCode::InvalidArgument),
+            ("data", "200000000", ErrorCode::InvalidArgument),
+            ("date", "1GiB", ErrorCode::NotFound),
+            ("data", "5GiB", ErrorCode::ResourceExhausted),
+            ("data", "8TiB", ErrorCode::ResourceExhausted),
+        ] {
+            refused(size, code, grow(&bus, name, size).await);
+        }
+        assert_eq!((length(), used().await), (128, 128));
+
+        // The one that writes sees it; a paused one and those that read do later.
+        bus.create("web", with("data", false)).await.unwrap();
+        assert_eq!(later(&bus, "data", "192MiB").await, []);
+        assert_eq!((length(), told("web").await), (192, 192));
+        bus.change("web", "pause").await.unwrap();
+        assert_eq!(later(&bus, "data", "256MiB").await, [("web".into(), "it is paused".into())]);
+        bus.change("web", "resume").await.unwrap();
+        assert_eq!(later(&bus, "data", "256MiB").await, [], "told once more");
+        world.misbehave("500@resize-disk");
+        let refusing = later(&bus, "data", "320MiB").await;
+        assert!(refusing.len() == 1 && refusing[0].0 == "web", "{refusing:?}");
+        world.misbehave("");
+        assert_eq!((length(), told("web").await), (320, 320), "it is longer all the same");
+        bus.change_with("web", "stop", json!({"force": true})).await.unwrap();
+        assert_eq!(later(&bus, "data", "384MiB").await, [], "it is down");
+        world.kill().await;
+        world.start();
+        world.ready().await;
+        assert_eq!((length(), told("web").await, list(&bus).await[0].1), (384, 384, 384));
+        bus.change_with("web", "start", json!({"wait": "agent"})).await.unwrap();
+        bus.change("web", "delete").await.unwrap();
+        for name in ["r1", "r2"] {
+            bus.create(name, with("data", true)).await.unwrap();
+        }
+        let readers = later(&bus, "data", "448MiB").await;
+        assert_eq!(readers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["r1", "r2"]);
+        assert!(readers[0].1.contains("only reads"), "{readers:?}");
+
+        // By the command line, over readers.
+        let said = world.printed(&["volume", "grow", "data", "512MiB"]).await;
+        assert!(said.contains("volume data has 512 MiB\n  r1 sees it with its next start"), "{said}");
+        for name in ["r1", "r2"] {
+            bus.change(name, "delete").await.unwrap();
+        }
+
+        // A daemon that dies meanwhile: one length or the other, and what the host promises is that.
+        for (n, size) in [600, 700, 800, 900_u64].into_iter().enumerate() {
+            let before = length();
+            let asked = tokio::spawn({
+                let bus = bus.clone();
+                async move { drop(grow(&bus, "data", &format!("{size}MiB")).await) }
+            });
+            if n % 2 == 1 {
+                until("it is longer", async || (length() == size).then_some(())).await;
+            }
+            world.kill().await;
+            asked.abort();
+            world.start();
+            world.ready().await;
+            assert!([before, size].contains(&length()), "{}", length());
+            assert_eq!((used().await, list(&bus).await[0].1), (length(), length()));
+            grow(&bus, "data", &format!("{size}MiB")).await.unwrap();
+            assert_eq!(length(), size);
+        }
+        // One whose file is gone is not made by it.
+        fs::rename(&file, world.path("aside")).unwrap();
+        refused("no file", ErrorCode::NotFound, grow(&bus, "data", "1GiB").await);
+        assert!(!file.exists() && used().await == 900);
+        fs::rename(world.path("aside"), &file).unwrap();
+        remove(&bus, "data").await.unwrap();
+    });
+}
+
+#[test]
 fn a_vm_goes_to_the_host_that_has_its_volume() {
     run("a_vm_goes_to_the_host_that_has_its_volume", Options::fleet(3), async |world| {
         let bus = world.bus.clone();
@@ -252,6 +355,14 @@ fn a_real_guest_finds_what_another_left_on_a_volume() {
             bus.change(name, "delete").await.unwrap();
         }
         boot(&bus, "d", disks(false)).await;
+        // It becomes longer under the guest, whose file system grows when the guest wants it.
+        assert_eq!(sh(&bus, "d", "cat /sys/block/vda/size").await, (64 * MIB / 512).to_string());
+        assert_eq!(later(&bus, "data", "96MiB").await, []);
+        let sectors = (96 * MIB / 512).to_string();
+        until("the guest sees it", async || {
+            (sh(&bus, "d", "cat /sys/block/vda/size").await == sectors).then_some(())
+        })
+        .await;
         assert_eq!(
             sh(
                 &bus,

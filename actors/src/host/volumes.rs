@@ -29,8 +29,16 @@ enum State {
     Making,
     /// It is there.
     Ready,
+    /// It is there, and being made longer.
+    Growing,
     /// It is being removed.
     Removing,
+}
+
+impl State {
+    const fn is_there(self) -> bool {
+        matches!(self, Self::Ready | Self::Growing)
+    }
 }
 
 impl Volumes {
@@ -77,7 +85,7 @@ impl Volumes {
                         format!("the file of volume {:?} is gone from this host", name.as_str()),
                     );
                 }
-                State::Making | State::Removing => return Err(unsettled(name)),
+                State::Making | State::Growing | State::Removing => return Err(unsettled(name)),
             }
             let mut others = volume.users.iter().filter(|(user, _)| **user != vm_id);
             if let Some((user, reads)) = others.find(|(_, reads)| !(readonly && **reads)) {
@@ -112,7 +120,7 @@ impl Volumes {
     pub fn size(&self, namespace: &Token, name: &Token) -> Option<u64> {
         let volumes = self.lock();
         let volume = volumes.get(&(namespace.clone(), name.clone()));
-        volume.filter(|volume| volume.state == State::Ready).map(|volume| volume.size_bytes)
+        volume.filter(|volume| volume.state.is_there()).map(|volume| volume.size_bytes)
     }
 
     /// The names of those that are there.
@@ -120,7 +128,7 @@ impl Volumes {
     pub fn names(&self) -> BTreeMap<Token, Vec<Token>> {
         let mut names: BTreeMap<Token, Vec<Token>> = BTreeMap::new();
         let volumes = self.lock();
-        for (namespace, name) in volumes.iter().filter(|(_, v)| v.state == State::Ready).map(|(key, _)| key) {
+        for (namespace, name) in volumes.iter().filter(|(_, v)| v.state.is_there()).map(|(key, _)| key) {
             names.entry(namespace.clone()).or_default().push(name.clone());
         }
         names
@@ -207,7 +215,7 @@ impl HostState {
                 );
                 return refuse(ErrorCode::Conflict, text);
             }
-            Some((State::Making | State::Removing, _)) => return Err(unsettled(name)),
+            Some((State::Making | State::Growing | State::Removing, _)) => return Err(unsettled(name)),
         }
         self.check_disk(&inner, namespace, size_bytes, Some(free))?;
         let volume = Volume { size_bytes, state: State::Making, users: BTreeMap::new() };
@@ -215,6 +223,49 @@ impl HostState {
         drop(inner);
         self.changed();
         Ok(true)
+    }
+
+    /// Promises room for a volume that is about to become longer; [`Self::settle_growth`] ends it, until when nobody else
+    /// changes or takes it. Gives the length that it has.
+    ///
+    /// # Errors
+    /// `resource_exhausted`, `not_found`, `busy`, or `invalid_argument` for one that would become shorter.
+    pub fn grow_volume(
+        &self,
+        namespace: &Token,
+        name: &Token,
+        size_bytes: u64,
+        free: u64,
+    ) -> Result<u64, ErrorBody> {
+        let inner = self.lock();
+        let key = (namespace.clone(), name.clone());
+        let known = self.volumes.lock().get(&key).map(|volume| (volume.state, volume.size_bytes));
+        let size = match known {
+            None | Some((State::Missing, _)) => return Err(unknown(namespace, name)),
+            Some((State::Ready, size)) => size,
+            Some(_) => return Err(unsettled(name)),
+        };
+        let Some(more) = size_bytes.checked_sub(size) else {
+            let text =
+                format!("the volume has {size} bytes and never becomes shorter: its end may be in use");
+            return Err(ErrorBody::new(ErrorCode::InvalidArgument, format!("size_bytes: {text}"))
+                .with("field", "size_bytes")
+                .with("size_bytes", size));
+        };
+        self.check_disk(&inner, namespace, more, Some(free))?;
+        match self.volumes.lock().get_mut(&key).filter(|volume| volume.state == State::Ready) {
+            Some(volume) => (volume.state, volume.size_bytes) = (State::Growing, size_bytes),
+            None => return Err(unsettled(name)),
+        }
+        drop(inner);
+        self.changed();
+        Ok(size)
+    }
+
+    /// A volume has become longer, or not: so long is it now.
+    pub fn settle_growth(&self, namespace: &Token, name: &Token, size_bytes: u64) {
+        self.volumes.found(namespace.clone(), name.clone(), size_bytes);
+        self.changed();
     }
 
     /// A volume was made or removed, or not: it is there now or it is not.
@@ -237,7 +288,7 @@ fn unknown(namespace: &Token, name: &Token) -> ErrorBody {
 }
 
 fn unsettled(name: &Token) -> ErrorBody {
-    let text = format!("volume {:?} is being made or removed; repeat", name.as_str());
+    let text = format!("volume {:?} is being made, made longer or removed; repeat", name.as_str());
     ErrorBody::new(ErrorCode::Busy, text).with("volume", name)
 }
 
@@ -280,6 +331,19 @@ mod tests {
         assert_eq!(volumes.remove(&ns, &token("data")).unwrap_err().code, ErrorCode::Busy);
         volumes.settle(&ns, &token("data"), false);
         assert_eq!((claim(&ns, 5, true), volumes.bytes(None)), (Err(ErrorCode::NotFound), 0));
+    }
+
+    #[test]
+    fn one_that_becomes_longer_is_there_and_taken_by_nobody() {
+        let (volumes, ns, name, vm) = (Volumes::default(), token("a"), token("data"), VmId::from_u128);
+        volumes.found(ns.clone(), name.clone(), 7);
+        volumes.lock().get_mut(&(ns.clone(), name.clone())).unwrap().state = State::Growing;
+        assert_eq!((volumes.size(&ns, &name), volumes.names()[&ns].len()), (Some(7), 1));
+        assert_eq!(volumes.claim(&ns, vm(1), &disk("data", true)).unwrap_err().code, ErrorCode::Busy);
+        assert_eq!(volumes.remove(&ns, &name).unwrap_err().code, ErrorCode::Busy);
+        volumes.found(ns.clone(), name.clone(), 9);
+        volumes.claim(&ns, vm(1), &disk("data", true)).unwrap();
+        assert_eq!(volumes.bytes(Some(&ns)), 9);
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct DiskPath {
     pub backing: Option<PathBuf>,
     /// What the guest finds it by.
     pub name: String,
+    /// What the guest frees is the host's again.
+    pub discard: bool,
     /// How fast the guest may use it.
     pub limits: Option<DiskLimits>,
 }
@@ -241,6 +243,9 @@ pub struct DiskConfig {
     /// The file names another one that is read where it has nothing. Otherwise the VMM opens none that does.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub backing_files: bool,
+    /// The guest may free what it has written; the VMM's own choice, and told only where it is not ours.
+    #[serde(skip_serializing_if = "Clone::clone")]
+    pub sparse: bool,
     /// The serial number that the guest sees.
     pub serial: String,
     /// How fast the guest may use it.
@@ -351,6 +356,7 @@ pub fn vm_config(input: &VmmInput<'_>) -> VmConfig {
         readonly: disk.readonly,
         image_type: disk.image_type,
         backing_files: disk.backing.is_some(),
+        sparse: disk.discard,
         serial: disk.name.clone(),
         rate_limiter_config: disk.limits.as_ref().map(rate_limiter),
     });

@@ -78,6 +78,7 @@ fn a_linux_guest_boots_a_kernel_with_its_address_and_name() {
                     image_type: ImageType::Raw,
                     backing: None,
                     name: "disk0".into(),
+                    discard: true,
                     limits: None,
                 },
                 DiskPath {
@@ -86,6 +87,7 @@ fn a_linux_guest_boots_a_kernel_with_its_address_and_name() {
                     image_type: ImageType::Qcow2,
                     backing: Some("/var/lib/drover/store/sha256/d".into()),
                     name: "home".into(),
+                    discard: false,
                     limits: None,
                 },
                 DiskPath {
@@ -94,6 +96,7 @@ fn a_linux_guest_boots_a_kernel_with_its_address_and_name() {
                     image_type: ImageType::Qcow2,
                     backing: None,
                     name: "tools".into(),
+                    discard: true,
                     limits: Some(DiskLimits {
                         bytes_per_second: Some(ByteSize::mib(8)),
                         ops_per_second: Some(100),

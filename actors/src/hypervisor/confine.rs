@@ -111,6 +111,7 @@ mod tests {
             image_type: ImageType::Raw,
             backing: (!readonly).then(|| "/srv/images/base.raw".into()),
             name: String::new(),
+            discard: true,
             limits: None,
         };
         let boot = BootPaths {

@@ -1,16 +1,22 @@
-//! Volumes of this host, made, listed and removed.
+//! Volumes of this host, made, made longer, listed and removed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use drover_schemas::body::guest::Empty;
 use drover_schemas::body::spec::DiskFs;
 use drover_schemas::body::volume::{
-    VolumeCreateReply, VolumeCreateRequest, VolumeInfo, VolumeRemoveRequest, VolumesReply, VolumesRequest,
+    VolumeCreateReply, VolumeCreateRequest, VolumeGrowReply, VolumeGrowRequest, VolumeInfo,
+    VolumeRemoveRequest, VolumeSeenLater, VolumesReply, VolumesRequest,
 };
+use drover_schemas::state::VmState;
 
 use super::{Answer, ErrorBody, ErrorCode, Request, Router, Token, body_of};
+use crate::chain;
+use crate::directory::Directory;
+use crate::hypervisor::config::disk_id;
 use crate::services::Shared;
-use crate::spec::disks::check_blank;
+use crate::spec::disks::{check_blank, check_size};
 use crate::vm::disks::{free, tool, volumes};
 
 const PAGE: u32 = 100;
@@ -21,6 +27,10 @@ impl Router {
     pub(super) async fn volumes(&self, verb: &str, request: &Request) -> Answer {
         match verb {
             "volume.create" => body_of(request, &create(&self.services, request.decode()?).await?),
+            "volume.grow" => {
+                let asked = request.decode()?;
+                body_of(request, &grow(&self.services, &self.directory, asked).await?)
+            }
             "volume.remove" => body_of(request, &remove(&self.services, request.decode()?).await?),
             _ => body_of(request, &list(&self.services, request.decode()?).await?),
         }
@@ -52,6 +62,64 @@ async fn create(services: &Shared, asked: VolumeCreateRequest) -> Result<VolumeC
         made.map(|()| VolumeCreateReply { already: false })
     })
     .await
+}
+
+async fn grow(
+    services: &Shared,
+    directory: &Arc<Directory>,
+    asked: VolumeGrowRequest,
+) -> Result<VolumeGrowReply, ErrorBody> {
+    check_size("size_bytes", asked.size_bytes)?;
+    let (services, directory) = (services.clone(), Arc::clone(directory));
+    whole(async move {
+        let VolumeGrowRequest { namespace: ns, name, size_bytes: size } = asked;
+        let before = services.state.grow_volume(&ns, &name, size.0, free(&services.disks)?)?;
+        let told = match volumes::lengthen(&services, &ns, &name, size.0).await {
+            Ok(()) => tell(&services, &directory, &ns, &name, size.0).await,
+            Err(error) => Err(error),
+        };
+        let is = volumes::length(&services, &ns, &name).unwrap_or(before);
+        services.state.settle_growth(&ns, &name, is);
+        Ok(VolumeGrowReply { already: before == size.0, later: told? })
+    })
+    .await
+}
+
+/// Lets the VMs that are up see that a volume is longer: those that cannot. Rows are read after the file is longer, so
+/// that a VM which is not among them has not opened it yet.
+async fn tell(
+    services: &Shared,
+    directory: &Directory,
+    ns: &Token,
+    name: &Token,
+    size: u64,
+) -> Result<Vec<VolumeSeenLater>, ErrorBody> {
+    let mut later = Vec::new();
+    for row in services.rows().await?.iter().filter(|row| row.namespace == *ns) {
+        let disks = row.spec.disks.iter().enumerate();
+        let Some((index, disk)) = disks.into_iter().find(|(_, disk)| disk.volume.as_ref() == Some(name))
+        else {
+            continue;
+        };
+        let Some(slot) = directory.get(ns, &row.name).filter(|slot| slot.vm_id == row.vm_id) else {
+            continue;
+        };
+        let Some(view) = slot.view().await else { continue };
+        let Some(run) = &view.run else { continue };
+        let reason = match view.machine.state {
+            _ if disk.readonly => "it only reads it, and its VMM looks at the length once".to_owned(),
+            // A paused guest's disk would work again.
+            state if state != VmState::Running => format!("it is {state}"),
+            _ => match run.api.resize_disk(&disk_id(index), size).await {
+                Ok(()) => continue,
+                Err(error) => chain(&error).to_string(),
+            },
+        };
+        if later.len() < USERS {
+            later.push(VolumeSeenLater { name: row.name.clone(), reason });
+        }
+    }
+    Ok(later)
 }
 
 async fn remove(services: &Shared, asked: VolumeRemoveRequest) -> Result<Empty, ErrorBody> {

@@ -60,7 +60,13 @@ pub(super) fn resolve(
         if let Some(limits) = &disk.limits {
             check_limits(&field("limits"), limits)?;
         }
-        let limits = disk.limits;
+        let (limits, discard) = (disk.limits, disk.discard);
+        if discard.is_some() && disk.readonly {
+            return Err(invalid(
+                &field("discard"),
+                "a disk that cannot be written to frees nothing; leave it out",
+            ));
+        }
         if disk.volume.is_some() {
             let others = [
                 ("image", disk.image.is_some()),
@@ -79,6 +85,7 @@ pub(super) fn resolve(
                 name: Some(name),
                 volume,
                 readonly,
+                discard,
                 limits,
                 ..ResolvedDisk::default()
             });
@@ -112,6 +119,7 @@ pub(super) fn resolve(
                 size_bytes,
                 fs: Some(fs),
                 label: disk.label,
+                discard,
                 limits,
                 ..ResolvedDisk::default()
             });
@@ -149,6 +157,7 @@ pub(super) fn resolve(
                 image: Some(source),
                 size_bytes,
                 readonly,
+                discard,
                 limits,
                 ..ResolvedDisk::default()
             }),
@@ -173,7 +182,10 @@ pub fn grown(disks: &[ResolvedDisk], request: &GrowRequest) -> Result<Vec<Resolv
         return Err(ErrorBody::new(ErrorCode::NotFound, text).with("field", "disk"));
     };
     if disk.volume.is_some() {
-        return Err(invalid("disk", "a volume keeps the length that it was made with"));
+        return Err(invalid(
+            "disk",
+            "a volume is the namespace's and not the VM's: `volume.grow` makes it longer",
+        ));
     }
     if disk.readonly {
         return Err(invalid("disk", "a disk that cannot be written to is as long as its image"));
@@ -211,7 +223,11 @@ pub fn name(index: usize, disk: &ResolvedDisk) -> String {
     disk.name.as_ref().map_or_else(|| format!("disk{index}"), ToString::to_string)
 }
 
-fn check_size(field: &str, size: ByteSize) -> Result<(), ErrorBody> {
+/// Whether a disk may have a length.
+///
+/// # Errors
+/// `invalid_argument` that names the field.
+pub fn check_size(field: &str, size: ByteSize) -> Result<(), ErrorBody> {
     if size < ByteSize::mib(1) || size > MAX_SIZE {
         return Err(invalid(
             field,

@@ -162,6 +162,7 @@ pub async fn make(context: &TaskContext, work: &Work) -> Result<Vec<DiskPath>, C
             image_type: image_type(disk, Some(how)),
             backing,
             name: name(index, disk),
+            discard: disk.discard.unwrap_or(true),
             limits: disk.limits,
         });
         work.made.lock().unwrap_or_else(PoisonError::into_inner).push(how);
@@ -233,6 +234,7 @@ fn seed_path(services: &Services, row: &VmRow) -> DiskPath {
         image_type: ImageType::Raw,
         backing: None,
         name: seed::LABEL.to_ascii_lowercase(),
+        discard: true,
         limits: None,
     }
 }
@@ -254,6 +256,7 @@ pub fn described(services: &Services, row: &VmRow) -> Vec<DiskPath> {
             .filter(|_| made(row, index) == Some(DiskMade::Overlay))
             .map(|image| PathBuf::from(format!("image:{}", image.name))),
         name: name(index, disk),
+        discard: disk.discard.unwrap_or(true),
         limits: disk.limits,
     });
     disks.chain(row.spec.seed.as_ref().map(|_| seed_path(services, row))).collect()

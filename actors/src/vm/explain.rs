@@ -8,7 +8,7 @@ use drover_schemas::{ErrorBody, ErrorCode};
 
 use super::disks;
 use super::message::View;
-use super::row::status;
+use super::row::shown;
 use crate::hypervisor::cause::{self, Evidence};
 use crate::hypervisor::record::ExitRecord;
 use crate::journal::VmRow;
@@ -61,7 +61,7 @@ pub fn cause_of_exit(services: &Services, row: &VmRow, exit: &ExitRecord) -> Cau
 /// Why a VM is as it is, in sentences, with the VMM's configuration.
 #[must_use]
 pub fn explain(services: &Services, view: &View, history: Vec<String>) -> ExplainReply {
-    let vm = status(&services.host, &view.row, &view.machine, &view.live, true);
+    let vm = shown(services, view);
     let mut findings = vec![format!("The VM is {} and shall be {:?}.", vm.state, vm.desired).to_lowercase()];
     if let Some(cause) = &vm.cause {
         findings.push(format!("Cause: {} ({}).", cause.message, cause_name(cause.kind)));

@@ -9,10 +9,12 @@ use drover_schemas::{RequestId, Token, codec};
 
 use super::machine::{Due, Machine, Op};
 use super::marks::Marks;
+use super::message::View;
 use crate::chain;
 use crate::cloud_event::attributes;
 use crate::guest::LastError;
 use crate::journal::{OutboxRow, PendingOp, StatusUpdate, VmRow};
+use crate::services::Services;
 
 /// The machine as the row remembers it; nothing is under way.
 #[must_use]
@@ -117,6 +119,18 @@ pub fn status(host: &Token, row: &VmRow, machine: &Machine, live: &Live, with_sp
         restarts: u32::try_from(machine.restarts.len()).unwrap_or(u32::MAX),
         spec: with_spec.then(|| Box::new(row.spec.clone())),
     }
+}
+
+/// The status of a VM with its spec, and with the lengths that its volumes have now.
+#[must_use]
+pub fn shown(services: &Services, view: &View) -> VmStatus {
+    let mut status = status(&services.host, &view.row, &view.machine, &view.live, true);
+    for (disk, spec) in status.disks.iter_mut().zip(&view.row.spec.disks) {
+        let volume = spec.volume.as_ref();
+        let length = volume.and_then(|name| services.state.volumes().size(&view.row.namespace, name));
+        disk.size_bytes = length.unwrap_or(disk.size_bytes);
+    }
+    status
 }
 
 /// The interfaces of a VM.

@@ -69,6 +69,10 @@ pub struct DiskSpec {
     pub label: Option<String>,
     /// The guest cannot write to it.
     pub readonly: bool,
+    /// Whether the host gets back what the guest frees (its `fstrim`, or a file system with `discard`); it does if left
+    /// out. `false` keeps what was ever written allocated: a full host then stops no write to a place that had one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discard: Option<bool>,
     /// How fast the guest may read and write it; as fast as the host can if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<DiskLimits>,
@@ -655,6 +659,9 @@ pub struct ResolvedDisk {
     pub label: Option<String>,
     /// The guest cannot write to it; it is then shared, not copied.
     pub readonly: bool,
+    /// Whether the host gets back what the guest frees; it does if that is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard: Option<bool>,
     /// How fast the guest may read and write it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<DiskLimits>,

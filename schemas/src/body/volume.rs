@@ -32,6 +32,37 @@ pub struct VolumeCreateReply {
     pub already: bool,
 }
 
+/// Request of `volume.grow`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeGrowRequest {
+    /// Whose it is.
+    pub namespace: Token,
+    /// Its name.
+    pub name: Token,
+    /// Its new length, a multiple of 1 MiB and never less than it has: what is at its end may be in use. A file system on
+    /// it stays as long as it is until somebody in the guest makes it longer (`resize2fs`).
+    pub size_bytes: ByteSize,
+}
+
+/// A VM that is up and does not see yet that a volume is longer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeSeenLater {
+    /// Its name.
+    pub name: Token,
+    /// Why; with its next start it does.
+    pub reason: String,
+}
+
+/// Reply of `volume.grow`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeGrowReply {
+    /// It was that long already; VMs were told once more.
+    #[serde(default)]
+    pub already: bool,
+    /// VMs that are up and do not see it yet, the first 100. The VM that writes to it sees it while it runs.
+    pub later: Vec<VolumeSeenLater>,
+}
+
 /// Request of `volume.remove`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeRemoveRequest {

@@ -19,7 +19,9 @@ use drover_schemas::body::vm::{
     ChangeReply, ChangeRequest, CreateRequest, EgressRequest, EgressRules, ForwardRef, ForwardRequest,
     GrowRequest, LimitRequest, LookupReply, StatsReply, StopRequest, Wait,
 };
-use drover_schemas::body::volume::VolumeCreateRequest;
+use drover_schemas::body::volume::{
+    VolumeCreateRequest, VolumeGrowReply, VolumeGrowRequest, VolumeSeenLater,
+};
 use drover_schemas::codec::decode;
 use drover_schemas::event::{
     AgentEvent, DroppedEvents, HostEvent, HostEventKind, RejectedEvent, VmEvent, VmEventKind,
@@ -202,6 +204,11 @@ fn requests_are_pinned() {
         label: Some("data".into()),
     };
     check("bus", "volume-create", &volume, decode);
+    let volume =
+        VolumeGrowRequest { namespace: token("acme"), name: token("data"), size_bytes: ByteSize::mib(2048) };
+    check("bus", "volume-grow", &volume, decode);
+    let later = VolumeSeenLater { name: token("web"), reason: "it is paused".into() };
+    check("bus", "volume-grow-reply", &VolumeGrowReply { already: false, later: vec![later] }, decode);
     check(
         "bus",
         "stop",

@@ -240,7 +240,8 @@ async fn boot_paths(spec: &ResolvedSpec, files: Files) -> Result<BootPaths, Mach
             _ => given.path,
         };
         let (readonly, name, limits) = (disk.readonly, disks::name(index, disk), disk.limits);
-        found.push(DiskPath { path, readonly, image_type: ImageType::Raw, backing: None, name, limits });
+        let (image_type, backing, discard) = (ImageType::Raw, None, true);
+        found.push(DiskPath { path, readonly, image_type, backing, name, discard, limits });
     }
     Ok(BootPaths {
         kernel: payload.kernel,

@@ -1,8 +1,12 @@
 //! `drover volume`.
 
+use std::fmt::Write as _;
+
 use drover_schemas::Token;
 use drover_schemas::body::spec::DiskFs;
-use drover_schemas::body::volume::{VolumeCreateRequest, VolumeInfo, VolumeRemoveRequest};
+use drover_schemas::body::volume::{
+    VolumeCreateRequest, VolumeGrowRequest, VolumeInfo, VolumeRemoveRequest, VolumeSeenLater,
+};
 use drover_schemas::size::ByteSize;
 
 use super::Global;
@@ -32,6 +36,16 @@ pub enum VolumeCommand {
     /// List the volumes of the namespace on a host, and the VMs that name them.
     #[command(visible_alias = "list")]
     Ls {
+        /// The host; without it, the one that answers first.
+        #[arg(long, value_name = "HOST")]
+        host: Option<Token>,
+    },
+    /// Make a volume longer. The VM that writes to it sees it at once; what is on it stays as it is.
+    Grow {
+        /// The volume.
+        name: Token,
+        /// How long it shall be, as 40GiB.
+        size: ByteSize,
         /// The host; without it, the one that answers first.
         #[arg(long, value_name = "HOST")]
         host: Option<Token>,
@@ -79,6 +93,19 @@ pub(super) async fn run(command: &VolumeCommand, global: &Global) -> Result<u8, 
         VolumeCommand::Ls { host } => {
             let (client, host, deadline) = connect(global, host.as_ref()).await?;
             global.output.print(&client.volumes(&host, &namespace, deadline).await?, |all| list(all))?;
+        }
+        VolumeCommand::Grow { name, size, host } => {
+            let (client, host, deadline) = connect(global, host.as_ref()).await?;
+            let request = VolumeGrowRequest { namespace, name: name.clone(), size_bytes: *size };
+            let reply = client.volume_grow(&host, &request, deadline).await?;
+            global.output.print(&reply, |reply| {
+                let already = if reply.already { " already" } else { "" };
+                let mut text = format!("{host}: volume {name} has {size}{already}");
+                for VolumeSeenLater { name, reason } in &reply.later {
+                    let _ = write!(text, "\n  {name} sees it with its next start: {reason}");
+                }
+                text
+            })?;
         }
         VolumeCommand::Rm { name, host } => {
             let (client, host, deadline) = connect(global, host.as_ref()).await?;

@@ -17,7 +17,8 @@ use drover_schemas::body::vm::{
     ChangeReply, CreateRequest, ListReply, ListRequest, ValidateReply, ValidateRequest,
 };
 use drover_schemas::body::volume::{
-    VolumeCreateReply, VolumeCreateRequest, VolumeInfo, VolumeRemoveRequest, VolumesReply, VolumesRequest,
+    VolumeCreateReply, VolumeCreateRequest, VolumeGrowReply, VolumeGrowRequest, VolumeInfo,
+    VolumeRemoveRequest, VolumesReply, VolumesRequest,
 };
 use drover_schemas::contract::ContractReply;
 use drover_schemas::subject::{Family, GuestToken, PoolVerb, Subject};
@@ -354,6 +355,19 @@ impl Client {
                 return Ok(volumes);
             }
         }
+    }
+
+    /// Makes a volume longer.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn volume_grow(
+        &self,
+        host: &Token,
+        request: &VolumeGrowRequest,
+        deadline: Duration,
+    ) -> Result<VolumeGrowReply, ClientError> {
+        self.host(host, "volume.grow", request, deadline).await
     }
 
     /// Removes a volume that no VM names.

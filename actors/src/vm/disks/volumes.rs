@@ -1,15 +1,16 @@
 //! The files of volumes: one for each, below a folder of its namespace that only we enter. A file that has its name is
 //! whole; what was begun when the daemon died is removed by the next one.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use drover_schemas::body::spec::DiskFs;
 use drover_schemas::body::volume::VolumeCreateRequest;
 use drover_schemas::{ErrorBody, ErrorCode, Token};
+use rustix::fs::OFlags;
 
 use super::own::{self, DiskError, Source, Wanted};
 use crate::chain;
@@ -70,14 +71,56 @@ pub async fn make(services: &Shared, asked: VolumeCreateRequest) -> Result<(), E
     });
     let made = made.await.unwrap_or_else(|panic| Err(DiskError::Write(io::Error::other(panic))));
     made.map_err(|error| {
-        let full = |e: &io::Error| e.kind() == io::ErrorKind::StorageFull;
         let code = match &error {
             DiskError::Room { .. } => ErrorCode::ResourceExhausted,
-            DiskError::Write(error) if full(error) => ErrorCode::ResourceExhausted,
+            DiskError::Write(error) => code_of(error),
             _ => ErrorCode::Internal,
         };
         ErrorBody::new(code, format!("the volume could not be made: {}", chain(&error)))
     })
+}
+
+fn code_of(error: &io::Error) -> ErrorCode {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge => ErrorCode::ResourceExhausted,
+        _ => ErrorCode::Internal,
+    }
+}
+
+/// Makes the file of a volume at least so long, on disk. One call makes it longer, so it never has a length between.
+///
+/// # Errors
+/// It is as long as it was, or may be if the disk failed.
+pub async fn lengthen(
+    services: &Shared,
+    namespace: &Token,
+    name: &Token,
+    size: u64,
+) -> Result<(), ErrorBody> {
+    let path = path(services, namespace, name);
+    let longer = tokio::task::spawn_blocking(move || at_least(&path, size));
+    let longer = longer.await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+    longer.map_err(|error| {
+        let code = match error.kind() {
+            io::ErrorKind::NotFound => ErrorCode::NotFound,
+            _ => code_of(&error),
+        };
+        ErrorBody::new(code, format!("the volume is not made longer: {error}"))
+    })
+}
+
+fn at_least(path: &Path, size: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
+    if file.metadata()?.len() < size {
+        file.set_len(size)?;
+    }
+    file.sync_all()
+}
+
+/// How long the file of a volume is.
+#[must_use]
+pub fn length(services: &Services, namespace: &Token, name: &Token) -> Option<u64> {
+    fs::symlink_metadata(path(services, namespace, name)).ok().map(|meta| meta.len())
 }
 
 /// Removes the file of a volume.
@@ -137,6 +180,20 @@ mod tests {
         let token = |text| Token::new(text).unwrap();
         assert_eq!(found(&all), [(token("a"), token("data"), 3)]);
         assert!(!all.join("a/more.partial").exists() && all.join("a/.hidden").exists());
+    }
+
+    #[test]
+    fn one_becomes_longer_and_never_shorter() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data.raw");
+        assert_eq!(at_least(&path, 9).unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::write(&path, "abc").unwrap();
+        at_least(&path, 9).unwrap();
+        at_least(&path, 4).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"abc\0\0\0\0\0\0");
+        let link = dir.path().join("link.raw");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(at_least(&link, 20).is_err());
     }
 
     #[test]

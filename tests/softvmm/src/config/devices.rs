@@ -100,8 +100,9 @@ pub struct DiskConfig {
     /// Whether a qcow2 image may name a backing file.
     #[serde(default)]
     pub backing_files: bool,
+    /// What the guest frees is given back.
     #[serde(default = "yes")]
-    sparse: bool,
+    pub sparse: bool,
     /// Format of the image.
     #[serde(default)]
     pub image_type: ImageType,

@@ -382,12 +382,16 @@ fn arguments(config: &VmConfig, monitor: i32, port: i32, meeting: Option<&Path>)
         let file = path(file.clone()).replace(',', ",,");
         let read_only = if disk.readonly { "on" } else { "off" };
         let limits = disk.rate_limiter_config.as_ref().map(throttling).unwrap_or_default();
+        let discard = if disk.sparse { "unmap" } else { "ignore" };
+        let offered = if disk.sparse { "on" } else { "off" };
         add(
             "-drive",
-            format!("if=none,id=drive{n},format={format},file={file},readonly={read_only}{limits}"),
+            format!(
+                "if=none,id=drive{n},format={format},file={file},readonly={read_only},discard={discard}{limits}"
+            ),
         );
         let serial = disk.serial.as_ref().map(|s| format!(",serial={s}")).unwrap_or_default();
-        add("-device", format!("virtio-blk-pci,drive=drive{n},id={PREFIX}{id}{serial}"));
+        add("-device", format!("virtio-blk-pci,drive=drive{n},id={PREFIX}{id},discard={offered}{serial}"));
     }
     for (n, (net, id)) in nets.iter().zip(devices.iter().skip(disks.len())).enumerate() {
         let Some(tap) = &net.tap else { continue };

@@ -75,6 +75,7 @@ VERBS: dict[str, Verb] = {
     "host.orphans.remove": Verb("host.{host}.orphans.remove", False, None),
     "host.placed": Verb("host.{host}.placed", False, None),
     "host.volume.create": Verb("host.{host}.volume.create", False, None),
+    "host.volume.grow": Verb("host.{host}.volume.grow", False, None),
     "host.volume.list": Verb("host.{host}.volume.list", False, None),
     "host.volume.remove": Verb("host.{host}.volume.remove", False, None),
     "pool.create": Verb("cmd.{ns}.vm.create", True, None),
@@ -550,6 +551,8 @@ class DiskLimits(TypedDict):
 
 class DiskSpec(TypedDict):
     """One disk of a VM: a copy of an image, or a blank one of a size. Each VM has its own; it is made when the VM is created and goes with it. Or it is a volume, which stays."""
+    # Whether the host gets back what the guest frees (its `fstrim`, or a file system with `discard`); it does if left out. `false` keeps what was ever written allocated: a full host then stops no write to a place that had one.
+    discard: NotRequired[bool | None]
     # What a blank disk is formatted with; `none` if left out.
     fs: NotRequired[DiskFs | None]
     # The image that the disk starts as. Without it the disk is blank, and has a `size`.
@@ -2131,6 +2134,8 @@ class ResolvedBoot(TypedDict):
 
 class ResolvedDisk(TypedDict):
     """A resolved disk."""
+    # Whether the host gets back what the guest frees; it does if that is not said.
+    discard: NotRequired[bool | None]
     # What a blank disk is formatted with.
     fs: NotRequired[DiskFs | None]
     # What it starts as; a blank disk has none.
@@ -2897,6 +2902,24 @@ class VolumeCreateRequest(TypedDict):
     size_bytes: ByteSize
 
 
+class VolumeGrowReply(TypedDict):
+    """Reply of `volume.grow`."""
+    # It was that long already; VMs were told once more.
+    already: NotRequired[bool]
+    # VMs that are up and do not see it yet, the first 100. The VM that writes to it sees it while it runs.
+    later: list[VolumeSeenLater]
+
+
+class VolumeGrowRequest(TypedDict):
+    """Request of `volume.grow`."""
+    # Its name.
+    name: Token
+    # Whose it is.
+    namespace: Token
+    # Its new length, a multiple of 1 MiB and never less than it has: what is at its end may be in use. A file system on it stays as long as it is until somebody in the guest makes it longer (`resize2fs`).
+    size_bytes: ByteSize
+
+
 class VolumeInfo(TypedDict):
     """A volume of a host."""
     # Its name.
@@ -2915,6 +2938,14 @@ class VolumeRemoveRequest(TypedDict):
     name: Token
     # Whose it is.
     namespace: Token
+
+
+class VolumeSeenLater(TypedDict):
+    """A VM that is up and does not see yet that a volume is longer."""
+    # Its name.
+    name: Token
+    # Why; with its next start it does.
+    reason: str
 
 
 class VolumesReply(TypedDict):
