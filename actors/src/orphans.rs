@@ -84,6 +84,7 @@ pub fn nets(root: &RunRoot, orphans: &[Orphan]) -> Vec<VmNet> {
             forwards: read_all(&specs).unwrap_or_default(),
             egress: egress::of_stored(&specs),
             limits: limit::read_all(&specs).unwrap_or_default(),
+            queues: specs.iter().map(|nic| nic.queues).collect(),
         })
     };
     orphans.iter().filter(|orphan| orphan.ours).filter_map(net).collect()

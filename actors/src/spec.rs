@@ -140,6 +140,7 @@ fn over(
     read_all(&nics)?;
     egress::read_all(&nics)?;
     limit::read_all(&nics)?;
+    shape::queues(&nics, cpus)?;
     let disks = disks::resolve(disks, images)?;
     let boot = resolve_boot(spec.boot.as_ref(), base.boot.as_ref(), images)?;
     let placement = spec.placement.clone().or_else(|| base.placement.clone()).unwrap_or_default();

@@ -60,7 +60,16 @@ fn vm(installation: InstallationId, def: &NetworkDef, last: u8) -> VmNet {
     let vm_id = VmId::generate();
     let nic = NicLease::new(installation, vm_id, 0, token(), def.subnet, [10, 77, 0, last].into());
     let (forwards, egress, limits) = Default::default();
-    VmNet { vm_id, called: None, uid: 12_345, nics: vec![nic.with_ipv6(def.ipv6)], forwards, egress, limits }
+    VmNet {
+        vm_id,
+        called: None,
+        uid: 12_345,
+        nics: vec![nic.with_ipv6(def.ipv6)],
+        forwards,
+        egress,
+        limits,
+        queues: Vec::new(),
+    }
 }
 
 const SUBNET: Option<&str> = Some("fd00:77::/64");

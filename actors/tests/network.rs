@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use drover_actors::network::findings::Wrong;
 use drover_actors::network::lease::NicLease;
+use drover_actors::network::tap::TapKind;
 use drover_actors::network::watch::watch;
 use drover_actors::network::{
     Before, Finding, NetworkConfig, NetworkDef, NetworkError, NetworkHandle, Repair, VmNet, Why, names,
@@ -63,6 +64,7 @@ fn vm(installation: InstallationId, number: u16) -> VmNet {
         forwards: Vec::new(),
         egress: Vec::new(),
         limits: Vec::new(),
+        queues: Vec::new(),
     }
 }
 
@@ -111,6 +113,44 @@ fn everything_that_is_made_is_marked_and_removed_again() {
         network.teardown().await.unwrap();
         assert_eq!(links(), Vec::<String>::new());
         assert_eq!(run("nft", &["list", "ruleset"]).trim(), "");
+    });
+}
+
+#[test]
+fn a_tap_is_for_as_many_pairs_of_queues_as_its_interface_has() {
+    in_namespace(|| async {
+        let installation = InstallationId::generate();
+        let network = network(installation).await;
+        network.restore(Vec::new()).await.unwrap();
+        let [mut many, one] = [vm(installation, 0), vm(installation, 1)];
+        many.queues = vec![3];
+        let [wide, narrow] = [many.nics[0].tap.clone(), one.nics[0].tap.clone()];
+        for vm in [&many, &one] {
+            network.attach(vm.clone()).await.unwrap();
+        }
+        // A VMM that says another kind than the TAP is of would be refused.
+        let several = libc::IFF_MULTI_QUEUE;
+        assert_eq!(tap::attach_as(&wide, 0).unwrap_err(), nix::Error::EINVAL);
+        assert_eq!(tap::attach_as(&narrow, several).unwrap_err(), nix::Error::EINVAL);
+        let ends: Vec<File> = (0..3).map(|_| tap::attach_as(&wide, several).unwrap()).collect();
+        let shown: serde_json::Value =
+            serde_json::from_str(&run("ip", &["-j", "-d", "link", "show", &wide])).unwrap();
+        let data = &shown[0]["linkinfo"]["info_data"];
+        assert_eq!((&data["numqueues"], &data["user"]), (&3.into(), &12_345.into()), "{data}");
+        // An adoption finds it busy and right.
+        network.attach(many.clone()).await.unwrap();
+        drop(ends);
+        network.attach(many.clone()).await.unwrap();
+        for vm in [many, one] {
+            network.detach(vm.vm_id, vm.nics).await.unwrap();
+        }
+        // Made, and not marked yet when the daemon died: of either kind it goes.
+        for (kind, name) in [(TapKind::Many, wide), (TapKind::One, narrow)] {
+            drover_actors::network::tap::ensure(&name, kind, 12_345).unwrap();
+            drover_actors::network::tap::remove(&name).unwrap();
+        }
+        network.teardown().await.unwrap();
+        assert_eq!(links(), Vec::<String>::new());
     });
 }
 

@@ -39,7 +39,7 @@ fn vm(installation: InstallationId, number: u16, network: &NetworkDef) -> VmNet 
     let address = Ipv4Addr::new(10, 77, high, low);
     let nic = NicLease::new(installation, vm_id, 0, network.name.clone(), network.subnet, address);
     let (forwards, egress, limits) = Default::default();
-    VmNet { vm_id, called: None, uid: 12_345, nics: vec![nic], forwards, egress, limits }
+    VmNet { vm_id, called: None, uid: 12_345, nics: vec![nic], forwards, egress, limits, queues: Vec::new() }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Real kernels in QEMU's software emulation: slow, and as real as it gets without KVM.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use drover_schemas::body::guest::{ExecReply, ExecResult};
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::Bus;
 use drover_tests::guest::{boot, sh};
+use drover_tests::wait::until;
 use drover_tests::world::{Options, run};
 use drover_tests::{events, leak};
 use futures_util::future::join_all;
@@ -28,7 +30,8 @@ async fn exec(bus: &Bus, name: &str, argv: &[&str]) -> ExecResult {
 fn a_real_guest_runs_commands_is_on_the_network_and_takes_files() {
     run("a_real_guest_runs_commands_is_on_the_network_and_takes_files", emulated(), async |world| {
         let bus = world.bus.clone();
-        let vm = boot(&bus, "web", json!({"cpus": 2, "cpu_topology": {"packages": 2}})).await;
+        let spec = json!({"cpus": 2, "cpu_topology": {"packages": 2}, "nics": [{"queues": 2}]});
+        let vm = boot(&bus, "web", spec).await;
         let system = exec(&bus, "web", &["uname", "-sm"]).await.stdout.unwrap();
         assert_eq!(system.as_slice(), b"Linux x86_64\n");
         // It sees its CPUs as the spec lays them out; left alone they are cores of one socket here.
@@ -39,6 +42,20 @@ fn a_real_guest_runs_commands_is_on_the_network_and_takes_files() {
         assert!(ping.status.success(), "{}", String::from_utf8_lossy(&ping.stdout));
         let ping = exec(&bus, "web", &["ping", "-c", "1", "-W", "20", &nic.gateway]).await;
         assert_eq!(ping.exit_code, Some(0), "{ping:?}");
+
+        // Its interface has two pairs of queues, and packets come by both.
+        let queues = sh(&bus, "web", "ls /sys/class/net/eth0/queues | sort | xargs").await;
+        assert_eq!(queues, "rx-0 rx-1 tx-0 tx-1");
+        until("packets come by each of its queues", async || {
+            for _ in 0..16 {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.send_to(b"?", (nic.ipv4.as_str(), 9)).unwrap();
+            }
+            let came = "awk '/virtio[0-9]*-input.[01]$/ {for (n = i = 0; i < 2; i++) n += $(2 + i); print (n > 0)}' \
+                        /proc/interrupts | xargs";
+            (sh(&bus, "web", came).await == "1 1").then_some(())
+        })
+        .await;
 
         let (there, back) = (world.path("there"), world.path("back"));
         let bytes: Vec<u8> =
@@ -95,5 +112,7 @@ fn memory_of_huge_pages_is_refused_where_there_are_none() {
         let error =
             ask(json!({"cpus": 3, "cpu_topology": {"cores_per_die": 2}}), ErrorCode::InvalidArgument).await;
         assert_eq!(error.details["field"], "spec.cpu_topology");
+        let error = ask(json!({"cpus": 2, "nics": [{"queues": 3}]}), ErrorCode::InvalidArgument).await;
+        assert_eq!(error.details["field"], "spec.nics[0].queues");
     });
 }

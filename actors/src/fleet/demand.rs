@@ -33,6 +33,8 @@ pub mod feature {
     pub const DISK_LIMITS: &str = "disks.limits";
     /// How fast a guest may be is said by its spec.
     pub const LIMITS: &str = "network.limits";
+    /// Interfaces with several pairs of queues.
+    pub const QUEUES: &str = "network.queues";
     /// CPUs that are laid out as a spec says.
     pub const TOPOLOGY: &str = "cpus.topology";
     /// Memory of huge pages of 2 MiB, of which the host has some reserved.
@@ -143,6 +145,9 @@ impl Demand {
         if nics.iter().any(|nic| nic.limits.is_some()) {
             features.push(feature::LIMITS.to_owned());
         }
+        if nics.iter().any(|nic| nic.queues > 1) {
+            features.push(feature::QUEUES.to_owned());
+        }
         let own = disks.iter().filter(|disk| !disk.readonly);
         features.extend(placement.features.iter().cloned());
         Self {
@@ -193,6 +198,8 @@ mod tests {
             serde_json::from_str(r#"{"cpu_topology": {"packages": 2}, "hugepages": "1GiB"}"#).unwrap();
         let demand = Demand::of(&namespace, &spec, &templates);
         assert_eq!(demand.features, [feature::LINUX, feature::TOPOLOGY, feature::PAGES_1G]);
+        let spec: VmSpec = serde_json::from_str(r#"{"nics": [{"queues": 1}, {"queues": 2}]}"#).unwrap();
+        assert_eq!(Demand::of(&namespace, &spec, &templates).features, [feature::LINUX, feature::QUEUES]);
         let spec: VmSpec = serde_json::from_str(r#"{"seed": {"agent": true}}"#).unwrap();
         let demand = Demand::of(&namespace, &spec, &templates);
         assert_eq!(demand.features, [feature::LINUX, feature::SEED, feature::SEED_AGENT]);

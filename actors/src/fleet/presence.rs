@@ -30,7 +30,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_IMAGES: usize = 256;
 
 /// Features that every build of this version offers, for peers of other versions.
-const FEATURES: [&str; 16] = [
+const FEATURES: [&str; 17] = [
     "vm.v1",
     "guest.v1",
     "events.v1",
@@ -46,6 +46,7 @@ const FEATURES: [&str; 16] = [
     feature::VOLUMES,
     feature::SEED,
     feature::LIMITS,
+    feature::QUEUES,
     feature::TOPOLOGY,
 ];
 

@@ -191,6 +191,7 @@ mod tests {
             egress: None,
             limits: None,
             setup: Default::default(),
+            queues: 1,
         }]
     }
 

@@ -88,6 +88,7 @@ fn nic(network: &str) -> NicSpec {
         egress: None,
         limits: None,
         setup: Default::default(),
+        queues: 1,
     }
 }
 

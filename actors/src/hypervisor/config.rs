@@ -65,6 +65,8 @@ pub struct NicConfig {
     pub tap: String,
     /// The guest's MAC, as `52:54:00:12:34:56`.
     pub mac: String,
+    /// Where the kernel tells of the TAP's kind, which the VMM reads before it attaches; none if the kernel tells nothing.
+    pub kind: Option<PathBuf>,
 }
 
 /// Everything that a configuration is made from.
@@ -167,7 +169,8 @@ pub struct VmConfig {
     /// The VMM gives up every path but those that are named here.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub landlock_enable: bool,
-    /// What it may read beside those: the images that disks lie over.
+    /// What it may read beside those: the images that disks lie over, and of which kind its TAPs are. Of the latter it
+    /// reads by itself and does not think when it gives up paths.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub landlock_rules: Vec<LandlockRule>,
 }
@@ -301,6 +304,9 @@ pub struct NetConfig {
     pub tap: String,
     /// The guest's MAC.
     pub mac: String,
+    /// Two for each pair; left out for one pair. The TAP must be made for several pairs exactly if there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_queues: Option<u32>,
 }
 
 /// Source of randomness.
@@ -361,11 +367,18 @@ pub fn vm_config(input: &VmmInput<'_>) -> VmConfig {
         rate_limiter_config: disk.limits.as_ref().map(rate_limiter),
     });
     let backing = input.paths.disks.iter().filter(|_| input.landlock).filter_map(|disk| disk.backing.clone());
-    let landlock_rules = backing.map(|path| LandlockRule { path, access: "r" }).collect();
+    let kinds = input.nics.iter().filter(|_| input.landlock).filter_map(|nic| nic.kind.clone());
+    let landlock_rules = backing.chain(kinds).map(|path| LandlockRule { path, access: "r" }).collect();
     let net = input.nics.iter().enumerate().map(|(index, nic)| NetConfig {
         id: format!("net{index}"),
         tap: nic.tap.clone(),
         mac: nic.mac.clone(),
+        num_queues: spec
+            .nics
+            .get(index)
+            .map(|nic| nic.queues)
+            .filter(|pairs| *pairs > 1)
+            .map(|pairs| 2 * pairs),
     });
     VmConfig {
         cpus: CpusConfig {

@@ -34,6 +34,7 @@ fn spec(os: Os) -> ResolvedSpec {
             egress: None,
             limits: None,
             setup: Default::default(),
+            queues: 1,
         }],
         seed: None,
         restart: RestartSpec::default(),
@@ -65,8 +66,10 @@ fn lease() -> GuestNic {
 #[test]
 fn a_linux_guest_boots_a_kernel_with_its_address_and_name() {
     let hostname = Token::new("web").unwrap();
+    let mut spec = spec(Os::Linux);
+    spec.nics[0].queues = 2;
     let config = vm_config(&VmmInput {
-        spec: &spec(Os::Linux),
+        spec: &spec,
         paths: BootPaths {
             kernel: Some("/var/lib/drover/images/k".into()),
             initramfs: Some("/var/lib/drover/images/i".into()),
@@ -107,7 +110,11 @@ fn a_linux_guest_boots_a_kernel_with_its_address_and_name() {
             ],
         },
         run_dir: &run_dir(),
-        nics: vec![NicConfig { tap: "dr0123456789ab".to_owned(), mac: "52:54:00:00:00:01".to_owned() }],
+        nics: vec![NicConfig {
+            tap: "dr0123456789ab".to_owned(),
+            mac: "52:54:00:00:00:01".to_owned(),
+            kind: Some(crate::network::names::tap_kind("dr0123456789ab")),
+        }],
         cmdline: cmdline_additions(&hostname, Some(&FirstNic::Set(lease()))),
         landlock: true,
     });

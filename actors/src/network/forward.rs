@@ -236,6 +236,7 @@ mod tests {
             egress: None,
             limits: None,
             setup: Default::default(),
+            queues: 1,
         }
     }
 

@@ -195,6 +195,7 @@ mod tests {
             forwards: Vec::new(),
             egress: Vec::new(),
             limits: Vec::new(),
+            queues: Vec::new(),
         }
     }
 

@@ -79,7 +79,7 @@ impl NicLease {
     /// For the VMM's configuration.
     #[must_use]
     pub fn nic_config(&self) -> NicConfig {
-        NicConfig { tap: self.tap.clone(), mac: self.mac.clone() }
+        NicConfig { tap: self.tap.clone(), mac: self.mac.clone(), kind: Some(names::tap_kind(&self.tap)) }
     }
 
     /// For the guest's command line.

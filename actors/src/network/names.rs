@@ -1,5 +1,7 @@
 //! Names and addresses that follow from identities, so that they can be recomputed after any crash.
 
+use std::path::PathBuf;
+
 use drover_schemas::id::{InstallationId, VmId};
 use drover_schemas::token::Token;
 use sha2::{Digest, Sha256};
@@ -31,6 +33,12 @@ pub fn tap(installation: InstallationId, vm_id: VmId, index: usize) -> String {
         &(index as u64).to_be_bytes(),
     ]);
     format!("dr{}", hex(&hash[..6]))
+}
+
+/// Where the kernel tells of which kind a TAP is.
+#[must_use]
+pub fn tap_kind(tap: &str) -> PathBuf {
+    ["/sys/class/net", tap, "tun_flags"].iter().collect()
 }
 
 /// Name of the bridge of a network: `drb` and 12 hexadecimal digits.

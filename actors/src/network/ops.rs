@@ -32,7 +32,7 @@ use super::link::{BridgeShape, LinkError, Links, PortShape};
 use super::mtu::Mtu;
 use super::names::{self, Mark};
 use super::nft::{Base, BaseNet, Member, Nft, NftError};
-use super::tap::{self, TapError};
+use super::tap::{self, TapError, TapKind};
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -127,6 +127,8 @@ pub struct VmNet {
     pub egress: Vec<Option<Egress>>,
     /// How fast each of them may be.
     pub limits: Vec<Limits>,
+    /// How many pairs of queues each of them has; one if nothing is said.
+    pub queues: Vec<u32>,
 }
 
 impl VmNet {
@@ -326,8 +328,9 @@ impl NetOps {
     /// # Errors
     /// A step fails; the TAPs that it made are removed again.
     pub async fn plug(&self, vm: &VmNet) -> Result<(), NetworkError> {
-        for nic in &vm.nics {
-            if let Err(error) = self.plug_one(vm, nic).await {
+        for (index, nic) in vm.nics.iter().enumerate() {
+            let kind = TapKind::of(vm.queues.get(index).copied().unwrap_or(1));
+            if let Err(error) = self.plug_one(vm, nic, kind).await {
                 // The first failure counts; what cannot be removed is found by the sweep.
                 let _ = self.unplug(vm.vm_id, &vm.nics).await;
                 return Err(error);
@@ -336,7 +339,7 @@ impl NetOps {
         Ok(())
     }
 
-    async fn plug_one(&self, vm: &VmNet, nic: &NicLease) -> Result<(), NetworkError> {
+    async fn plug_one(&self, vm: &VmNet, nic: &NicLease, kind: TapKind) -> Result<(), NetworkError> {
         self.network(&nic.network)?;
         let existing = self.links.get(&nic.tap).await?;
         // A TAP that a VMM uses is busy and needs no ioctl: this is an adoption.
@@ -344,7 +347,7 @@ impl NetOps {
         let in_use = existing.as_ref().is_some_and(|l| l.alias.as_deref() == Some(&alias) && l.carrier);
         if !in_use {
             let (tap, uid) = (nic.tap.clone(), vm.uid);
-            let made = tokio::task::spawn_blocking(move || tap::ensure(&tap, uid)).await;
+            let made = tokio::task::spawn_blocking(move || tap::ensure(&tap, kind, uid)).await;
             made.map_err(|_| NetworkError::NoAnswer)??;
         }
         self.ensure_port(vm.vm_id, nic).await

@@ -14,6 +14,30 @@ const DEVICE: &str = "/dev/net/tun";
 /// What the VMM asks for when it attaches; other flags would be refused.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
+/// Whether a TAP is for one pair of queues or for several. Whoever attaches must say the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TapKind {
+    /// One process attaches, once.
+    One,
+    /// It attaches once for each pair.
+    Many,
+}
+
+impl TapKind {
+    /// What `queues` pairs need.
+    #[must_use]
+    pub const fn of(queues: u32) -> Self {
+        if queues > 1 { Self::Many } else { Self::One }
+    }
+
+    const fn flags(self) -> libc::c_int {
+        match self {
+            Self::One => FLAGS,
+            Self::Many => FLAGS | libc::IFF_MULTI_QUEUE,
+        }
+    }
+}
+
 #[allow(missing_docs)] // the macros make public functions
 mod ioctl {
     nix::ioctl_write_int!(set_iff, b'T', 202);
@@ -63,7 +87,7 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-fn request(name: &str) -> Result<libc::ifreq, TapError> {
+fn request(name: &str, kind: TapKind) -> Result<libc::ifreq, TapError> {
     if name.is_empty() || name.len() > IFNAME_MAX || !name.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(TapError::Name { name: name.to_owned() });
     }
@@ -72,13 +96,13 @@ fn request(name: &str) -> Result<libc::ifreq, TapError> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
-    request.ifr_ifru.ifru_flags = FLAGS as libc::c_short;
+    request.ifr_ifru.ifru_flags = kind.flags() as libc::c_short;
     Ok(request)
 }
 
 /// Attaches to the TAP `name`, making it if it is not there.
-fn attach(name: &str) -> Result<File, TapError> {
-    let mut request = request(name)?;
+fn attach(name: &str, kind: TapKind) -> Result<File, TapError> {
+    let mut request = request(name, kind)?;
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -95,11 +119,11 @@ fn attach(name: &str) -> Result<File, TapError> {
 ///
 /// # Errors
 /// The kernel refuses; while a VMM is attached the TAP is busy.
-pub fn ensure(name: &str, uid: u32) -> Result<(), TapError> {
+pub fn ensure(name: &str, kind: TapKind, uid: u32) -> Result<(), TapError> {
     let failed = |step: &'static str| {
         move |errno: nix::Error| TapError::Step { step, name: name.to_owned(), source: errno.into() }
     };
-    let file = attach(name)?;
+    let file = attach(name, kind)?;
     // SAFETY: the descriptor is open; the argument is a number.
     unsafe { ioctl::set_owner(file.as_raw_fd(), libc::c_ulong::from(uid)) }
         .map_err(failed("set the owner of"))?;
@@ -114,7 +138,13 @@ pub fn ensure(name: &str, uid: u32) -> Result<(), TapError> {
 /// # Errors
 /// The kernel refuses.
 pub fn remove(name: &str) -> Result<(), TapError> {
-    let file = attach(name)?;
+    let file = match attach(name, TapKind::One) {
+        // The kernel does not tell one kind from the other before.
+        Err(TapError::Step { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+            attach(name, TapKind::Many)?
+        }
+        attached => attached?,
+    };
     // SAFETY: the descriptor is open; the argument is a number.
     unsafe { ioctl::set_persist(file.as_raw_fd(), 0) }.map_err(|errno| TapError::Step {
         step: "let go of",
@@ -131,7 +161,7 @@ mod tests {
     #[test]
     fn a_name_that_is_none_is_refused_before_the_kernel_sees_it() {
         for name in ["", "a-name-of-16-byt", "with space", "ümlaut"] {
-            assert!(matches!(request(name), Err(TapError::Name { .. })), "{name}");
+            assert!(matches!(request(name, TapKind::One), Err(TapError::Name { .. })), "{name}");
         }
     }
 

@@ -1,8 +1,8 @@
-//! How a guest's CPUs are laid out and which pages its memory is of: checked, and whether the host has such pages.
+//! How a guest's CPUs are laid out, how many of them an interface serves, and which pages its memory is of: checked, and whether the host has such pages.
 
 use std::path::Path;
 
-use drover_schemas::body::spec::{CpuTopology, HugePages, ResolvedSpec, VmSpec};
+use drover_schemas::body::spec::{CpuTopology, HugePages, NicSpec, ResolvedSpec, VmSpec};
 use drover_schemas::size::ByteSize;
 use drover_schemas::{ErrorBody, ErrorCode};
 
@@ -30,6 +30,27 @@ pub(super) fn topology(spec: &VmSpec, base: &VmSpec, cpus: u32) -> Result<Option
         parts[0], parts[1], parts[2], parts[3]
     );
     Err(invalid("spec.cpu_topology", text))
+}
+
+/// The most pairs of queues of one interface.
+pub const MAX_QUEUES: u32 = 64;
+
+/// Whether each interface has as many pairs of queues as it can: the VMM takes no more than the VM has CPUs.
+///
+/// # Errors
+/// `invalid_argument` with the interface.
+pub(super) fn queues(nics: &[NicSpec], cpus: u32) -> Result<(), ErrorBody> {
+    let most = cpus.min(MAX_QUEUES);
+    match nics.iter().position(|nic| !(1..=most).contains(&nic.queues)) {
+        None => Ok(()),
+        Some(index) => {
+            let text = format!(
+                "{} pairs of queues; use 1 to {most} (spec.cpus is {cpus}, and {MAX_QUEUES} are the most)",
+                nics[index].queues
+            );
+            Err(invalid(&format!("spec.nics[{index}].queues"), text))
+        }
+    }
 }
 
 /// The pages of a spec over its template.
@@ -106,6 +127,24 @@ mod tests {
         topology(&most, &none, 1).unwrap_err();
         let zero = spec(r#"{"cpu_topology": {"packages": 0}}"#);
         topology(&zero, &none, 1).unwrap_err();
+    }
+
+    #[test]
+    fn an_interface_has_no_more_queues_than_there_are_cpus() {
+        let nics = |numbers: &[u32]| -> Vec<NicSpec> {
+            let nic = |queues: &u32| serde_json::from_value(serde_json::json!({"queues": queues})).unwrap();
+            numbers.iter().map(nic).collect()
+        };
+        assert_eq!(serde_json::from_str::<NicSpec>("{}").unwrap().queues, 1);
+        for (numbers, cpus) in [(&[][..], 1), (&[1, 1], 1), (&[1, 4], 4), (&[MAX_QUEUES], 255)] {
+            assert_eq!(queues(&nics(numbers), cpus), Ok(()), "{numbers:?} of {cpus}");
+        }
+        for (numbers, cpus) in [(&[1, 0], 4), (&[2, 5], 4), (&[1, MAX_QUEUES + 1], 255), (&[1, u32::MAX], 1)]
+        {
+            let error = queues(&nics(numbers), cpus).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument);
+            assert_eq!(error.details["field"], "spec.nics[1].queues", "{numbers:?} of {cpus}");
+        }
     }
 
     #[test]

@@ -134,6 +134,7 @@ mod tests {
             egress: None,
             limits: None,
             setup,
+            queues: 1,
         };
         let leases = [lease(0), lease(1), lease(2)];
         let specs = [nic(NicSetup::Agent), nic(NicSetup::Kernel), nic(NicSetup::Dhcp)];

@@ -23,7 +23,7 @@ use crate::guest::Link;
 use crate::hypervisor::api::{ApiClient, VmmState};
 use crate::hypervisor::cause::{self, Evidence};
 use crate::hypervisor::cgroup::{CgroupLimits, VmCgroup};
-use crate::hypervisor::config::{BootPaths, VmmInput, cmdline_additions, first_nic, vm_config};
+use crate::hypervisor::config::{BootPaths, NicConfig, VmmInput, cmdline_additions, first_nic, vm_config};
 use crate::hypervisor::confine::{ConfinementOf, confinement};
 use crate::hypervisor::process::{LaunchRecord, LaunchSpec, VmmProcess, destroy, launch};
 use crate::hypervisor::run_dir::RunDir;
@@ -194,7 +194,7 @@ async fn boot_steps(context: &TaskContext, work: &disks::Work) -> Result<Run, Ca
         spec: &row.spec,
         paths,
         run_dir: &dir,
-        nics: row.nics.iter().map(NicLease::nic_config).collect(),
+        nics: row.nics.iter().map(nic_config).collect(),
         cmdline: cmdline_additions(&row.name, first.as_ref()),
         landlock: services.programs.landlock,
     });
@@ -241,7 +241,8 @@ pub fn vm_net(row: &VmRow) -> VmNet {
     let egress = egress::of_stored(&row.spec.nics);
     let limits = limit::read_all(&row.spec.nics).unwrap_or_default();
     let called = Some(VmName { namespace: row.namespace.clone(), name: row.name.clone() });
-    VmNet { vm_id: row.vm_id, called, uid: row.uid, nics: row.nics.clone(), forwards, egress, limits }
+    let queues = row.spec.nics.iter().map(|nic| nic.queues).collect();
+    VmNet { vm_id: row.vm_id, called, uid: row.uid, nics: row.nics.clone(), forwards, egress, limits, queues }
 }
 
 /// Who owns what is the VMM's own; nobody but us where VMMs are not confined.
@@ -249,8 +250,16 @@ pub(super) fn owner(context: &TaskContext) -> Option<u32> {
     context.services.programs.confine.then_some(context.row.uid)
 }
 
+/// An interface as the VMM has it. It refuses a rule for what is not there, as where `/sys` is another namespace's.
+fn nic_config(nic: &NicLease) -> NicConfig {
+    let config = nic.nic_config();
+    NicConfig { kind: config.kind.filter(|path| path.exists()), ..config }
+}
+
 fn pids(row: &VmRow) -> u64 {
-    PIDS_BASE + 2 * u64::from(row.spec.cpus)
+    // The VMM has a thread for each pair of queues.
+    let queues: u64 = row.spec.nics.iter().map(|nic| u64::from(nic.queues)).sum();
+    PIDS_BASE + 2 * u64::from(row.spec.cpus) + queues
 }
 
 fn launch_record(context: &TaskContext, cgroup: VmCgroup, paths: &BootPaths) -> LaunchRecord {

@@ -9,6 +9,11 @@ pub const VNET_HDR: usize = 10;
 
 /// Opens a TAP as a VMM does.
 pub fn attach(tap: &str) -> File {
+    attach_as(tap, 0).unwrap()
+}
+
+/// The same with further flags.
+pub fn attach_as(tap: &str, flags: libc::c_int) -> nix::Result<File> {
     mod ioctl {
         nix::ioctl_write_int!(set_iff, b'T', 202);
     }
@@ -18,8 +23,9 @@ pub fn attach(tap: &str) -> File {
     for (to, from) in request.ifr_name.iter_mut().zip(tap.bytes()) {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags =
+        (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | flags) as libc::c_short;
     // SAFETY: the descriptor is open and the request lives through the call.
-    unsafe { ioctl::set_iff(file.as_raw_fd(), (&raw mut request) as libc::c_ulong) }.unwrap();
-    file
+    unsafe { ioctl::set_iff(file.as_raw_fd(), (&raw mut request) as libc::c_ulong) }?;
+    Ok(file)
 }

@@ -126,6 +126,18 @@ pub struct NicSpec {
     /// Who gives the guest the interface's address.
     #[serde(default, skip_serializing_if = "NicSetup::is_usual")]
     pub setup: NicSetup,
+    /// Pairs of queues, from 1 to the VM's CPUs and no more than 64: as many CPUs send and receive by it at once, each
+    /// served by a thread of the host. 1 if left out.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub queues: u32,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+fn is_one(number: &u32) -> bool {
+    *number == one()
 }
 
 /// How fast a guest may be by an interface. What comes faster is dropped on the host, so that connections settle at the

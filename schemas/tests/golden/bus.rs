@@ -121,9 +121,13 @@ fn requests_are_pinned() {
         egress: None,
         limits: None,
         setup: NicSetup::Agent,
+        queues: 1,
     };
-    let spec = VmSpec { nics: Some(vec![nic]), ..VmSpec::default() };
+    let spec = VmSpec { nics: Some(vec![nic.clone()]), ..VmSpec::default() };
     check("bus", "create-forwards", &CreateRequest { name: token("web"), spec, wait: None }, decode);
+    let nic = NicSpec { forwards: Vec::new(), queues: 2, ..nic };
+    let spec = VmSpec { nics: Some(vec![nic]), ..VmSpec::default() };
+    check("bus", "create-queues", &CreateRequest { name: token("web"), spec, wait: None }, decode);
     let spec = VmSpec {
         template: Some(token("linux-microvm")),
         cpus: Some(2),
@@ -134,6 +138,7 @@ fn requests_are_pinned() {
             egress: None,
             limits: None,
             setup: NicSetup::Kernel,
+            queues: 1,
         }]),
         restart: Some(RestartSpec::default()),
         agent: Some(AgentSpec::default()),

@@ -138,6 +138,7 @@ impl ByHand {
                     forwards,
                     egress: Vec::new(),
                     limits: Vec::new(),
+                    queues: Vec::new(),
                 })
                 .await?;
         }

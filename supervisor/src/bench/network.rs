@@ -10,7 +10,7 @@ use std::time::Duration;
 use drover_actors::chain;
 use drover_actors::network::lease::PoolError;
 use drover_actors::network::nft::Member;
-use drover_actors::network::tap::{self, TapError};
+use drover_actors::network::tap::{self, TapError, TapKind};
 use drover_actors::network::{
     NetworkConfig, NetworkDef, NetworkError, NetworkHandle, NicLease, Pool, VmNet, names,
 };
@@ -142,6 +142,7 @@ async fn measure(rounds: usize) -> Result<Measured, NetworkRowError> {
             forwards: vec![Vec::new()],
             egress: vec![None],
             limits: Vec::new(),
+            queues: Vec::new(),
         })
     };
     let mut measured = Measured::default();
@@ -198,7 +199,7 @@ impl Hand {
 
     async fn make(&self, vm: &VmNet, rules: &str) -> Result<(), NetworkRowError> {
         for nic in &vm.nics {
-            tap::ensure(&nic.tap, vm.uid)?;
+            tap::ensure(&nic.tap, TapKind::One, vm.uid)?;
             let number = index(&nic.tap)?;
             let link = LinkUnspec::new_with_index(number)
                 .alias(names::tap_alias(self.installation, vm.vm_id))
@@ -261,6 +262,7 @@ mod tests {
             forwards: vec![Vec::new()],
             egress: vec![None],
             limits: Vec::new(),
+            queues: Vec::new(),
         };
         let text = words("drover-x", "add", &vm);
         assert_eq!(text.lines().count(), vm.members().len());

@@ -49,6 +49,11 @@ impl Tap {
             let limit = format!("Interface name too long (max length is {NAME_LIMIT}): {name}");
             return Err(failed(&limit));
         }
+        check_kind(&name, config.queue_pairs() > 1).map_err(|e| {
+            let outer =
+                ["Error from device manager", "Cannot create virtio-net device", "Failed to open taps"];
+            Cause::new(outer).because(e)
+        })?;
         let file = open().map_err(|e| failed(&"Couldn't open /dev/net/tun").because(e))?;
         let name = attach(&file, &name, config.queue_pairs() > 1)
             .map_err(|e| failed(&"Unable to configure tap interface").because(e))?;
@@ -64,6 +69,17 @@ impl Tap {
     /// Frames and bytes, seen from the guest: what the host sends to the device the guest receives.
     pub fn counters(&self) -> Value {
         counters(&self.name)
+    }
+}
+
+/// Whether a TAP that is there is for as many queues as the configuration has.
+fn check_kind(name: &str, several: bool) -> Result<(), &'static str> {
+    let flags = std::fs::read_to_string(format!("/sys/class/net/{name}/tun_flags")).ok();
+    let flags = flags.and_then(|text| i32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok());
+    match flags.map(|flags| flags & libc::IFF_MULTI_QUEUE != 0) {
+        Some(true) if !several => Err("Error related to the multiqueue support (no support device side)"),
+        Some(false) if several => Err("Error related to the multiqueue support (no support TAP side)"),
+        _ => Ok(()),
     }
 }
 

@@ -153,7 +153,7 @@ pub struct NetConfig {
     host_mac: Option<String>,
     #[serde(default, skip_serializing_if = "absent")]
     mtu: Option<u16>,
-    #[serde(default = "NetConfig::num_queues")]
+    #[serde(default = "NetConfig::default_num_queues")]
     num_queues: usize,
     #[serde(default = "NetConfig::queue_size")]
     queue_size: u16,
@@ -178,7 +178,7 @@ impl NetConfig {
         let r: [u8; 5] = rand::random();
         format!("2e:{:02x}:{:02x}:{:02x}:{:02x}:{:02x}", r[0], r[1], r[2], r[3], r[4])
     }
-    fn num_queues() -> usize {
+    fn default_num_queues() -> usize {
         2
     }
     fn queue_size() -> u16 {
@@ -186,6 +186,10 @@ impl NetConfig {
     }
     fn vhost_mode() -> String {
         "Client".into()
+    }
+    /// Queues, two for each pair.
+    pub fn num_queues(&self) -> usize {
+        self.num_queues
     }
     /// Queue pairs that the TAP must have.
     pub fn queue_pairs(&self) -> usize {

@@ -276,6 +276,18 @@ impl VmConfig {
                 return Err(invalid("Product of CPU topology parts does not match maximum vCPU".into()));
             }
         }
+        let most = self.cpus.boot_vcpus;
+        for net in self.net.iter().flatten() {
+            let asked = net.num_queues();
+            if asked < 2 {
+                return Err(invalid(format!(
+                    "Number of queues ({asked}) to virtio_net should be higher than 2"
+                )));
+            }
+            if asked / 2 > most as usize {
+                return Err(invalid(format!("Queue count ({asked}) must not exceed boot vCPUs ({most})")));
+            }
+        }
         if self.memory.hugepage_size.is_some() && !self.memory.hugepages {
             return Err(invalid("Huge page size specified but huge pages not enabled".into()));
         }

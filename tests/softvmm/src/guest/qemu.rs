@@ -395,9 +395,15 @@ fn arguments(config: &VmConfig, monitor: i32, port: i32, meeting: Option<&Path>)
     }
     for (n, (net, id)) in nets.iter().zip(devices.iter().skip(disks.len())).enumerate() {
         let Some(tap) = &net.tap else { continue };
-        add("-netdev", format!("tap,id=net{n},ifname={tap},script=no,downscript=no,vhost=off"));
+        let pairs = net.queue_pairs();
+        let (queues, several) = match pairs {
+            1 => (String::new(), String::new()),
+            // An interrupt for each queue, one for the configuration and one for control.
+            _ => (format!(",queues={pairs}"), format!(",mq=on,vectors={}", 2 * pairs + 2)),
+        };
+        add("-netdev", format!("tap,id=net{n},ifname={tap},script=no,downscript=no,vhost=off{queues}"));
         let mtu = crate::tap::mtu(tap).map(|mtu| format!(",host_mtu={mtu}")).unwrap_or_default();
-        add("-device", format!("virtio-net-pci,netdev=net{n},mac={}{mtu},id={PREFIX}{id}", net.mac));
+        add("-device", format!("virtio-net-pci,netdev=net{n},mac={}{mtu}{several},id={PREFIX}{id}", net.mac));
     }
     add("-device", format!("virtio-rng-pci,id={PREFIX}__rng"));
     if let (Some(meeting), Some(id)) = (meeting, devices.last()) {
@@ -518,6 +524,15 @@ mod tests {
         let c = config(json!({"disks": [{"path": "/a,readonly=off", "readonly": true}]}));
         let args = arguments(&c, 8, 9, None).join(" ");
         assert!(args.contains("file=/a,,readonly=off,readonly=on"), "{args}");
+    }
+
+    #[test]
+    fn an_interface_has_its_pairs_of_queues() {
+        let c = config(json!({"net": [{"tap": "t0", "id": "a"}, {"tap": "t1", "id": "b", "num_queues": 6}]}));
+        let args = arguments(&c, 8, 9, None).join(" ");
+        assert!(args.contains("ifname=t0,script=no,downscript=no,vhost=off -device"), "{args}");
+        assert!(args.contains("ifname=t1,script=no,downscript=no,vhost=off,queues=3 "), "{args}");
+        assert!(args.contains("mq=on,vectors=8,id=d.b"), "{args}");
     }
 
     #[test]

@@ -1866,6 +1866,8 @@ class NicSpec(TypedDict):
     limits: NotRequired[NicLimits | None]
     # The host's network to join.
     network: NotRequired[Token]
+    # Pairs of queues, from 1 to the VM's CPUs and no more than 64: as many CPUs send and receive by it at once, each served by a thread of the host. 1 if left out.
+    queues: NotRequired[int]
     # Who gives the guest the interface's address.
     setup: NotRequired[NicSetup]
 
