@@ -383,6 +383,42 @@ impl Watched {
     }
 }
 
+#[test]
+fn rules_of_many_networks_are_laid_once_though_the_kernel_tells_more_of_it_than_is_read() {
+    in_namespace(|| async {
+        let installation = InstallationId::generate();
+        let def = |number: u8| NetworkDef {
+            subnet: format!("10.{number}.0.0/20").parse().unwrap(),
+            ipv6: Some(format!("fd00:{number}::/64").parse().unwrap()),
+            ..NetworkDef::named(if number == 77 {
+                default_network()
+            } else {
+                Token::new(&format!("net{number}")).unwrap()
+            })
+        };
+        let config =
+            NetworkConfig { installation, networks: (62..=77).map(def).collect(), nft: PathBuf::from("nft") };
+        let network = NetworkHandle::spawn(config, None).await.unwrap();
+        network.restore(Vec::new()).await.unwrap();
+        let vm = vm(installation, 0);
+        network.attach(vm.clone()).await.unwrap();
+        let watched = Watched::start(&network);
+        let there = || run("nft", &["list", "ruleset"]).contains(&vm.nics[0].mac);
+        until("it watches", || watched.told.lock().unwrap().left.is_empty() && there()).await;
+        run("nft", &["flush", "ruleset"]);
+        watched.mended("the rules", there).await;
+        // What comes next is mended alone: what is told of the rules that were just laid is no reason to lay them again.
+        run("ip", &["link", "set", "dev", &vm.nics[0].tap, "nomaster"]);
+        let loose = |finding: &Finding| finding.wrong == Wrong::PortLoose;
+        until("the TAP is back", || watched.told.lock().unwrap().mended.iter().any(loose)).await;
+        let mended = watched.told.lock().unwrap().mended.clone();
+        assert!(mended.iter().all(|finding| finding.wrong != Wrong::RulesTouched), "{mended:?}");
+        drop(watched);
+        network.detach(vm.vm_id, vm.nics).await.unwrap();
+        network.teardown().await.unwrap();
+    });
+}
+
 /// Looks until it is so.
 async fn until(what: &str, mut so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::actor::NetworkHandle;
 use super::link::{LinkError, Links, info, local};
 use super::mend::{Repair, Why};
-use super::nft::events::RuleEvents;
+use super::nft::events::{RuleEvents, Told};
 use super::ops::NetworkError;
 
 /// How often everything is compared.
@@ -69,12 +69,13 @@ pub async fn watch(
         why = loop {
             let message = tokio::select! {
                 changed = rules.changed() => {
-                    changed.map_err(WatchError::Rules)?;
+                    let mut told = changed.map_err(WatchError::Rules)?;
                     // One transaction may be told in several parts.
                     while let Some(changed) = rules.changed().now_or_never() {
-                        changed.map_err(WatchError::Rules)?;
+                        told = told.max(changed.map_err(WatchError::Rules)?);
                     }
-                    break Why::Touched;
+                    // To lay the rules anew would be told of at length again, without an end.
+                    break if told == Told::Foreign { Why::Touched } else { Why::Look };
                 }
                 () = sleep_until(next) => break Why::Look,
                 message = messages.next() => message.ok_or(WatchError::Ended)?.0,

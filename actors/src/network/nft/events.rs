@@ -19,6 +19,15 @@ const FAMILY_HEADER: usize = 4;
 /// The kernel's datagrams are at most this long.
 const DATAGRAM: usize = 64 << 10;
 
+/// What was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Told {
+    /// More than was read: perhaps of somebody else's change. What one of our own laid may be so much.
+    Lost,
+    /// Somebody else changed the table, or what was told cannot be read.
+    Foreign,
+}
+
 /// Changes that others made to one table.
 pub struct RuleEvents {
     socket: TokioSocket,
@@ -50,14 +59,15 @@ impl RuleEvents {
     ///
     /// # Errors
     /// The socket failed.
-    pub async fn changed(&mut self) -> io::Result<()> {
+    pub async fn changed(&mut self) -> io::Result<Told> {
         loop {
             self.buffer.clear();
             match self.socket.recv(&mut self.buffer).await {
-                Ok(()) if is_foreign(&self.buffer, &self.table, |pid| self.own.has(pid)) => return Ok(()),
+                Ok(()) if is_foreign(&self.buffer, &self.table, |pid| self.own.has(pid)) => {
+                    return Ok(Told::Foreign);
+                }
                 Ok(()) => {}
-                // More was told than was read: nobody knows what.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(()),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Told::Lost),
                 Err(error) => return Err(error),
             }
         }
