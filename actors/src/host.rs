@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::journal::{LeaseRow, Snapshot, UidRow, VmRow};
 use crate::network::{NetworkDef, NicLease, Pool};
-use crate::network::{dhcp, egress};
+use crate::network::{dhcp, egress, forward};
 use crate::quota::{self, Quotas};
 
 mod disks;
@@ -271,11 +271,16 @@ impl HostState {
     /// `invalid_argument` or `conflict` with what cannot be had; nothing is changed then.
     pub fn change_nics(&self, namespace: &Token, vm_id: VmId, nics: &[NicSpec]) -> Result<(), ErrorBody> {
         self.check_isolated(nics)?;
+        self.check_forwards(nics)?;
         self.forwards.claim(namespace, vm_id, nics)
     }
 
     fn check_isolated(&self, nics: &[NicSpec]) -> Result<(), ErrorBody> {
         egress::check_isolated(nics, |nic| !self.shared.contains(&nic.network))
+    }
+
+    fn check_forwards(&self, nics: &[NicSpec]) -> Result<(), ErrorBody> {
+        forward::check_ipv6(nics, |nic| self.ipv6.contains_key(&nic.network))
     }
 
     fn check_dhcp(&self, nics: &[NicSpec]) -> Result<(), ErrorBody> {
@@ -316,6 +321,7 @@ impl HostState {
         self.check_disk(&inner, namespace, disk_bytes(&spec.disks), None)?;
         self.check_isolated(&spec.nics)?;
         self.check_dhcp(&spec.nics)?;
+        self.check_forwards(&spec.nics)?;
         self.volumes.claim(namespace, vm_id, &spec.disks)?;
         self.forwards.claim(namespace, vm_id, &spec.nics).inspect_err(|_| self.volumes.release(vm_id))?;
         let mut leased = Vec::new();

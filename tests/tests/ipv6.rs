@@ -58,6 +58,27 @@ while True:
     line.close()
 "#;
 
+/// Says back what it hears. Argument: port.
+const ECHO: &str = r#"
+import socket, sys
+listener = socket.create_server(("::", int(sys.argv[1])), family=socket.AF_INET6)
+while True:
+    line, who = listener.accept()
+    while said := line.recv(99):
+        line.sendall(said)
+"#;
+
+/// Says who asks to whoever sends a datagram to a port.
+const UDP_SERVER: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+s.bind(("::", int(sys.argv[1])))
+while True:
+    said, who = s.recvfrom(99)
+    s.sendto(who[0].encode(), who)
+"#;
+
 /// Sends frames in rounds, each kind once, the guest's own last. Arguments: MAC, address, gateway, a foreign address.
 const SPEAKER: &str = r#"
 import socket, struct, sys, time
@@ -270,6 +291,126 @@ fn guests_reach_by_ipv6_what_they_may_and_nothing_else() {
         }
         assert_eq!(bus.host().await.unwrap().alarms, []);
         remove(world, &bus, &["a", "b", "c", "d"]).await;
+    });
+}
+
+/// Who answers at a port of the host, in whose name it was heard there; nobody within a moment is nobody.
+fn heard_at(protocol: &str, to: &str, port: u16) -> Option<String> {
+    let done = Command::new("python3").args(["-c", KNOCK, protocol, to, &port.to_string()]).output().unwrap();
+    done.status.success().then(|| String::from_utf8_lossy(&done.stdout).trim().to_owned())
+}
+
+#[test]
+fn a_port_of_the_host_leads_to_a_guest_by_both_kinds_of_addresses() {
+    run6("a_port_of_the_host_leads_to_a_guest_by_both_kinds_of_addresses", Options::down(), async |world| {
+        world
+            .up_with(|config| {
+                config["capacity"]["forward_ports"] = json!("20000-20100");
+                networks(config);
+                let plain = json!({"name": "plain", "subnet": "10.98.0.0/24"});
+                config["networks"].as_array_mut().unwrap().push(plain);
+            })
+            .await;
+        let bus = world.bus.clone();
+        let outside = Outside::beside_host();
+        answer(&outside);
+        let port = |host_port: u16| json!({"host_port": host_port, "guest_port": 80});
+        let with = |host_port, more: Value| {
+            let mut forward = port(host_port);
+            forward.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            forward
+        };
+        let forwards = json!([
+            port(20_000),
+            with(20_001, json!({"host_address": "192.0.2.1"})),
+            with(20_002, json!({"host_address": HOST.to_string()})),
+            with(20_003, json!({"sources": [format!("{OUTSIDE}/128")]})),
+            with(20_004, json!({"sources": ["192.0.2.0/24"]})),
+            with(20_000, json!({"protocol": "udp", "guest_port": 81})),
+        ]);
+        let a = create(&bus, "a", json!({"forwards": forwards})).await;
+        let b = create(&bus, "b", json!({"network": "open"})).await;
+        for name in ["a", "b"] {
+            serve(&bus, name).await;
+            start_python(&bus, name, UDP_SERVER, &["81"]).await;
+        }
+        until("the guest answers datagrams", async || heard_as(&bus, "a", "udp", "::1", 81).await).await;
+        let (six, four) = (HOST.to_string(), "192.0.2.1".to_owned());
+        let (by_six, by_four) = (Some(OTHER.to_string()), Some("::ffff:192.0.2.2".to_owned()));
+        let there = |protocol: &'static str, to: &str, port| {
+            let to = to.to_owned();
+            outside.within(move || heard_at(protocol, &to, port))
+        };
+        // From outside: by each kind that the forward is of, in the name of who asks.
+        for (protocol, host_port, seen_by_six, seen_by_four) in [
+            ("tcp", 20_000, &by_six, &by_four),
+            ("udp", 20_000, &by_six, &by_four),
+            ("tcp", 20_001, &None, &by_four),
+            ("tcp", 20_002, &by_six, &None),
+            // Who asks says so by another of its addresses than the one that may.
+            ("tcp", 20_003, &None, &None),
+            ("tcp", 20_004, &None, &by_four),
+            ("tcp", 20_005, &None, &None),
+        ] {
+            assert_eq!(there(protocol, &six, host_port), *seen_by_six, "{protocol} {host_port} by IPv6");
+            assert_eq!(there(protocol, &four, host_port), *seen_by_four, "{protocol} {host_port} by IPv4");
+        }
+        let as_outside = outside.within(move || {
+            let script = KNOCK.replace("s.connect(", &format!("s.bind((\"{OUTSIDE}\", 0))\ns.connect("));
+            let args = ["-c", &script, "tcp", &HOST.to_string(), "20003"];
+            Command::new("python3").args(args).output().unwrap().stdout
+        });
+        assert_eq!(String::from_utf8_lossy(&as_outside).trim(), OUTSIDE.to_string());
+        // From the host itself, by its own addresses; no other guest gets there.
+        for own in [six.as_str(), "fd00:78::1", "fd00:99::1"] {
+            assert!(heard_at("tcp", own, 20_000).is_some(), "{own}");
+        }
+        assert_eq!(heard_at("tcp", "::1", 20_000), None);
+        assert_eq!(heard_as(&bus, "b", "tcp", &six, 20_000).await, None);
+
+        // While it lives: what goes is cut, what others take away comes back.
+        let forward = async |body: Value| -> ChangeReply {
+            bus.insist("vm.a.forward", &body, RequestId::generate()).await.unwrap()
+        };
+        start_python(&bus, "a", ECHO, &["82"]).await;
+        forward(json!({"add": [with(20_007, json!({"guest_port": 82}))]})).await;
+        let mut line = until("a line to the guest", async || TcpStream::connect((HOST, 20_007)).ok()).await;
+        line.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut lives = || line.write_all(b"!").is_ok() && line.read_exact(&mut [0]).is_ok();
+        assert!(lives());
+        let gone = json!([
+            {"host_port": 20_002, "host_address": HOST.to_string()},
+            {"host_port": 20_007},
+        ]);
+        forward(json!({"remove": gone, "add": [port(20_006)]})).await;
+        assert!(!lives(), "what goes on through one that is gone is cut");
+        assert_eq!((there("tcp", &six, 20_002), there("tcp", &six, 20_006)), (None, by_six.clone()));
+        host("nft", &["flush", "ruleset"]);
+        until("the forwards are back", async || there("tcp", &six, 20_006)).await;
+        let element = format!("{{ {} . tcp . 80 . ::/0 }}", address(&a.nics[0]));
+        host("nft", &["delete", "element", "inet", &table(world), "forward_open6", &element]);
+        until("what was taken of it is back", async || there("tcp", &six, 20_006)).await;
+
+        // A port has one owner, whichever addresses it is of; where there is no IPv6 that is said.
+        let refuse = async |vm: &str, add: Value, code| {
+            let (subject, body) = (format!("vm.{vm}.forward"), json!({"add": [add]}));
+            let id = RequestId::generate();
+            bus.ask(&subject, &body).id(id).refused(code).await
+        };
+        refuse("b", with(20_006, json!({"host_address": HOST.to_string()})), ErrorCode::Conflict).await;
+        refuse("b", with(20_010, json!({"host_address": "2001:db8:2::77"})), ErrorCode::InvalidArgument)
+            .await;
+        let held = TcpListener::bind((HOST, 20_011)).unwrap();
+        refuse("b", port(20_011), ErrorCode::Conflict).await;
+        drop(held);
+        let plain = json!({"network": "plain", "forwards": [with(20_020, json!({"host_address": HOST.to_string()}))]});
+        let body = json!({"name": "c", "spec": {"nics": [plain]}});
+        let error = bus.ask("vm.create", &body).id(RequestId::generate()).refused(ErrorCode::InvalidArgument);
+        assert_eq!(error.await.details["field"], "spec.nics[0].forwards[0].host_address");
+        assert_eq!(bus.host().await.unwrap().alarms, []);
+        drop(b);
+        remove(world, &bus, &["a", "b"]).await;
+        assert_eq!(there("tcp", &six, 20_006), None);
     });
 }
 

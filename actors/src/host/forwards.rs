@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -146,9 +146,22 @@ fn in_use(port: &HostPort, vm_id: Option<VmId>) -> ErrorBody {
     }
 }
 
-/// Whether the host itself does not listen there: binding shows it, and lets go at once.
+/// Whether the host itself does not listen there, by any of its addresses that count.
 fn free(port: &HostPort) -> Result<(), ErrorBody> {
-    let address = (port.address.unwrap_or(Ipv4Addr::UNSPECIFIED), port.port);
+    let Some(address) = port.address else {
+        free_at(port, Ipv4Addr::UNSPECIFIED.into())?;
+        // A host without IPv6 has nobody there.
+        return match free_at(port, Ipv6Addr::UNSPECIFIED.into()) {
+            Err(error) if error.code == ErrorCode::Conflict => Err(error),
+            _ => Ok(()),
+        };
+    };
+    free_at(port, address)
+}
+
+/// Binding shows it, and lets go at once.
+fn free_at(port: &HostPort, address: IpAddr) -> Result<(), ErrorBody> {
+    let address = (address, port.port);
     let bound = match port.protocol {
         Protocol::Tcp => TcpListener::bind(address).map(drop),
         Protocol::Udp => UdpSocket::bind(address).map(drop),
@@ -240,10 +253,12 @@ mod tests {
 
     #[test]
     fn a_port_on_which_the_host_listens_is_refused() {
-        let held = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let port = held.local_addr().unwrap().port();
-        let forwards = Forwards::new(Some(PortRange { first: 1, last: u16::MAX }));
-        let refused = forwards.claim(&token("a"), VmId::from_u128(1), &nics(port)).unwrap_err();
-        assert!(refused.message.contains("the host itself listens"), "{refused}");
+        // By either kind of address, where the machine has both.
+        for held in ["127.0.0.1:0", "[::1]:0"].into_iter().filter_map(|at| UdpSocket::bind(at).ok()) {
+            let port = held.local_addr().unwrap().port();
+            let forwards = Forwards::new(Some(PortRange { first: 1, last: u16::MAX }));
+            let refused = forwards.claim(&token("a"), VmId::from_u128(1), &nics(port)).unwrap_err();
+            assert!(refused.message.contains("the host itself listens"), "{refused}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use drover_schemas::body::vm::EgressRequest;
 use drover_schemas::{ErrorBody, ErrorCode};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::forward::{ALL, of_index, prefix};
+use super::forward::{ALL, ALL6, of_index, prefix};
 use super::ipv6;
 use super::lease::NicLease;
 use super::nft::{
@@ -233,7 +233,7 @@ fn without(list: &str, has: &mut Vec<EgressRule>, gone: &[EgressRule]) -> Result
 
 fn reach(field: &str, rule: &EgressRule) -> Result<Reach, ErrorBody> {
     let nets = match rule.to.as_str() {
-        "all" => both(&[ALL], &[Ipv6Net::default()]),
+        "all" => both(&[ALL], &[ALL6]),
         "private" => both(&PRIVATE, &ipv6::PRIVATE),
         "metadata" => both(&METADATA, &ipv6::METADATA),
         text => {

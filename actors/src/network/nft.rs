@@ -28,7 +28,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 pub use self::counters::Counters;
-pub(super) use self::ipv6::{EGRESS_REFUSED6, egress_set};
+pub(super) use self::ipv6::{EGRESS_REFUSED6, egress_set, forward_set};
 pub use self::present::Present;
 pub(super) use self::rules::{
     DNS_RATE, EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT, EGRESS_REFUSED,

@@ -156,8 +156,10 @@ impl VmNet {
     pub fn routed_members(&self) -> impl Iterator<Item = Member> {
         let of_nics = self.nics.iter().zip(&self.forwards);
         let led = of_nics.flat_map(|(nic, forwards)| {
-            let led = forwards.iter().flat_map(|forward| forward.elements(nic.ipv4));
-            led.chain(open(nic.ipv4, forwards))
+            nic.addresses().flat_map(move |guest| {
+                let led = forwards.iter().flat_map(move |forward| forward.elements(guest));
+                led.chain(open(guest, forwards))
+            })
         });
         let counted = self.nics.iter().flat_map(|nic| nic.addresses().flat_map(egress::counted));
         led.chain(counted).chain(egress::members(&self.nics, &self.egress))

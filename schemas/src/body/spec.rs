@@ -215,7 +215,7 @@ pub struct EgressRule {
     pub ports: Vec<String>,
 }
 
-/// A port of the host that leads to one of the guest.
+/// A port of the host that leads to one of the guest: by IPv4, and by IPv6 too if the interface has an address of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ForwardSpec {
     /// What is forwarded; TCP if left out.
@@ -223,13 +223,13 @@ pub struct ForwardSpec {
     pub protocol: Protocol,
     /// The host's port; a host forwards those of its range `forwards.ports` only.
     pub host_port: u16,
-    /// The host's IPv4 address; all of them if left out.
+    /// The host's address, which means that kind of addresses only; all of them if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_address: Option<String>,
     /// The guest's port.
     pub guest_port: u16,
-    /// From where alone it may be used, as IPv4 prefixes such as `192.0.2.0/24`; from everywhere if there are none.
-    /// At most 16.
+    /// From where alone it may be used, as prefixes such as `192.0.2.0/24` or `2001:db8::/32`; from everywhere if there
+    /// are none. At most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<String>,
 }

@@ -116,7 +116,7 @@ pub struct ForwardRef {
     pub protocol: Protocol,
     /// The host's port.
     pub host_port: u16,
-    /// The host's IPv4 address as the forward has it; left out for one of all addresses.
+    /// The host's address as the forward has it; left out for one of all addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_address: Option<String>,
 }

@@ -4,13 +4,16 @@
 //! tells of. `nft` has no words for these places in all versions that are about, so they are named by their offset, and
 //! their sets by `typeof`, which is why those are made in words before the JSON.
 
+use std::net::IpAddr;
+
 use nftables::expr::{Expression, Exthdr, MetaKey, NamedExpression, Payload, PayloadBase, PayloadRaw};
 use nftables::schema::{SetFlag, SetType};
 use nftables::stmt::{JumpTarget, Operator, Statement};
 
 use super::rules::{
     ACCEPT, DROP, Doc, EGRESS_ALLOW, EGRESS_ALLOW_PORT, EGRESS_CLOSED, EGRESS_DENY, EGRESS_DENY_PORT,
-    EGRESS_REFUSED, Expr, Stmt, any_of, concat, eq, field, from, meta, prefix, refused, text, when,
+    EGRESS_REFUSED, Expr, FORWARD_OPEN, FORWARD_PORT, FORWARD_TO, Stmt, any_of, concat, eq, field, from,
+    meta, prefix, refused, text, when,
 };
 use super::{BaseNet, Member, Port};
 use crate::network::ipv6::{gateway, is_masqueraded, link_local};
@@ -36,6 +39,20 @@ pub(in super::super) const EGRESS6: [(&str, &str); 6] = [
     (EGRESS_DENY, "egress_deny6"),
     (EGRESS_DENY_PORT, "egress_deny_port6"),
 ];
+/// Sets of forwards, and those by IPv6.
+const FORWARD6: [(&str, &str); 3] =
+    [(FORWARD_TO, "forward_to6"), (FORWARD_PORT, "forward_port6"), (FORWARD_OPEN, "forward_open6")];
+
+/// The set of IPv6 in the place of one of IPv4.
+pub(super) fn forward_set6(four: &'static str) -> &'static str {
+    FORWARD6.iter().find(|(of, _)| *of == four).map_or(four, |(_, six)| six)
+}
+
+/// The set of forwards to a guest's address in the place of one of IPv4.
+pub(in super::super) fn forward_set(four: &'static str, guest: IpAddr) -> &'static str {
+    if guest.is_ipv4() { four } else { forward_set6(four) }
+}
+
 /// As [`EGRESS_REFUSED`].
 pub(in super::super) const EGRESS_REFUSED6: &str = "egress_refused6";
 

@@ -81,8 +81,9 @@ pub(super) const OF_TAPS: [&str; 13] = [
 ];
 
 /// Destination, protocol, port and source.
-const FORWARD_KEY: [SetType; 4] =
-    [SetType::Ipv4Addr, SetType::InetProto, SetType::InetService, SetType::Ipv4Addr];
+const fn forward_types(address: SetType) -> [SetType; 4] {
+    [address, SetType::InetProto, SetType::InetService, address]
+}
 
 /// Source, destination, protocol and port.
 const EGRESS_KEY: [SetType; 4] =
@@ -222,12 +223,19 @@ impl Doc<'_> {
         self.batch.add(NfListObject::Set(Box::new(set)));
     }
 
-    fn add_forwards(&mut self, name: &'static str, to: SetType) {
+    /// Adds what leads from ports of the host to guests, by addresses of one kind.
+    fn add_forwards(&mut self, address: SetType, of: fn(&'static str) -> &'static str) {
+        self.add_forward_map(of(FORWARD_TO), address, address);
+        self.add_forward_map(of(FORWARD_PORT), address, SetType::InetService);
+        self.add_set(of(FORWARD_OPEN), &forward_types(address), Some(SetFlag::Interval));
+    }
+
+    fn add_forward_map(&mut self, name: &'static str, address: SetType, to: SetType) {
         let map = Map {
             family: self.family,
             table: self.name(),
             name: name.into(),
-            set_type: SetTypeValue::Concatenated(Cow::Owned(FORWARD_KEY.to_vec())),
+            set_type: SetTypeValue::Concatenated(Cow::Owned(forward_types(address).to_vec())),
             map: SetTypeValue::Single(to),
             flags: Some(HashSet::from([SetFlag::Interval])),
             ..Map::default()
@@ -265,9 +273,10 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
 
     doc.family = NfFamily::INet;
     doc.add_table();
-    doc.add_forwards(FORWARD_TO, SetType::Ipv4Addr);
-    doc.add_forwards(FORWARD_PORT, SetType::InetService);
-    doc.add_set(FORWARD_OPEN, &FORWARD_KEY, Some(SetFlag::Interval));
+    doc.add_forwards(SetType::Ipv4Addr, |set| set);
+    if base.has_ipv6() {
+        doc.add_forwards(SetType::Ipv6Addr, ipv6::forward_set6);
+    }
     doc.add_set(EGRESS_CLOSED, &[SetType::Ipv4Addr], None);
     for name in [EGRESS_ALLOW, EGRESS_DENY] {
         doc.add_set(name, &[SetType::Ipv4Addr; 2], Some(SetFlag::Interval));
@@ -292,7 +301,7 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
     if base.has_ipv6() {
         egress(&mut doc, "ip6", ipv6::egress_set);
     }
-    forwarded(&mut doc, &base.networks);
+    forwarded(&mut doc, base);
     doc.add_chain("postrouting", Some(("postrouting", NfChainType::NAT, NfHook::Postrouting, 100)));
     doc.add_chain("forward", Some(("forward", NfChainType::Filter, NfHook::Forward, 0)));
     doc.add_chain("input", Some(("input", NfChainType::Filter, NfHook::Input, 0)));
@@ -346,9 +355,19 @@ fn anti_spoof(doc: &mut Doc<'_>, base: &Base) {
 }
 
 /// What a rule of forwards looks up.
-fn forward_key() -> Expr {
+fn forward_key(ip: &'static str) -> Expr {
     let protocol = meta(MetaKey::L4proto);
-    concat(vec![field("ip", "daddr"), protocol, field("th", "dport"), field("ip", "saddr")])
+    concat(vec![field(ip, "daddr"), protocol, field("th", "dport"), field(ip, "saddr")])
+}
+
+/// A kind of addresses: its name, what NAT calls it, and its sets.
+type Kind = (&'static str, NATFamily, fn(&'static str) -> &'static str);
+
+/// The kinds of addresses that forwards are of.
+fn kinds(has_ipv6: bool) -> impl Iterator<Item = Kind> {
+    let four: Kind = ("ip", NATFamily::IP, |set| set);
+    let six: Kind = ("ip6", NATFamily::IP6, ipv6::forward_set6);
+    [Some(four), has_ipv6.then_some(six)].into_iter().flatten()
 }
 
 pub(super) fn with_ports() -> Stmt {
@@ -357,23 +376,25 @@ pub(super) fn with_ports() -> Stmt {
 
 /// Drops what came by a forward that is gone, from outside or the host itself: the kernel remembers where a connection
 /// led when it began. Before its source may be changed.
-fn cut(doc: &mut Doc<'_>, bridge: &str) {
-    let led = when(ct("status"), Operator::IN, text("dnat"));
-    let there = eq(ct("direction"), text("original"));
-    let gone = when(forward_key(), Operator::NEQ, text(&format!("@{FORWARD_OPEN}")));
-    let [count, drop] = counted_drop();
-    doc.add_rule("led", vec![to(bridge), led, there, with_ports(), gone, count, drop]);
+fn cut(doc: &mut Doc<'_>, network: &BaseNet) {
+    for (ip, _, of) in kinds(network.ipv6.is_some()) {
+        let led = when(ct("status"), Operator::IN, text("dnat"));
+        let there = eq(ct("direction"), text("original"));
+        let gone = when(forward_key(ip), Operator::NEQ, text(&format!("@{}", of(FORWARD_OPEN))));
+        let [count, drop] = counted_drop();
+        doc.add_rule("led", vec![to(&network.bridge), led, there, with_ports(), gone, count, drop]);
+    }
 }
 
 /// Ports of the host lead to guests, for those outside and the host itself; not for guests.
-fn forwarded(doc: &mut Doc<'_>, networks: &[BaseNet]) {
-    let lookup = |map: &str| {
-        let map = expr::Map { key: forward_key(), data: text(&format!("@{map}")) };
+fn forwarded(doc: &mut Doc<'_>, base: &Base) {
+    let lookup = |ip, map: &str| {
+        let map = expr::Map { key: forward_key(ip), data: text(&format!("@{map}")) };
         Some(Expression::Named(NamedExpression::Map(Box::new(map))))
     };
-    let dnat = || {
-        let (addr, port) = (lookup(FORWARD_TO), lookup(FORWARD_PORT));
-        Statement::DNAT(Some(NAT { addr, family: Some(NATFamily::IP), port, flags: None }))
+    let dnat = |(ip, family, of): Kind| {
+        let (addr, port) = (lookup(ip, of(FORWARD_TO)), lookup(ip, of(FORWARD_PORT)));
+        Statement::DNAT(Some(NAT { addr, family: Some(family), port, flags: None }))
     };
     let local = || {
         let fib = Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Daddr]) };
@@ -381,11 +402,19 @@ fn forwarded(doc: &mut Doc<'_>, networks: &[BaseNet]) {
     };
     doc.add_chain("prerouting", Some(("prerouting", NfChainType::NAT, NfHook::Prerouting, -100)));
     doc.add_chain("output", Some(("output", NfChainType::NAT, NfHook::Output, -100)));
-    for network in networks {
+    for network in &base.networks {
         doc.add_rule("prerouting", vec![from(&network.bridge), ACCEPT]);
     }
-    doc.add_rule("prerouting", vec![with_ports(), local(), dnat()]);
-    doc.add_rule("output", vec![with_ports(), local(), dnat()]);
+    for chain in ["prerouting", "output"] {
+        for kind in kinds(base.has_ipv6()) {
+            let mut rule = vec![with_ports(), local(), dnat(kind)];
+            if kind.0 == "ip6" {
+                // From the loopback of IPv6 no kernel leads elsewhere: a refusal at once is better than silence.
+                rule.insert(0, when(field("ip6", "daddr"), Operator::NEQ, text("::1")));
+            }
+            doc.add_rule(chain, rule);
+        }
+    }
 }
 
 /// Where a guest may go.
@@ -434,7 +463,7 @@ fn routed(doc: &mut Doc<'_>, network: &BaseNet) {
     }
     let jump = Statement::Jump(JumpTarget { target: EGRESS.into() });
     doc.add_rule("forward", vec![from(bridge), jump]);
-    cut(doc, bridge);
+    cut(doc, network);
     doc.add_rule("forward", vec![to(bridge), established(), ACCEPT]);
     doc.add_rule("forward", vec![to(bridge), when(ct("status"), Operator::IN, text("dnat")), ACCEPT]);
     let [counted, dropped] = counted_drop();

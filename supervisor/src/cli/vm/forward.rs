@@ -1,6 +1,6 @@
 //! `drover vm forward`: ports of the host that lead to a guest.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use drover_schemas::Token;
@@ -56,7 +56,7 @@ pub struct Taken {
     udp: bool,
     /// The one address of the host that takes it in; all if left out.
     #[arg(long, value_name = "ADDRESS")]
-    address: Option<Ipv4Addr>,
+    address: Option<IpAddr>,
     /// Which of the VM's interfaces.
     #[arg(long, value_name = "N", default_value_t = 0)]
     nic: u32,

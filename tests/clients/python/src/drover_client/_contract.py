@@ -942,7 +942,7 @@ class ForgottenVm(TypedDict):
 
 class ForwardRef(TypedDict):
     """A forward by where the host takes it in."""
-    # The host's IPv4 address as the forward has it; left out for one of all addresses.
+    # The host's address as the forward has it; left out for one of all addresses.
     host_address: NotRequired[str | None]
     # The host's port.
     host_port: int
@@ -965,16 +965,16 @@ class ForwardRequest(TypedDict):
 
 
 class ForwardSpec(TypedDict):
-    """A port of the host that leads to one of the guest."""
+    """A port of the host that leads to one of the guest: by IPv4, and by IPv6 too if the interface has an address of it."""
     # The guest's port.
     guest_port: int
-    # The host's IPv4 address; all of them if left out.
+    # The host's address, which means that kind of addresses only; all of them if left out.
     host_address: NotRequired[str | None]
     # The host's port; a host forwards those of its range `forwards.ports` only.
     host_port: int
     # What is forwarded; TCP if left out.
     protocol: NotRequired[Protocol]
-    # From where alone it may be used, as IPv4 prefixes such as `192.0.2.0/24`; from everywhere if there are none. At most 16.
+    # From where alone it may be used, as prefixes such as `192.0.2.0/24` or `2001:db8::/32`; from everywhere if there are none. At most 16.
     sources: NotRequired[list[str]]
 
 
