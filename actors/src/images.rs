@@ -15,13 +15,14 @@ mod pins;
 mod qcow2;
 mod signers;
 pub mod store;
+pub mod tag;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use drover_schemas::body::image::{ImageShareReply, ImageShareRequest};
+use drover_schemas::body::image::{ImageShareReply, ImageShareRequest, ImageTagReply, ImageTagRequest};
 use drover_schemas::body::spec::{ImageKind, ResolvedImage, ResolvedSpec};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -77,6 +78,7 @@ pub struct Images {
     follows: Follows,
     imports: Imports,
     shares: Arc<Once<ImageShareRequest, ImageShareReply>>,
+    tags: Arc<Once<ImageTagRequest, ImageTagReply>>,
     pins: Pins,
     changes: watch::Sender<u64>,
 }
@@ -90,6 +92,7 @@ impl Default for Images {
             follows: Follows::default(),
             imports: Imports::default(),
             shares: Arc::new(Once::new("image.share")),
+            tags: Arc::new(Once::new("image.tag")),
             pins: Pins::default(),
             changes: watch::Sender::default(),
         }

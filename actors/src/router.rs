@@ -13,7 +13,7 @@ use drover_schemas::body::host::{
 };
 use drover_schemas::body::image::{
     ImageGetRequest, ImageImportRequest, ImageNameRequest, ImagePullRequest, ImageShareRequest,
-    ImageUnshareRequest, ImagesRequest,
+    ImageTagRequest, ImageUnshareRequest, ImagesRequest,
 };
 use drover_schemas::body::vm::{
     ChangeReply, ListRequest, LookupReply, LookupRequest, ValidateReply, ValidateRequest, Wait,
@@ -32,7 +32,7 @@ use crate::audit::{Asked, plane_of, row_of};
 use crate::bus::claims::{NameKey, Phase};
 use crate::create::{Creator, interrupted};
 use crate::directory::{Directory, Slot};
-use crate::images::{fleet as shared, import as images, look};
+use crate::images::{fleet as shared, import as images, look, tag};
 use crate::ingress::permits::{Permit, Permits};
 use crate::ingress::request::{Arrived, Refused, ReplyPolicy, Request, header, namespace_of};
 use crate::manager::ManagerMsg;
@@ -411,6 +411,10 @@ impl Router {
             "image.import" => {
                 let body: ImageImportRequest = request.decode()?;
                 body_of(request, &images::import(&self.services, body).await?)
+            }
+            "image.tag" => {
+                let body: ImageTagRequest = request.decode()?;
+                body_of(request, &tag::tag(&self.services, body).await?)
             }
             "image.verify" => {
                 let body: ImageNameRequest = request.decode()?;

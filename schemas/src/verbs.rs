@@ -720,6 +720,15 @@ pub const VERBS: &[VerbRow] = &[
     ),
     row(
         Plane::Host,
+        "image.tag",
+        Class::Setting,
+        Role::Admin,
+        "ImageTagRequest",
+        "ImageTagReply",
+        "Gives a content that the store has another name, or moves a name to it; VMs keep what they were created with.",
+    ),
+    row(
+        Plane::Host,
         "image.verify",
         Class::Read,
         Role::Admin,

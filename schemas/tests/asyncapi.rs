@@ -142,6 +142,8 @@ fn schemas() -> Map<String, Value> {
         image::ImageGetReply,
         image::ImageImportRequest,
         image::ImageImportReply,
+        image::ImageTagRequest,
+        image::ImageTagReply,
         image::ImageShareRequest,
         image::ImageShareReply,
         image::ImageUnshareRequest,

@@ -6,9 +6,12 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use drover_schemas::body::image::{ImageGcReply, ImageImportReply, ImageVerifyReply, ImagesReply};
+use drover_schemas::body::image::{
+    ImageGcReply, ImageImportReply, ImageInfo, ImageTagReply, ImageVerifyReply, ImagesReply,
+};
 use drover_schemas::event::{HostEvent, HostEventKind};
 use drover_schemas::{ErrorBody, ErrorCode, RequestId};
+use drover_tests::audit;
 use drover_tests::client::Bus;
 use drover_tests::events;
 use drover_tests::wait::until;
@@ -276,5 +279,168 @@ fn a_daemon_that_dies_in_removals_leaves_a_clean_store() {
         bus.change("web", "delete").await.unwrap();
         let gone: ImageGcReply = asked(&bus, "gc", &json!({})).get().await.unwrap();
         assert_eq!((gone.removed.len(), gone.freed_bytes, held(world)), (1, 64 << 10, (1, 0)));
+    });
+}
+
+async fn tag(bus: &Bus, image: &str, name: &str, replace: bool) -> ImageTagReply {
+    let body = json!({"image": image, "name": name, "replace": replace});
+    asked(bus, "tag", &body).within(Duration::from_secs(30)).get().await.unwrap()
+}
+
+async fn called(bus: &Bus, name: &str) -> Option<ImageInfo> {
+    list(bus).await.images.into_iter().find(|image| image.name == name)
+}
+
+#[test]
+fn a_content_has_several_names_and_a_name_moves() {
+    run("a_content_has_several_names_and_a_name_moves", Options::down(), async |world| {
+        let dir = importing(world).await;
+        let bus = world.bus.clone();
+        for (name, seed) in [("one", 1), ("two", 2)] {
+            fs::write(dir.join(name), disk(seed, 1 << 20)).unwrap();
+        }
+        let body = |name: &str| json!({"name": name, "kind": "disk", "path": dir.join(name)});
+        let one = import(&bus, body("one")).await.image;
+        let two = import(&bus, body("two")).await.image;
+        let digest = format!("sha256:{}", one.sha256);
+
+        // By name and by digest; again it is so already, and nothing is told.
+        let given = tag(&bus, "one", "stable", false).await;
+        assert_eq!((given.already, given.image.name.as_str()), (false, "stable"));
+        let expected = ImageInfo { name: "stable".into(), ..one.clone() };
+        assert_eq!(given.image, expected, "it is the same in all but its name");
+        assert_eq!(tag(&bus, &digest, "stable", false).await, ImageTagReply { already: true, ..given });
+        assert!(!tag(&bus, &digest, "by-digest", false).await.already);
+        assert!(tag(&bus, "one", "one", true).await.already);
+        let mut again = Vec::new();
+        for _ in 0..8 {
+            again.push(tag(&bus, "one", "at-once", false));
+        }
+        let again = futures_util::future::join_all(again).await;
+        assert!(again.iter().all(|reply| reply.image.sha256 == one.sha256));
+        assert_eq!(held(world), (2, 0), "names take no room");
+
+        // What is refused changes nothing.
+        let refused = async |image: &str, name: &str, replace: bool, code: ErrorCode| {
+            let body = json!({"image": image, "name": name, "replace": replace});
+            let error = asked(&bus, "tag", &body).refused(code).await;
+            assert_eq!(error.details["operation"], "image.tag");
+            error
+        };
+        let error = refused("two", "stable", false, ErrorCode::AlreadyExists).await;
+        assert_eq!(error.details["sha256"], one.sha256);
+        refused("none", "x", false, ErrorCode::NotFound).await;
+        refused(&format!("sha256:{}", "0".repeat(64)), "x", false, ErrorCode::NotFound).await;
+        refused("sha256:../names/one.json", "x", false, ErrorCode::InvalidArgument).await;
+        refused("one", "drover-rootfs", true, ErrorCode::AlreadyExists).await;
+        let error = refused("drover-rootfs", "x", false, ErrorCode::InvalidState).await;
+        assert!(error.message.contains("import"), "{error:?}");
+        asked(&bus, "tag", &json!({"image": "one", "name": "../x"}))
+            .refused(ErrorCode::InvalidArgument)
+            .await;
+        assert!(called(&bus, "x").await.is_none());
+
+        // A VM keeps what it was created with while the name moves, by the command line, and the host starts anew.
+        let spec = json!({"disks": [{"image": "drover-rootfs"}, {"image": "stable"}]});
+        bus.create("web", json!({"spec": spec, "wait": "agent"})).await.unwrap();
+        let said = world.printed(&["image", "tag", "two", "stable", "--replace"]).await;
+        assert!(said.contains("stable means it") && said.contains(&two.sha256), "{said}");
+        let said = world.printed(&["image", "tag", "two", "stable"]).await;
+        assert!(said.contains("stable means it already"), "{said}");
+        for name in ["one", "by-digest", "at-once"] {
+            let gone: ImageGcReply = asked(&bus, "remove", &json!({"name": name})).get().await.unwrap();
+            assert_eq!((gone.removed.len(), held(world).0), (0, 2), "{name}");
+        }
+        let kept: ImageGcReply = asked(&bus, "gc", &json!({})).get().await.unwrap();
+        assert_eq!((kept.removed.len(), &kept.in_use), (0, &vec![one.sha256.clone()]));
+        bus.change_with("web", "stop", json!({"force": true})).await.unwrap();
+        world.kill().await;
+        world.start();
+        world.ready().await;
+        assert_eq!(called(&bus, "stable").await.unwrap().sha256, two.sha256);
+        bus.change_with("web", "start", json!({"wait": "agent"})).await.unwrap();
+
+        // What only the VM has still is named again by its digest, and outlives the VM then.
+        let back = tag(&bus, &digest, "back", false).await.image;
+        assert_eq!((&back.sha256, back.kind, back.vms), (&one.sha256, one.kind, 1));
+        bus.change("web", "delete").await.unwrap();
+        let kept: ImageGcReply = asked(&bus, "gc", &json!({})).get().await.unwrap();
+        assert_eq!((kept, held(world)), (ImageGcReply::default(), (2, 0)));
+        for (name, sha256) in [("two", None), ("stable", Some(two.sha256)), ("back", Some(one.sha256))] {
+            let gone: ImageGcReply = asked(&bus, "remove", &json!({"name": name})).get().await.unwrap();
+            assert_eq!(gone.removed, Vec::from_iter(sha256), "{name}");
+        }
+        assert_eq!(held(world), (0, 0));
+        let told: Vec<HostEvent> = until("what was done is told", async || {
+            let told: Vec<HostEvent> = events::stored(&bus, "drover.v1.evt.host.h1.image").await;
+            let tagged = told.into_iter().filter(|event| event.details["phase"] == "tagged").collect();
+            Some(tagged).filter(|tagged: &Vec<HostEvent>| tagged.iter().any(|e| e.details["image"] == "back"))
+        })
+        .await;
+        let named: Vec<&str> = told.iter().map(|event| event.details["image"].as_str()).collect();
+        assert_eq!(named, ["stable", "by-digest", "at-once", "stable", "back"], "each change once");
+        let event = audit::told(&bus, "the tag", |event| event.verb.as_deref() == Some("image.tag")).await;
+        assert_eq!(event.error, None);
+    });
+}
+
+#[test]
+fn a_name_means_the_one_or_the_other_when_the_daemon_dies_while_it_moves() {
+    let test = "a_name_means_the_one_or_the_other_when_the_daemon_dies_while_it_moves";
+    run(test, Options::down(), async |world| {
+        let dir = importing(world).await;
+        let bus = world.bus.clone();
+        let mut digests = Vec::new();
+        for (name, seed) in [("one", 1), ("two", 2)] {
+            fs::write(dir.join(name), disk(seed, 64 << 10)).unwrap();
+            let image = import(&bus, json!({"name": name, "kind": "disk", "path": dir.join(name)})).await;
+            digests.push(image.image.sha256);
+        }
+        tag(&bus, "one", "cur", false).await;
+        let file = world.state_dir().join("store/names/cur.json");
+        let mut seen = [0, 0];
+        for n in 0..12 {
+            // It moves all the time until the daemon dies.
+            let moving = tokio::spawn({
+                let bus = bus.clone();
+                async move {
+                    for image in ["two", "one"].into_iter().cycle() {
+                        let body = json!({"image": image, "name": "cur", "replace": true});
+                        if asked(&bus, "tag", &body).get::<Value>().await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            });
+            let before = fs::metadata(&file).unwrap().modified().unwrap();
+            if n % 3 > 0 {
+                until("it moves", async || {
+                    (fs::metadata(&file).unwrap().modified().unwrap() != before).then_some(())
+                })
+                .await;
+            }
+            world.kill().await;
+            moving.abort();
+            world.start();
+            world.ready().await;
+            let meant = called(&bus, "cur").await.unwrap().sha256;
+            let on_disk: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+            assert_eq!(on_disk["sha256"], meant);
+            seen[digests.iter().position(|digest| *digest == meant).unwrap()] += 1;
+            assert_eq!((whole(&bus).await, held(world)), (2, (2, 0)), "nothing is left of a change");
+        }
+        println!("after a kill the name meant the one and the other so often: {seen:?}");
+        // Who asked goes on, and gets it.
+        let body = json!({"image": "two", "name": "cur", "replace": true});
+        let subject = "drover.v1.host.h1.image.tag";
+        let asks = bus.insist::<ImageTagReply>(subject, &body, RequestId::generate());
+        let kills = async {
+            world.kill().await;
+            world.start();
+            world.ready().await;
+        };
+        let (reply, ()) = tokio::join!(asks, kills);
+        assert_eq!(reply.unwrap().image.sha256, digests[1]);
+        assert_eq!(called(&bus, "cur").await.unwrap().sha256, digests[1]);
     });
 }

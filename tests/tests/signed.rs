@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use drover_schemas::ErrorCode;
-use drover_schemas::body::image::{ImageImportReply, ImageInfo, ImagesReply};
+use drover_schemas::body::image::{ImageImportReply, ImageInfo, ImageTagReply, ImagesReply};
 use drover_tests::client::{Ask, Bus};
 use drover_tests::digest::sha256;
 use drover_tests::fetched::{authority, held, import};
@@ -116,6 +116,70 @@ fn a_host_takes_what_its_operators_have_signed_and_nothing_else() {
         world.start();
         world.ready().await;
         assert_eq!(image(&bus, "h2", "good").await.unwrap().signer, Some(signer));
+    });
+}
+
+#[test]
+fn what_nobody_signed_gets_no_further_name_where_that_is_wanted() {
+    let name = "what_nobody_signed_gets_no_further_name_where_that_is_wanted";
+    run(name, Options::down(), async |world| {
+        let (ours, stranger) = (pair(), pair());
+        let dir = world.path("in");
+        fs::create_dir_all(&dir).unwrap();
+        world.up_with(|config| config["images"] = json!({"import_dirs": [dir]})).await;
+        let bus = world.bus.clone();
+        // The host took anything, and kept signatures as they came.
+        let good = disk(2);
+        for (name, content, signature) in [
+            ("plain", disk(1), None),
+            ("good", good.clone(), Some(sign(&ours, &good))),
+            ("forged", disk(3), Some(sign(&ours, &disk(4)))),
+            ("strange", disk(5), Some(sign(&stranger, &disk(5)))),
+        ] {
+            fs::write(dir.join(name), content).unwrap();
+            let body = json!({"name": name, "kind": "disk", "path": dir.join(name), "signature": signature});
+            import(&bus, &body).get::<ImageImportReply>().await.unwrap();
+        }
+        asked(&bus, "h1", "tag", &json!({"image": "good", "name": "good2"})).get::<Value>().await.unwrap();
+        let keys = json!([ours.pk.to_base64()]);
+        world.kill().await;
+        world.configure_with(|config| config["images"]["signers"] = keys);
+        world.start();
+        world.ready().await;
+        for (image, code) in [
+            ("plain", ErrorCode::PermissionDenied),
+            ("strange", ErrorCode::PermissionDenied),
+            ("forged", ErrorCode::InvalidArgument),
+        ] {
+            let sha256 = self::image(&bus, "h1", image).await.unwrap().sha256;
+            for asked_for in [image.to_owned(), format!("sha256:{sha256}")] {
+                for (name, replace) in [("new", false), ("good2", true)] {
+                    let body = json!({"image": asked_for, "name": name, "replace": replace});
+                    let error = asked(&bus, "h1", "tag", &body).refused(code).await;
+                    assert!(error.message.contains("sign"), "{image}: {error:?}");
+                }
+            }
+        }
+        assert!(self::image(&bus, "h1", "new").await.is_none());
+        assert_eq!(self::image(&bus, "h1", "good2").await.unwrap().sha256, sha256(&good));
+        // What is signed is held against its signature now, and the name tells whose it is, also after a start.
+        let body = json!({"image": format!("sha256:{}", sha256(&good)), "name": "new"});
+        let reply: ImageTagReply = asked(&bus, "h1", "tag", &body).get().await.unwrap();
+        let signer = reply.image.signer.unwrap();
+        world.kill().await;
+        world.start();
+        world.ready().await;
+        assert_eq!(self::image(&bus, "h1", "new").await.unwrap().signer, Some(signer.clone()));
+        let reply: ImageTagReply =
+            asked(&bus, "h1", "tag", &json!({"image": "new", "name": "third"})).get().await.unwrap();
+        assert_eq!((reply.image.signer, reply.already), (Some(signer), false));
+        // Somebody changed the file: no name is given without a look at it.
+        let content = world.state_dir().join("store/sha256").join(sha256(&disk(3)));
+        fs::remove_file(&content).unwrap();
+        fs::write(&content, disk(4)).unwrap();
+        let error = asked(&bus, "h1", "tag", &json!({"image": "forged", "name": "x"}));
+        let error = error.refused(ErrorCode::InvalidArgument).await;
+        assert!(error.message.contains("SHA-256"), "{error:?}");
     });
 }
 

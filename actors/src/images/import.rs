@@ -80,7 +80,7 @@ pub(super) struct Imports {
     once: Arc<Once<Arrival, ImageImportReply>>,
     at_once: Arc<Semaphore>,
     /// Held while a content gets its name, and while contents without one are removed.
-    names: tokio::sync::Mutex<()>,
+    pub(super) names: tokio::sync::Mutex<()>,
 }
 
 impl Default for Imports {
@@ -270,7 +270,7 @@ impl Fetched<'_> {
 }
 
 /// 64 lower-case hexadecimal digits.
-fn is_digest(text: &str) -> bool {
+pub(super) fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c))
 }
 

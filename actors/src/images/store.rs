@@ -243,31 +243,44 @@ impl Store {
     /// # Errors
     /// The store cannot be written; the name means what it meant, and nothing is kept.
     pub fn put(&self, taken: &Taken, named: &Named) -> Result<(), ImportError> {
-        let partial = self.dir.join("tmp").join(VmId::generate().to_string());
         let to = self.content(&taken.sha256);
+        let known = to.exists();
+        let place = || {
+            fs::rename(&taken.path, &to)?;
+            sync(&self.dir.join("sha256"))
+        };
+        self.describe(named, place).map_err(|source| {
+            if !known {
+                let _ = fs::remove_file(&to);
+            }
+            ImportError::Write { path: self.dir.clone(), source }
+        })
+    }
+
+    /// Lets a name mean a content that is there, in the place of what it means.
+    ///
+    /// # Errors
+    /// There is no such content, or the store cannot be written; the name means what it meant.
+    pub fn name_it(&self, named: &Named) -> io::Result<()> {
+        let content = self.content(&named.sha256);
+        self.describe(named, || fs::metadata(content).map(drop))
+    }
+
+    /// Writes what a name means, and has it count once `place` has put the content where it belongs.
+    fn describe(&self, named: &Named, place: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let partial = self.dir.join("tmp").join(VmId::generate().to_string());
         // All that needs room comes first.
-        let describe = || {
+        let written = || {
             let mut file = File::create_new(&partial)?;
             file.write_all(&serde_json::to_vec_pretty(named)?)?;
             file.sync_all()
         };
-        let place = || {
-            fs::rename(&taken.path, &to)?;
-            sync(&self.dir.join("sha256"))?;
+        let described = written().and_then(|()| place()).and_then(|()| {
             fs::rename(&partial, self.name(&named.name))?;
             sync(&self.dir.join("names"))
-        };
-        let known = to.exists();
-        let put = describe().and_then(|()| {
-            place().inspect_err(|_| {
-                if !known {
-                    let _ = fs::remove_file(&to);
-                }
-            })
         });
-        put.map_err(|source| {
+        described.inspect_err(|_| {
             let _ = fs::remove_file(&partial);
-            ImportError::Write { path: self.dir.clone(), source }
         })
     }
 

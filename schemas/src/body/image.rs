@@ -72,6 +72,28 @@ pub struct ImageNameRequest {
     pub name: Option<Token>,
 }
 
+/// Request of `image.tag`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageTagRequest {
+    /// The image of this host, by its name or as `sha256:` and the digest of a content that its store has.
+    pub image: String,
+    /// The name that means it from now on, beside those that do already.
+    pub name: Token,
+    /// Let the name mean this image from now on though it means another. VMs keep what they were created with.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+/// Reply of `image.tag`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageTagReply {
+    /// The image by its new name.
+    pub image: ImageInfo,
+    /// The name meant it already, and nothing was done.
+    #[serde(default)]
+    pub already: bool,
+}
+
 /// Request of `image.share`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageShareRequest {

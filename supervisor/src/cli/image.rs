@@ -6,7 +6,7 @@ use std::time::Duration;
 use drover_schemas::Token;
 use drover_schemas::body::image::{
     ImageGcReply, ImageGetReply, ImageImportReply, ImageImportRequest, ImagePullRequest, ImageShareRequest,
-    ImageVerifyReply, ImagesReply, SharedImagesReply,
+    ImageTagRequest, ImageVerifyReply, ImagesReply, SharedImagesReply,
 };
 use drover_schemas::body::spec::{ImageFormat, ImageKind};
 
@@ -60,6 +60,19 @@ pub enum ImageCommand {
         /// A file here with the signature that `minisign -S` made of it; hosts may want one.
         #[arg(long, value_name = "FILE")]
         signature: Option<PathBuf>,
+        /// Let the name mean this from now on, though it means something else.
+        #[arg(long)]
+        replace: bool,
+        /// The host; without it, the one that answers first.
+        #[arg(long, value_name = "HOST")]
+        host: Option<Token>,
+    },
+    /// Give what a host has another name, or move a name to it; VMs keep what they were created with.
+    Tag {
+        /// The image, by a name or as sha256:DIGEST.
+        image: String,
+        /// The name that means it too from now on.
+        name: Token,
         /// Let the name mean this from now on, though it means something else.
         #[arg(long)]
         replace: bool,
@@ -209,6 +222,15 @@ pub async fn run(command: &ImageCommand, global: &Global) -> Result<u8, CliError
             };
             let reply = client.image_import(&host, &request, global.deadline(LONG)).await?;
             global.output.print(&reply, |reply| there(&host, reply))?;
+        }
+        ImageCommand::Tag { image, name, replace, host } => {
+            let (client, host, _) = connect(global, host.as_ref()).await?;
+            let request = ImageTagRequest { image: image.clone(), name: name.clone(), replace: *replace };
+            let reply = client.image_tag(&host, &request, global.deadline(LONG)).await?;
+            global.output.print(&reply, |reply| {
+                let meant = if reply.already { "means it already" } else { "means it" };
+                format!("{host}: {} {meant}, sha256 {}", reply.image.name, reply.image.sha256)
+            })?;
         }
         ImageCommand::Verify { name, host } => {
             let (client, host, _) = connect(global, host.as_ref()).await?;

@@ -10,7 +10,7 @@ use drover_schemas::body::host::{
 };
 use drover_schemas::body::image::{
     ImageGcReply, ImageGetReply, ImageGetRequest, ImageImportReply, ImageImportRequest, ImageNameRequest,
-    ImageVerifyReply, ImagesReply, ImagesRequest,
+    ImageTagReply, ImageTagRequest, ImageVerifyReply, ImagesReply, ImagesRequest,
 };
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::{
@@ -286,6 +286,19 @@ impl Client {
         deadline: Duration,
     ) -> Result<ImageImportReply, ClientError> {
         self.host(host, "image.import", request, deadline).await
+    }
+
+    /// Gives a content of the host's store another name.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn image_tag(
+        &self,
+        host: &Token,
+        request: &ImageTagRequest,
+        deadline: Duration,
+    ) -> Result<ImageTagReply, ClientError> {
+        self.host(host, "image.tag", request, deadline).await
     }
 
     /// Compares one image, or all that were imported, with their digests.

@@ -67,6 +67,7 @@ VERBS: dict[str, Verb] = {
     "host.image.remove": Verb("host.{host}.image.remove", False, None),
     "host.image.share": Verb("host.{host}.image.share", False, None),
     "host.image.shared": Verb("host.{host}.image.shared", False, None),
+    "host.image.tag": Verb("host.{host}.image.tag", False, None),
     "host.image.unshare": Verb("host.{host}.image.unshare", False, None),
     "host.image.verify": Verb("host.{host}.image.verify", False, None),
     "host.info": Verb("host.{host}.info", False, None),
@@ -1423,6 +1424,24 @@ class ImageShareRequest(TypedDict):
     # The image of this host; the fleet means it by the same name.
     name: Token
     # Let the fleet mean this content by the name though it means another.
+    replace: NotRequired[bool]
+
+
+class ImageTagReply(TypedDict):
+    """Reply of `image.tag`."""
+    # The name meant it already, and nothing was done.
+    already: NotRequired[bool]
+    # The image by its new name.
+    image: ImageInfo
+
+
+class ImageTagRequest(TypedDict):
+    """Request of `image.tag`."""
+    # The image of this host, by its name or as `sha256:` and the digest of a content that its store has.
+    image: str
+    # The name that means it from now on, beside those that do already.
+    name: Token
+    # Let the name mean this image from now on though it means another. VMs keep what they were created with.
     replace: NotRequired[bool]
 
 
