@@ -27,6 +27,7 @@ use drover_schemas::body::spec::{ImageKind, ResolvedImage, ResolvedSpec};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
+use tracing::warn;
 
 pub use self::error::{FleetError, ImportError};
 pub use self::follow::follow;
@@ -37,6 +38,7 @@ pub use self::pins::Pinned;
 use self::pins::Pins;
 pub use self::signers::{NotAKey, Signer, Unsigned};
 use self::store::{Named, Store};
+use crate::chain;
 use crate::spec::ImageCatalogue;
 
 /// The name of the list of images.
@@ -260,6 +262,11 @@ impl Images {
         for named in store.names().map_err(failed)? {
             let image = image_of(&store, &named);
             self.write().entry(named.name).or_insert(image);
+        }
+        for login in &settings.urls.registries {
+            if let Err(error) = login.credentials() {
+                warn!(registry = login.host, error = %chain(&error), "the host cannot log in at a registry of images");
+            }
         }
         self.left = store.uploads().map_err(failed)?.into();
         self.store = Some(store);

@@ -71,17 +71,26 @@ pub fn held(world: &World) -> (usize, usize) {
 /// `/proc` cannot be read.
 #[must_use]
 pub fn workers(world: &World) -> usize {
-    let Some(daemon) = world.daemon_id() else { return 0 };
+    worker_ids(world).len()
+}
+
+/// The ids of processes that fetch for this host.
+///
+/// # Panics
+/// `/proc` cannot be read.
+#[must_use]
+pub fn worker_ids(world: &World) -> Vec<String> {
+    let Some(daemon) = world.daemon_id() else { return Vec::new() };
     let children = fs::read_dir(format!("/proc/{daemon}/task"))
         .expect("the daemon's threads")
         .filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
     let children: Vec<String> =
         children.flat_map(|ids| ids.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
-    let fetches = |id: &&String| {
-        fs::read(format!("/proc/{}/cmdline", id.trim()))
+    let fetches = |id: &String| {
+        fs::read(format!("/proc/{id}/cmdline"))
             .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == b"--fetch-image"))
     };
-    children.iter().filter(fetches).count()
+    children.iter().map(|id| id.trim().to_owned()).filter(fetches).collect()
 }
 
 /// Kills the daemon in the midst of the first import, whose server is silent after a while; nothing is left of it, and

@@ -60,6 +60,7 @@ struct Shared {
     pages: BTreeMap<String, Page>,
     came: Mutex<Vec<Came>>,
     strangers: Mutex<Vec<String>>,
+    shown: Mutex<Vec<(String, String)>>,
 }
 
 impl Https {
@@ -77,8 +78,12 @@ impl Https {
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("a port").port();
-        let shared =
-            Arc::new(Shared { pages: pages(port), came: Mutex::default(), strangers: Mutex::default() });
+        let shared = Arc::new(Shared {
+            pages: pages(port),
+            came: Mutex::default(),
+            strangers: Mutex::default(),
+            shown: Mutex::default(),
+        });
         let own = Arc::clone(&shared);
         let task = tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -107,6 +112,12 @@ impl Https {
     #[must_use]
     pub fn strangers(&self) -> Vec<String> {
         self.shared.strangers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Every `Authorization` that came, with the path, but for its query.
+    #[must_use]
+    pub fn shown(&self) -> Vec<(String, String)> {
+        self.shared.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -143,6 +154,10 @@ async fn serve(acceptor: &TlsAcceptor, socket: TcpStream, shared: &Shared) -> io
         })
     };
     let showed = header("authorization");
+    if let Some(showed) = &showed {
+        let path = path.split('?').next().unwrap_or_default().to_owned();
+        shared.shown.lock().unwrap_or_else(PoisonError::into_inner).push((path, showed.clone()));
+    }
     if let Page::Wants { shown, challenge, page: behind } = page {
         if showed.as_ref() != Some(shown) {
             let answer = format!(

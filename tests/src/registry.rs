@@ -90,9 +90,14 @@ impl Repository {
 
     /// Gives all of it to those alone who show a token, which the realm gives.
     pub fn wants(&mut self, token: &str, challenge: &str) {
+        self.wants_shown(&format!("Bearer {token}"), challenge);
+    }
+
+    /// Gives all of it to those alone who show this as `Authorization`.
+    pub fn wants_shown(&mut self, shown: &str, challenge: &str) {
         for page in self.pages.values_mut() {
             *page = Page::Wants {
-                shown: format!("Bearer {token}"),
+                shown: shown.to_owned(),
                 challenge: challenge.to_owned(),
                 page: Box::new(page.clone()),
             };

@@ -17,6 +17,9 @@ use drover_tests::world::{Options, World, run};
 use serde_json::{Value, json};
 use tar::EntryType;
 
+#[path = "oci/login.rs"]
+mod login;
+
 const MIB: usize = 1 << 20;
 /// A layer that is the file itself.
 const RAW: &str = "application/octet-stream";

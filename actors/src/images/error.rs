@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use drover_schemas::body::spec::ImageKind;
 use drover_schemas::{ErrorBody, ErrorCode};
 
+use super::fetch::login::PasswordError;
 use super::fetch::{FetchError, Refused, UrlRefused};
 use super::signers::Unsigned;
 use crate::bus::claims::kv::KvError;
@@ -90,6 +91,15 @@ pub enum ImportError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// The host's password for the registry cannot be used.
+    #[error("log in at registry {registry}")]
+    Login {
+        /// The registry.
+        registry: String,
+        /// Why.
+        #[source]
+        source: PasswordError,
     },
     /// The content did not come.
     #[error("fetch the image")]
@@ -189,6 +199,7 @@ impl ImportError {
             Self::Unsigned(error) => error.code(),
             Self::Forged { .. } => ErrorCode::InvalidArgument,
             Self::Url(_) | Self::Registry(_) => ErrorCode::PermissionDenied,
+            Self::Login { source, .. } => source.code(),
             Self::Fetch(FetchError::Server { error }) => error.code,
             Self::NotShared { .. } => ErrorCode::NotFound,
             Self::Fleet { source, .. } => source.code(),

@@ -253,7 +253,16 @@ impl Fetched<'_> {
             std::fs::read_to_string(path).map_err(failed)
         });
         let max_bytes = policy.max_size.map_or(u64::MAX, |size| size.0);
-        let job = Job { what, policy: policy.clone(), ca_pem: ca_pem.transpose()?, max_bytes };
+        let login = match &what {
+            What::Url(_) => None,
+            What::Oci(oci) => {
+                let registry = Reference::parse(oci).map_err(ImportError::Reference)?.registry;
+                let login = policy.registries.iter().find(|login| login.is_for(&registry));
+                let failed = |source| ImportError::Login { registry: registry.clone(), source };
+                login.map(|login| login.credentials().map_err(failed)).transpose()?
+            }
+        };
+        let job = Job { what, policy: policy.clone(), ca_pem: ca_pem.transpose()?, login, max_bytes };
         let mut fetch = Fetch::begin(&job).map_err(ImportError::Fetch)?;
         let (size, manifest) = (fetch.size, fetch.manifest.take());
         let taken = proof.check(&mut fetch, |source| {

@@ -2,6 +2,7 @@
 //! into a pipe: whatever a server sends meets neither the daemon's rights nor its memory. The daemon reads, measures
 //! and checks.
 
+pub mod login;
 mod oci;
 pub mod policy;
 mod spawn;
@@ -12,6 +13,7 @@ pub mod worker;
 use drover_schemas::ErrorBody;
 use serde::{Deserialize, Serialize};
 
+use self::login::Credentials;
 pub use self::oci::{Reference, Refused};
 pub use self::policy::{UrlPolicy, UrlRefused};
 pub(super) use self::spawn::{Fetch, FetchError};
@@ -25,6 +27,8 @@ pub struct Job {
     pub policy: UrlPolicy,
     /// Authorities of servers beside those of the system, in PEM.
     pub ca_pem: Option<String>,
+    /// Whom it is at the registry that the reference names, and at none else.
+    pub login: Option<Credentials>,
     /// More bytes are not fetched.
     pub max_bytes: u64,
 }

@@ -9,6 +9,8 @@ use ipnet::IpNet;
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
+use super::login::RegistryLogin;
+
 /// What an operator allows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -23,6 +25,9 @@ pub struct UrlPolicy {
     pub max_size: Option<ByteSize>,
     /// Authorities of servers beside those that the host trusts, in PEM.
     pub ca: Option<PathBuf>,
+    /// How the host logs in at registries; from others comes what anybody may pull. The worker is not told of them.
+    #[serde(skip_serializing)]
+    pub registries: Vec<RegistryLogin>,
 }
 
 /// An image is not fetched from there.
@@ -131,7 +136,7 @@ fn covers(allowed: &str, host: &str, port: u16) -> bool {
 }
 
 /// Host and port; an address of IPv6 is in brackets.
-fn split(text: &str) -> (&str, u16) {
+pub(super) fn split(text: &str) -> (&str, u16) {
     let port = |text: &str| text.parse().ok();
     match text.rsplit_once(':') {
         Some((host, number)) if !host.contains(':') || host.ends_with(']') => match port(number) {

@@ -21,6 +21,8 @@ const MAX_JOB: u64 = 64 * 1024;
 /// Fetches what standard input asks for. The process ends with what it answers.
 #[must_use]
 pub fn main() -> u8 {
+    // Others run as nobody too, and are not to look into its memory.
+    let _ = nix::sys::prctl::set_dumpable(false);
     let failed = match job() {
         Ok(job) => run(&job).err(),
         Err(error) => Some(error),
@@ -55,7 +57,7 @@ fn run(job: &Job) -> Result<(), ErrorBody> {
                 Transfer::new(&mut page, &mut pipe, job.max_bytes).whole().await?;
                 pipe.flush().map_err(|e| gone(&e))
             }
-            What::Oci(reference) => pull(&web, reference, job.max_bytes).await,
+            What::Oci(reference) => pull(&web, reference, job.login.as_ref(), job.max_bytes).await,
         }
     })
 }

@@ -1,20 +1,46 @@
-//! How a registry says where anybody gets a token (`WWW-Authenticate`): pure.
+//! How a registry says what it wants to be shown (`WWW-Authenticate`): pure.
 
 use super::Refused;
 
+/// What a registry wants to be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Challenge {
+    /// A token.
+    Bearer(Realm),
+    /// The user and the password themselves.
+    Basic,
+}
+
 /// Where a token is given, and to which service it is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Challenge {
+pub(super) struct Realm {
     /// A URL.
     pub realm: String,
     /// What the registry is called there.
     pub service: Option<String>,
 }
 
-/// Reads a challenge of the scheme `Bearer`; another one is for those who log in.
-pub(super) fn read(header: &str) -> Result<Challenge, Refused> {
+/// Of several challenges the one to answer: a token is shown rather than a password. `knows` says that there is one.
+pub(super) fn choose<'a>(headers: impl Iterator<Item = &'a str>, knows: bool) -> Result<Challenge, Refused> {
+    let (mut chosen, mut why) = (None, None);
+    for header in headers {
+        match read(header) {
+            Ok(Challenge::Bearer(realm)) => return Ok(Challenge::Bearer(realm)),
+            Ok(Challenge::Basic) if knows => chosen = Some(Challenge::Basic),
+            Ok(Challenge::Basic) => {}
+            Err(error) => why = Some(error),
+        }
+    }
+    chosen.ok_or_else(|| why.unwrap_or(Refused::Login))
+}
+
+/// Reads a challenge; what is of another scheme than these is for those who log in in another way.
+fn read(header: &str) -> Result<Challenge, Refused> {
     let header = header.trim();
     let (scheme, mut rest) = header.split_once(' ').unwrap_or((header, ""));
+    if scheme.eq_ignore_ascii_case("basic") {
+        return Ok(Challenge::Basic);
+    }
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(Refused::Login);
     }
@@ -35,7 +61,7 @@ pub(super) fn read(header: &str) -> Result<Challenge, Refused> {
             _ => {}
         }
     }
-    Ok(Challenge { realm: realm.ok_or_else(|| no("it names no realm"))?, service })
+    Ok(Challenge::Bearer(Realm { realm: realm.ok_or_else(|| no("it names no realm"))?, service }))
 }
 
 /// A word, or a text in quotes, and what is behind it.
@@ -63,7 +89,10 @@ mod tests {
 
     #[test]
     fn a_challenge_says_where_a_token_is_given() {
-        let read_ = |text: &str| read(text).unwrap();
+        let read_ = |text: &str| match read(text).unwrap() {
+            Challenge::Bearer(realm) => realm,
+            Challenge::Basic => panic!("{text}"),
+        };
         let both =
             read_("Bearer realm=\"https://auth.example/token\",service=\"a, b\",scope=\"repository:x:pull\"");
         assert_eq!(
@@ -73,13 +102,30 @@ mod tests {
         let bare = read_("bearer  service=x , realm=https://a.example/t?y=1");
         assert_eq!((bare.realm.as_str(), bare.service.as_deref()), ("https://a.example/t?y=1", Some("x")));
         assert_eq!(read_("Bearer realm=\"a\\\"b\"").realm, "a\"b");
-        assert!(matches!(read("Basic realm=\"x\""), Err(Refused::Login)));
+        assert_eq!(read("Basic realm=\"x\"").unwrap(), Challenge::Basic);
+        assert!(matches!(read("Negotiate"), Err(Refused::Login)));
         for none in
             ["Bearer", "Bearer service=\"x\"", "Bearer realm", "Bearer realm=\"x", "Bearer realm=\"x\\"]
         {
             assert!(matches!(read(none), Err(Refused::Challenge { .. })), "{none}");
         }
         assert!(matches!(read(""), Err(Refused::Login)));
+    }
+
+    #[test]
+    fn a_password_is_shown_only_where_no_token_is_given() {
+        let (basic, bearer) = ("Basic realm=\"x\"", "Bearer realm=\"https://a.example\"");
+        let chosen = |headers: &[&str], knows| choose(headers.iter().copied(), knows);
+        for headers in [[basic, bearer], [bearer, basic]] {
+            for knows in [false, true] {
+                assert!(matches!(chosen(&headers, knows), Ok(Challenge::Bearer(_))));
+            }
+        }
+        assert_eq!(chosen(&["Negotiate", basic], true).unwrap(), Challenge::Basic);
+        for (headers, knows) in [(&[basic][..], false), (&["Negotiate"][..], true), (&[][..], true)] {
+            assert!(matches!(chosen(headers, knows), Err(Refused::Login)), "{headers:?}");
+        }
+        assert!(matches!(chosen(&["Bearer", basic], false), Err(Refused::Challenge { .. })));
     }
 
     proptest! {

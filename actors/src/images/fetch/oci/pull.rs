@@ -1,4 +1,4 @@
-//! Asks a registry: for the manifest, for a token if it wants one of anybody, and for the blobs.
+//! Asks a registry: for the manifest, with a login or for a token if it wants one, and for the blobs.
 
 use std::io::{self, Read};
 
@@ -11,9 +11,11 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
+use super::challenge::{self, Challenge, Realm};
 use super::layers::{Out, Pick};
 use super::manifest::{self, Blob, Layer, Next, architecture};
-use super::{Reference, Refused, challenge, is_digest};
+use super::{Reference, Refused, is_digest};
+use crate::images::fetch::login::Credentials;
 use crate::images::fetch::transfer::{Ask, Sink, Transfer, patiently, short};
 use crate::images::fetch::web::Broken::{self, Over};
 use crate::images::fetch::web::{Login, Web, gone, status};
@@ -28,10 +30,15 @@ const MAX_TOKEN: usize = 64 * 1024;
 const WAITING: usize = 8;
 
 /// Pulls an image, to standard output.
-pub(in crate::images::fetch) async fn pull(web: &Web, text: &str, max_bytes: u64) -> Result<(), ErrorBody> {
+pub(in crate::images::fetch) async fn pull(
+    web: &Web,
+    text: &str,
+    credentials: Option<&Credentials>,
+    max_bytes: u64,
+) -> Result<(), ErrorBody> {
     let reference = Reference::parse(text).map_err(|e| e.to_body())?;
     let server = web.url(&reference.url("manifests", reference.wanted()))?;
-    let mut registry = Registry { web, reference: &reference, server, login: None };
+    let mut registry = Registry { web, reference: &reference, server, credentials, login: None };
     let (bytes, digest) = registry.manifest(reference.wanted(), None).await?;
     let choose = |bytes: &[u8]| manifest::read(bytes, architecture()).map_err(|e| e.to_body());
     let next = match choose(&bytes)? {
@@ -70,11 +77,13 @@ struct Registry<'a> {
     reference: &'a Reference,
     /// A URL of it.
     server: Url,
+    /// Whom we are there; what anybody may pull is asked for otherwise.
+    credentials: Option<&'a Credentials>,
     login: Option<Login>,
 }
 
 impl Registry<'_> {
-    /// Asks for something of the repository; for a token first, if one is wanted.
+    /// Asks for something of the repository; logs in first, or asks for a token, if that is wanted.
     async fn get(&mut self, folder: &str, name: &str, headers: &HeaderMap) -> Result<Response, Broken> {
         let url = self.web.url(&self.reference.url(folder, name)).map_err(Over)?;
         let response = self.web.get(url.clone(), headers, self.login.as_ref()).await?;
@@ -84,26 +93,52 @@ impl Registry<'_> {
             return Ok(response);
         }
         // There was none, or its time is over.
-        self.login = Some(self.log_in(response.headers()).await?);
+        let (login, is_token) = self.log_in(response.headers()).await?;
+        self.login = Some(login);
         let response = self.web.get(url, headers, self.login.as_ref()).await?;
-        match response.status() {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Over(Refused::Login.to_body())),
-            _ => Ok(response),
+        let refused = match (response.status(), self.credentials) {
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, None) => Refused::Login,
+            // Who gives tokens has taken the login.
+            (StatusCode::UNAUTHORIZED, Some(_)) if !is_token => self.wrong_login(&self.server),
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(_)) => Refused::NotAllowed {
+                registry: self.reference.registry.clone(),
+                repository: self.reference.repository.clone(),
+            },
+            _ => return Ok(response),
+        };
+        Err(Over(refused.to_body()))
+    }
+
+    fn wrong_login(&self, server: &Url) -> Refused {
+        let host = server.host_str().unwrap_or_default();
+        let server = server.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        Refused::WrongLogin { registry: self.reference.registry.clone(), server }
+    }
+
+    /// What the registry wants to be shown, and whether that is a token.
+    async fn log_in(&self, headers: &HeaderMap) -> Result<(Login, bool), Broken> {
+        let challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+        let chosen = challenge::choose(challenges, self.credentials.is_some());
+        match (chosen.map_err(|refused| Over(refused.to_body()))?, self.credentials) {
+            (Challenge::Bearer(realm), _) => Ok((self.token(&realm).await?, true)),
+            (Challenge::Basic, Some(credentials)) => Ok((self.basic(credentials, &self.server)?, false)),
+            (Challenge::Basic, None) => Err(Over(Refused::Login.to_body())),
         }
     }
 
-    /// Gets the token that anybody gets. The server of tokens is told what is pulled, and nothing else.
-    async fn log_in(&self, headers: &HeaderMap) -> Result<Login, Broken> {
+    /// User and password, for one server alone.
+    fn basic(&self, credentials: &Credentials, server: &Url) -> Result<Login, Broken> {
+        // Whatever the operator wrote is visible by then; the error must not show it.
+        let mut value = HeaderValue::try_from(credentials.basic().reveal())
+            .map_err(|_| Over(self.wrong_login(server).to_body()))?;
+        value.set_sensitive(true);
+        Ok(Login { server: server.clone(), value })
+    }
+
+    /// Gets a token: that of the login, or the one that anybody gets. The server of tokens is told what is pulled, and
+    /// nothing else.
+    async fn token(&self, challenge: &Realm) -> Result<Login, Broken> {
         let over = |refused: Refused| Over(refused.to_body());
-        let challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        let mut read = Err(Refused::Login);
-        for challenge in challenges {
-            read = challenge::read(challenge);
-            if read.is_ok() {
-                break;
-            }
-        }
-        let challenge = read.map_err(over)?;
         let mut url = self.web.url(&challenge.realm).map_err(Over)?;
         {
             let mut query = url.query_pairs_mut();
@@ -112,11 +147,15 @@ impl Registry<'_> {
             }
             query.append_pair("scope", &format!("repository:{}:pull", self.reference.repository));
         }
-        let response = self.web.get(url, &HeaderMap::new(), None).await?;
-        match response.status() {
-            StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(over(Refused::Login)),
-            other => return Err(status(other)),
+        let login = self.credentials.map(|credentials| self.basic(credentials, &url)).transpose()?;
+        let response = self.web.get(url.clone(), &HeaderMap::new(), login.as_ref()).await?;
+        match (response.status(), login) {
+            (StatusCode::OK, _) => {}
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, None) => return Err(over(Refused::Login)),
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(_)) => {
+                return Err(over(self.wrong_login(&url)));
+            }
+            (other, _) => return Err(status(other)),
         }
         let no = |reason| over(Refused::Challenge { reason });
         let bytes = short(response, MAX_TOKEN).await?.ok_or_else(|| no("the token is too long"))?;

@@ -109,8 +109,33 @@ pub enum Refused {
     #[error("hand on the bytes of the disk")]
     Out(#[source] io::Error),
     /// Only those who log in get it.
-    #[error("the registry gives it to those who log in; what anybody may pull is imported")]
+    #[error(
+        "the registry gives it to those who log in, and the host has no login for it; an operator sets one in \
+         images.urls.registries of the host"
+    )]
     Login,
+    /// The login is not taken.
+    #[error(
+        "registry {registry}: {server} refused the host's login for it; check its `user` and `password_file` in \
+         images.urls.registries of the host"
+    )]
+    WrongLogin {
+        /// The registry.
+        registry: String,
+        /// Who said so: the registry, or the server that gives its tokens.
+        server: String,
+    },
+    /// The login may not pull it.
+    #[error(
+        "registry {registry} takes the host's login, and does not let it pull {repository}; check the reference, and \
+         what the `user` in images.urls.registries of the host may pull"
+    )]
+    NotAllowed {
+        /// The registry.
+        registry: String,
+        /// What was asked for.
+        repository: String,
+    },
     /// The registry asks in another way.
     #[error("the registry's way to give a token is not understood: {reason}")]
     Challenge {
@@ -128,7 +153,7 @@ impl Refused {
                 ErrorCode::Unsupported
             }
             Self::Platform { .. } => ErrorCode::NotFound,
-            Self::Login => ErrorCode::PermissionDenied,
+            Self::Login | Self::WrongLogin { .. } | Self::NotAllowed { .. } => ErrorCode::PermissionDenied,
             Self::Large { .. } | Self::Beside { .. } => ErrorCode::ResourceExhausted,
             Self::Out(_) => ErrorCode::Internal,
             _ => ErrorCode::InvalidArgument,
@@ -144,6 +169,9 @@ impl Refused {
                 error.with("resource", "images.urls.max_size").with("needed", needed).with("limit", limit)
             }
             Self::Beside { limit } => error.with("resource", "images.urls.max_size").with("limit", limit),
+            Self::WrongLogin { registry, .. } | Self::NotAllowed { registry, .. } => {
+                error.with("registry", registry)
+            }
             Self::Digest { expected, found, .. } => error.with("expected", expected).with("found", found),
             _ => error,
         }
