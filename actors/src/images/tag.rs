@@ -182,11 +182,12 @@ async fn proven(
     if signers.is_empty() {
         return Ok((pinned, image));
     }
-    // Any name of the content may have brought one that counts.
-    let other = named(services, &sha256).filter(|_| image.signer.is_none());
+    // Another name of the content may have brought one that counts.
+    let other = named(services, &sha256)
+        .filter(|other| image.signer.is_none() && (other.signer.is_some() || image.signature.is_none()));
     let (text, signer) = match other {
-        Some(other) if other.signature.is_some() => (other.signature, other.signer),
-        _ => (image.signature.take(), image.signer.take()),
+        Some(other) => (other.signature, other.signer),
+        None => (image.signature.take(), image.signer.take()),
     };
     let proof = Proof::wanted(&signers, text.as_deref()).map_err(ImportError::Unsigned)?;
     (image.signature, image.signer) = (proof.text.clone(), proof.signer());
