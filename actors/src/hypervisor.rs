@@ -13,6 +13,7 @@ pub mod cause;
 pub mod cgroup;
 pub mod config;
 pub mod confine;
+pub mod cores;
 pub mod events;
 pub mod landlock;
 pub mod launcher;

@@ -55,6 +55,8 @@ pub struct Programs {
     pub confine: bool,
     /// The VMM is told to use Landlock.
     pub landlock: bool,
+    /// The operator lets guests run VMs of their own.
+    pub nested: bool,
     /// What a confined VMM may read beside what its VM needs.
     pub paths: Vec<PathBuf>,
     /// The agent that guests are given, if there is one.

@@ -19,6 +19,7 @@ use crate::network::{egress, limit};
 mod agent;
 pub mod disks;
 pub mod origins;
+pub mod security;
 mod seed;
 pub mod shape;
 pub mod templates;
@@ -129,6 +130,7 @@ fn over(
     check_size(cpus, memory)?;
     let cpu_topology = shape::topology(spec, base, cpus)?;
     let hugepages = shape::pages(spec, base, memory)?;
+    let security = security::resolve(spec, base)?;
     let labels: BTreeMap<_, _> = base.labels.clone().into_iter().chain(spec.labels.clone()).collect();
     check_labels(&labels)?;
     let seed = seed::resolve(spec, base)?;
@@ -160,6 +162,7 @@ fn over(
         cpu_topology,
         memory_bytes: memory.0,
         hugepages,
+        security,
         boot,
         disks,
         nics,

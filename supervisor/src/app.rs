@@ -389,6 +389,7 @@ async fn programs(config: &HostConfig) -> Result<Programs, AppError> {
         version,
         extra_args: config.vmm.args.clone(),
         confine: config.vmm.confine,
+        nested: config.vmm.nested,
         paths: config.vmm.paths.clone(),
         agent: config.guest_agent.clone(),
     })

@@ -121,6 +121,8 @@ pub struct VmmConfig {
     /// Each VMM runs as a user of its own, without capabilities, in a root with nothing but what its VM needs.
     /// Switch it off only where namespaces cannot be had.
     pub confine: bool,
+    /// VMs may have the processor's virtualisation if their spec asks for it (`security.nested`).
+    pub nested: bool,
     /// What a confined VMM may read beside its program, its VM's files and the system's libraries.
     pub paths: Vec<PathBuf>,
 }
@@ -265,6 +267,7 @@ impl Default for VmmConfig {
             overhead: ByteSize::mib(128),
             ready_timeout_ms: 10_000,
             confine: true,
+            nested: false,
             paths: Vec::new(),
         }
     }

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use drover_schemas::body::guest::{ExecReply, ExecResult};
+use drover_schemas::body::vm::ExplainReply;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::Bus;
 use drover_tests::guest::{boot, sh};
@@ -85,6 +86,47 @@ fn ten_real_guests_at_once_get_ready() {
         join_all(names.iter().map(async |name| bus.change(name, "delete").await.unwrap())).await;
         for vm in &vms {
             assert_eq!(leak::anything(world, vm), Vec::<String>::new());
+        }
+        events::log(&bus).await;
+    });
+}
+
+#[test]
+fn a_guest_may_run_vms_only_where_its_spec_and_the_host_say_so() {
+    let test = "a_guest_may_run_vms_only_where_its_spec_and_the_host_say_so";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        let nested = json!({"security": {"nested": true}});
+        let ask = bus.ask("vm.create", &json!({"name": "nested", "spec": nested})).id(RequestId::generate());
+        let error = ask.refused(ErrorCode::Unsupported).await;
+        let details = (error.details["field"].as_str(), error.details["missing"].as_str());
+        assert_eq!(details, ("spec.security.nested", "vmm.nested"), "{error:?}");
+
+        world.kill().await;
+        world.configure_with(|config| config["vmm"]["nested"] = json!(true));
+        world.start();
+        world.ready().await;
+        boot(&bus, "plain", json!({})).await;
+        boot(&bus, "nested", nested).await;
+        for (name, given) in [("nested", true), ("plain", false)] {
+            let told: ExplainReply = bus.ask(&format!("vm.{name}.explain"), &json!({})).get().await.unwrap();
+            let config: Value = serde_json::from_str(&told.vmm_config).unwrap();
+            let cpus = &config["cpus"];
+            assert_eq!((&cpus["nested"], &cpus["core_scheduling"]), (&json!(given), &json!("Vm")), "{name}");
+        }
+
+        // Where the operator thinks better of it, a start says so; what runs is left alone.
+        world.kill().await;
+        world.configure_with(|config| config["vmm"]["nested"] = json!(false));
+        world.start();
+        world.ready().await;
+        assert_eq!(sh(&bus, "nested", "echo here").await, "here");
+        bus.change_with("nested", "stop", json!({"force": true})).await.unwrap();
+        let started = bus.change_with("nested", "start", json!({"wait": "running"})).await;
+        let text = format!("{started:?}");
+        assert!(started.is_err() && text.contains("vmm.nested"), "{text}");
+        for name in ["plain", "nested"] {
+            bus.change(name, "delete").await.unwrap();
         }
         events::log(&bus).await;
     });

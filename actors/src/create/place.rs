@@ -12,12 +12,13 @@ use tracing::{info, warn};
 use super::{Creator, Wanted, interrupted};
 use crate::bus::claims::{Claim, OwnOutcome, Phase};
 use crate::chain;
-use crate::fleet::presence::features;
+use crate::fleet::presence::{features, offers};
 use crate::host::Leases;
 use crate::journal::{Batch, RequestRow, RequestState, VmRow};
 use crate::manager::ManagerMsg;
 use crate::services::now_ms;
 use crate::spec::Resolved;
+use crate::spec::security::offered;
 use crate::spec::shape::{POOLS, enough_pages};
 use crate::vm::actor::outcome_result;
 use crate::vm::disks::{supported, tool};
@@ -136,6 +137,7 @@ impl Creator {
         self.services.admits_events_of(namespace)?;
         supported(spec, tool(), self.services.programs.agent.as_deref())?;
         enough_pages(POOLS.as_ref(), spec)?;
+        offered(spec, offers(&self.services))?;
         let why = if self.services.state.draining() {
             return Err(draining(&self.services.host));
         } else if spec.placement.host.as_ref().is_some_and(|host| *host != self.services.host) {

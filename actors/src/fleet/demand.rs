@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use drover_schemas::Token;
-use drover_schemas::body::spec::{DiskFs, HugePages, Os, PlacementSpec, VmSpec};
+use drover_schemas::body::spec::{CoreScheduling, DiskFs, HugePages, Os, PlacementSpec, VmSpec};
 
 use crate::spec::{Templates, boot_parts, template_of};
 
@@ -41,6 +41,12 @@ pub mod feature {
     pub const PAGES_2M: &str = "memory.hugepages.2MiB";
     /// The same of 1 GiB.
     pub const PAGES_1G: &str = "memory.hugepages.1GiB";
+    /// What of the processor a guest is given is said by its spec.
+    pub const SECURITY: &str = "cpus.security";
+    /// Guests that run VMs of their own.
+    pub const NESTED: &str = "cpus.nested";
+    /// Threads that run on no core at a time with others.
+    pub const CORES: &str = "cpus.core-scheduling";
     /// Disks that stay when their VM is deleted.
     pub const VOLUMES: &str = "disks.volumes";
     /// Creates that were placed by another host.
@@ -137,6 +143,16 @@ impl Demand {
         if spec.cpu_topology.or(base.cpu_topology).is_some() {
             features.push(feature::TOPOLOGY.to_owned());
         }
+        let (asked, given) = (spec.security.unwrap_or_default(), base.security.unwrap_or_default());
+        if spec.security.is_some() || base.security.is_some() {
+            features.push(feature::SECURITY.to_owned());
+        }
+        if asked.nested.or(given.nested) == Some(true) {
+            features.push(feature::NESTED.to_owned());
+        }
+        if asked.core_scheduling.or(given.core_scheduling) == Some(CoreScheduling::Vcpu) {
+            features.push(feature::CORES.to_owned());
+        }
         match spec.hugepages.or(base.hugepages) {
             Some(HugePages::TwoMib) => features.push(feature::PAGES_2M.to_owned()),
             Some(HugePages::OneGib) => features.push(feature::PAGES_1G.to_owned()),
@@ -200,6 +216,13 @@ mod tests {
         assert_eq!(demand.features, [feature::LINUX, feature::TOPOLOGY, feature::PAGES_1G]);
         let spec: VmSpec = serde_json::from_str(r#"{"nics": [{"queues": 1}, {"queues": 2}]}"#).unwrap();
         assert_eq!(Demand::of(&namespace, &spec, &templates).features, [feature::LINUX, feature::QUEUES]);
+        let asked = r#"{"security": {"nested": true, "core_scheduling": "vcpu"}}"#;
+        let demand = Demand::of(&namespace, &serde_json::from_str(asked).unwrap(), &templates);
+        assert_eq!(demand.features, [feature::LINUX, feature::SECURITY, feature::NESTED, feature::CORES]);
+        // What closes something needs a host that knows of it.
+        let asked = r#"{"security": {"nested": false, "core_scheduling": "vm"}}"#;
+        let demand = Demand::of(&namespace, &serde_json::from_str(asked).unwrap(), &templates);
+        assert_eq!(demand.features, [feature::LINUX, feature::SECURITY]);
         let spec: VmSpec = serde_json::from_str(r#"{"seed": {"agent": true}}"#).unwrap();
         let demand = Demand::of(&namespace, &spec, &templates);
         assert_eq!(demand.features, [feature::LINUX, feature::SEED, feature::SEED_AGENT]);

@@ -14,8 +14,10 @@ use super::demand::feature;
 use crate::bus::claims::ClaimError;
 use crate::bus::connect::Bus;
 use crate::chain;
+use crate::hypervisor::cores;
 use crate::router::HostPhase;
 use crate::services::{Services, now_ms};
+use crate::spec::security::Offers;
 use crate::spec::shape::{POOLS, has_pages};
 
 /// How often a host says that it lives.
@@ -30,7 +32,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_IMAGES: usize = 256;
 
 /// Features that every build of this version offers, for peers of other versions.
-const FEATURES: [&str; 17] = [
+const FEATURES: [&str; 18] = [
     "vm.v1",
     "guest.v1",
     "events.v1",
@@ -48,6 +50,7 @@ const FEATURES: [&str; 17] = [
     feature::LIMITS,
     feature::QUEUES,
     feature::TOPOLOGY,
+    feature::SECURITY,
 ];
 
 /// What this host offers.
@@ -59,6 +62,9 @@ pub fn features(services: &Services) -> Vec<String> {
     let has = |pages| has_pages(POOLS.as_ref(), pages);
     let pages = [(HugePages::TwoMib, feature::PAGES_2M), (HugePages::OneGib, feature::PAGES_1G)];
     let pages = pages.into_iter().filter(|(pages, _)| has(*pages)).map(|(_, feature)| feature);
+    let offers = offers(services);
+    let nested = offers.nested.then_some(feature::NESTED);
+    let cores = offers.cores.then_some(feature::CORES);
     let agent = services.programs.agent.as_ref().map(|_| feature::SEED_AGENT);
     FEATURES
         .into_iter()
@@ -67,8 +73,16 @@ pub fn features(services: &Services) -> Vec<String> {
         .chain(ext4)
         .chain(agent)
         .chain(pages)
+        .chain(nested)
+        .chain(cores)
         .map(str::to_owned)
         .collect()
+}
+
+/// What of the processor this host gives to guests.
+#[must_use]
+pub fn offers(services: &Services) -> Offers {
+    Offers { nested: services.programs.nested, cores: cores::look().are_kept_apart() }
 }
 
 /// What the host does, in a word; a host that lacks the bus's assets cannot create.

@@ -46,6 +46,7 @@ fn spec(cpus: u32, memory_bytes: u64) -> ResolvedSpec {
         memory_bytes,
         cpu_topology: None,
         hugepages: None,
+        security: None,
         boot: ResolvedBoot { kernel: None, initramfs: None, firmware: None, cmdline: String::new() },
         disks: vec![],
         nics: vec![],

@@ -7,7 +7,9 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use drover_schemas::body::spec::{CpuTopology, DiskLimits, HugePages, NicSetup, Os, ResolvedSpec};
+use drover_schemas::body::spec::{
+    CoreScheduling, CpuTopology, DiskLimits, HugePages, NicSetup, Os, ResolvedSpec,
+};
 use drover_schemas::size::ByteSize;
 use drover_schemas::token::Token;
 use serde::Serialize;
@@ -197,6 +199,10 @@ pub struct CpusConfig {
     /// How they are laid out; the names are the VMM's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology: Option<CpuTopology>,
+    /// The guest may use the processor's virtualisation, which the VMM gives to all if nobody says no.
+    pub nested: bool,
+    /// Whose threads may run on one core.
+    pub core_scheduling: &'static str,
 }
 
 /// Memory.
@@ -355,6 +361,7 @@ pub fn disk_id(index: usize) -> String {
 #[must_use]
 pub fn vm_config(input: &VmmInput<'_>) -> VmConfig {
     let spec = input.spec;
+    let security = spec.security.unwrap_or_default();
     let hugepage_size = spec.hugepages.and_then(HugePages::bytes);
     let disks = input.paths.disks.iter().enumerate().map(|(index, disk)| DiskConfig {
         id: disk_id(index),
@@ -386,6 +393,11 @@ pub fn vm_config(input: &VmmInput<'_>) -> VmConfig {
             max_vcpus: spec.cpus,
             kvm_hyperv: spec.os == Os::Windows,
             topology: spec.cpu_topology,
+            nested: security.nested(),
+            core_scheduling: match security.core_scheduling() {
+                CoreScheduling::Vm => "Vm",
+                CoreScheduling::Vcpu => "Vcpu",
+            },
         },
         memory: MemoryConfig {
             size: spec.memory_bytes,

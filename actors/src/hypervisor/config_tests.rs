@@ -3,7 +3,7 @@ use std::path::Path;
 use drover_schemas::body::spec::{
     AgentSpec, NicSpec, PlacementSpec, ResolvedBoot, ResolvedDisk, ResolvedImage, ResolvedSpec, RestartSpec,
 };
-use drover_schemas::body::spec::{DiskLimits, ImageKind};
+use drover_schemas::body::spec::{DiskLimits, ImageKind, SecuritySpec};
 use drover_schemas::id::VmId;
 
 use super::*;
@@ -21,6 +21,7 @@ fn spec(os: Os) -> ResolvedSpec {
         memory_bytes: 512 << 20,
         cpu_topology: None,
         hugepages: None,
+        security: None,
         boot: ResolvedBoot {
             kernel: Some(image("debian", ImageKind::Kernel)),
             initramfs: None,
@@ -128,6 +129,8 @@ fn a_guest_may_have_neither_disk_nor_interface() {
     // Nor need it be as its VMM would lay it out.
     spec.cpu_topology = Some(CpuTopology { packages: 2, ..CpuTopology::default() });
     spec.hugepages = Some(HugePages::TwoMib);
+    let core_scheduling = Some(CoreScheduling::Vcpu);
+    spec.security = Some(SecuritySpec { nested: Some(true), core_scheduling });
     let config = vm_config(&VmmInput {
         spec: &spec,
         paths: BootPaths { kernel: Some("/k".into()), ..BootPaths::default() },

@@ -19,6 +19,7 @@ use super::disks;
 use super::laps::Laps;
 use super::machine::{Report, SpecVerb, Task};
 use crate::chain;
+use crate::fleet::presence::offers;
 use crate::guest::Link;
 use crate::hypervisor::api::{ApiClient, VmmState};
 use crate::hypervisor::cause::{self, Evidence};
@@ -34,6 +35,7 @@ use crate::network::forward::read_all;
 use crate::network::{NicLease, VmName, VmNet};
 use crate::network::{egress, limit};
 use crate::services::Shared;
+use crate::spec::security::offered;
 
 /// Processes and threads of one VM: the VMM's own, one for each CPU, and room.
 const PIDS_BASE: u64 = 128;
@@ -150,6 +152,9 @@ async fn boot_steps(context: &TaskContext, work: &disks::Work) -> Result<Run, Ca
         .state
         .reserve(&row.namespace, row.vm_id, &row.spec)
         .map_err(|e| Cause::new(CauseKind::HostResource, e.message).with("step", "capacity"))?;
+    // The operator may have thought better of it, or the kernel be another.
+    offered(&row.spec, offers(services))
+        .map_err(|e| Cause::new(CauseKind::HostResource, e.message).with("step", "security"))?;
     services.network.attach(vm_net(row)).await.map_err(|e| {
         Cause::new(CauseKind::TapRefused, format!("the network could not be made: {}", chain(&e)))
             .with("step", "network")

@@ -471,6 +471,46 @@ impl HugePages {
     }
 }
 
+/// Whether the vCPUs of a guest run beside others on a core that has several threads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CoreScheduling {
+    /// Beside those of the same guest, and no others.
+    #[default]
+    Vm,
+    /// Beside none: for guests whose own programs are not to find out about each other. A core then does for this guest
+    /// what a thread does for others.
+    Vcpu,
+}
+
+/// What of the processor a guest is given, where that is a matter of who may find out about whom. A request closes what
+/// its template leaves open, and opens nothing that the template has closed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct SecuritySpec {
+    /// The guest may run VMs of its own, by virtualisation of the processor: more of the host's kernel is then within its
+    /// reach. Only on hosts whose operator allows it; off if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nested: Option<bool>,
+    /// Whose vCPUs share a core; `vm` if left out. `vcpu` goes only to hosts that can keep them apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub core_scheduling: Option<CoreScheduling>,
+}
+
+impl SecuritySpec {
+    /// Whether the guest may run VMs.
+    #[must_use]
+    pub fn nested(&self) -> bool {
+        self.nested.unwrap_or_default()
+    }
+
+    /// Whose vCPUs share a core.
+    #[must_use]
+    pub fn core_scheduling(&self) -> CoreScheduling {
+        self.core_scheduling.unwrap_or_default()
+    }
+}
+
 /// What a caller (or a template) says about a VM. Everything left out comes from the template.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -494,6 +534,9 @@ pub struct VmSpec {
     /// Memory of huge pages, which are reserved on the host: faster for guests with much of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hugepages: Option<HugePages>,
+    /// What of the processor it is given beside its CPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub security: Option<SecuritySpec>,
     /// What the guest boots.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootSpec>,
@@ -704,6 +747,9 @@ pub struct ResolvedSpec {
     /// The huge pages that it is of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hugepages: Option<HugePages>,
+    /// What of the processor it is given, if that is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security: Option<SecuritySpec>,
     /// What the guest boots.
     pub boot: ResolvedBoot,
     /// Disks in order.

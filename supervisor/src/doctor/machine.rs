@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 
+use drover_actors::hypervisor::cores::{self, Cores};
 use drover_actors::hypervisor::{cgroup, landlock};
 
 use super::Finding;
@@ -11,7 +12,7 @@ use super::Finding;
 const KERNEL: (u32, u32) = (5, 14);
 
 pub(super) fn look() -> Vec<Finding> {
-    vec![user(), kernel(), hardware(), tun(), namespaces(), cgroups(), landlock_of()]
+    vec![user(), kernel(), hardware(), tun(), namespaces(), cgroups(), landlock_of(), cores_of()]
 }
 
 fn user() -> Finding {
@@ -121,6 +122,19 @@ fn landlock_of() -> Finding {
     match abi {
         Some(abi) if abi >= landlock::NEEDED => Finding::good("Landlock", found),
         _ => Finding::weak("Landlock", found, "use Linux 6.2 or newer with landlock in its `lsm=` list"),
+    }
+}
+
+fn cores_of() -> Finding {
+    let check = "cores";
+    match cores::look() {
+        Cores::Single => Finding::good(check, "one thread each, which guests do not share"),
+        Cores::Apart => Finding::good(check, "the kernel keeps guests off each other's (core scheduling)"),
+        Cores::Shared => {
+            let advice = "guests can find out about each other by the caches that threads share: use a kernel with \
+                          CONFIG_SCHED_CORE, or switch such threads off (`nosmt`)";
+            Finding::weak(check, "threads of one may run different guests", advice)
+        }
     }
 }
 

@@ -2217,6 +2217,8 @@ class ResolvedSpec(TypedDict):
     placement: NotRequired[PlacementSpec]
     # What happens after an end.
     restart: RestartSpec
+    # What of the processor it is given, if that is said.
+    security: NotRequired[SecuritySpec | None]
     # The seed disk, if there is one.
     seed: NotRequired[SeedSpec | None]
     # The template that it came from.
@@ -2311,6 +2313,14 @@ class RunsResult(TypedDict):
     """The runs of this boot."""
     # Oldest first.
     runs: list[RunInfo]
+
+
+class SecuritySpec(TypedDict):
+    """What of the processor a guest is given, where that is a matter of who may find out about whom. A request closes what its template leaves open, and opens nothing that the template has closed."""
+    # Whose vCPUs share a core; `vm` if left out. `vcpu` goes only to hosts that can keep them apart.
+    core_scheduling: NotRequired[CoreScheduling | None]
+    # The guest may run VMs of its own, by virtualisation of the processor: more of the host's kernel is then within its reach. Only on hosts whose operator allows it; off if left out.
+    nested: NotRequired[bool | None]
 
 
 class SeedSpec(TypedDict):
@@ -2839,6 +2849,8 @@ class VmSpec(TypedDict):
     placement: NotRequired[PlacementSpec | None]
     # What happens after an end.
     restart: NotRequired[RestartSpec | None]
+    # What of the processor it is given beside its CPUs.
+    security: NotRequired[SecuritySpec | None]
     # The seed disk; there is one too if there is `user_data`.
     seed: NotRequired[SeedSpec | None]
     # The template to start from; `linux-default` if left out.
@@ -3020,6 +3032,9 @@ CheckStatus = str
 
 # What was done about a guest's clock.
 ClockChange = str
+
+# Whether the vCPUs of a guest run beside others on a core that has several threads.
+CoreScheduling = Literal["vm", "vcpu"]
 
 # What a VM shall be.
 Desired = str
