@@ -27,7 +27,7 @@ use crate::guest::GuestIds;
 use crate::journal::VmRow;
 use crate::router::Router;
 use crate::services::Services;
-use crate::vm::actor::VmRef;
+use crate::vm::actor::{VmRef, view};
 use crate::vm::message::{View, VmMsg};
 
 /// How long a subscription that ends waits for each message that is on its way.
@@ -140,9 +140,7 @@ impl Slot {
 
     /// Everything that its actor knows of the VM.
     pub async fn view(&self) -> Option<Box<View>> {
-        let (reply, view) = oneshot::channel();
-        let _ = self.actor()?.cast(VmMsg::View(reply));
-        view.await.ok()
+        view(&self.actor()?).await
     }
 
     pub(crate) fn set(&self, actor: Option<VmRef>) {

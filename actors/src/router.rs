@@ -342,9 +342,7 @@ impl Router {
     }
 
     async fn view(&self, ns: &Token, name: &Token) -> Result<Box<View>, ErrorBody> {
-        let (reply, view) = oneshot::channel();
-        let _ = self.actor(ns, name)?.cast(VmMsg::View(reply));
-        view.await.map_err(|_| interrupted())
+        crate::vm::actor::view(&self.actor(ns, name)?).await.ok_or_else(interrupted)
     }
 
     async fn vm(&self, ns: &Token, name: &Token, verb: &str, request: &Request, permit: Permit) -> Answer {

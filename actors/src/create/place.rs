@@ -137,7 +137,7 @@ impl Creator {
         self.services.admits_events_of(namespace)?;
         supported(spec, tool(), self.services.programs.agent.as_deref())?;
         enough_pages(POOLS.as_ref(), spec)?;
-        offered(spec, offers(&self.services))?;
+        offered(spec, || offers(&self.services))?;
         let why = if self.services.state.draining() {
             return Err(draining(&self.services.host));
         } else if spec.placement.host.as_ref().is_some_and(|host| *host != self.services.host) {

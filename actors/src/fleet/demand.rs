@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use drover_schemas::Token;
 use drover_schemas::body::spec::{CoreScheduling, DiskFs, HugePages, Os, PlacementSpec, VmSpec};
 
+use crate::spec::security::over;
 use crate::spec::{Templates, boot_parts, template_of};
 
 /// What a host offers that a spec may need, beside what every version offers.
@@ -143,14 +144,14 @@ impl Demand {
         if spec.cpu_topology.or(base.cpu_topology).is_some() {
             features.push(feature::TOPOLOGY.to_owned());
         }
-        let (asked, given) = (spec.security.unwrap_or_default(), base.security.unwrap_or_default());
+        let security = over(spec.security.unwrap_or_default(), base.security.unwrap_or_default());
         if spec.security.is_some() || base.security.is_some() {
             features.push(feature::SECURITY.to_owned());
         }
-        if asked.nested.or(given.nested) == Some(true) {
+        if security.nested() {
             features.push(feature::NESTED.to_owned());
         }
-        if asked.core_scheduling.or(given.core_scheduling) == Some(CoreScheduling::Vcpu) {
+        if security.core_scheduling() == CoreScheduling::Vcpu {
             features.push(feature::CORES.to_owned());
         }
         match spec.hugepages.or(base.hugepages) {

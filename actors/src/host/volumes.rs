@@ -7,6 +7,7 @@ use drover_schemas::body::spec::ResolvedDisk;
 use drover_schemas::{ErrorBody, ErrorCode, Token, VmId};
 
 use super::HostState;
+use crate::spec::invalid;
 
 /// The volumes of a host, by namespace and name.
 #[derive(Debug, Default)]
@@ -248,9 +249,7 @@ impl HostState {
         let Some(more) = size_bytes.checked_sub(size) else {
             let text =
                 format!("the volume has {size} bytes and never becomes shorter: its end may be in use");
-            return Err(ErrorBody::new(ErrorCode::InvalidArgument, format!("size_bytes: {text}"))
-                .with("field", "size_bytes")
-                .with("size_bytes", size));
+            return Err(invalid("size_bytes", text).with("size_bytes", size));
         };
         self.check_disk(&inner, namespace, more, Some(free))?;
         match self.volumes.lock().get_mut(&key).filter(|volume| volume.state == State::Ready) {

@@ -10,7 +10,7 @@ use super::{
     oneshot, unknown_verb,
 };
 use crate::ingress::permits::Permit;
-use crate::vm::actor::{Remembered, remembered};
+use crate::vm::actor::{Remembered, VmRef, remembered, view};
 use crate::vm::message::{Change, SpecChange};
 
 const SHUTDOWN_MS: u64 = 60_000;
@@ -136,9 +136,7 @@ pub(super) async fn change(
 }
 
 /// A start takes capacity before anything is promised; a VM that is up has it already.
-async fn reserve(router: &Router, actor: &crate::vm::actor::VmRef) -> Result<(), ErrorBody> {
-    let (reply, view) = oneshot::channel();
-    let _ = actor.cast(VmMsg::View(reply));
-    let view = view.await.map_err(|_| interrupted())?;
+async fn reserve(router: &Router, actor: &VmRef) -> Result<(), ErrorBody> {
+    let view = view(actor).await.ok_or_else(interrupted)?;
     router.services.state.reserve(&view.row.namespace, view.row.vm_id, &view.row.spec)
 }

@@ -96,9 +96,8 @@ async fn tell(
 ) -> Result<Vec<VolumeSeenLater>, ErrorBody> {
     let mut later = Vec::new();
     for row in services.rows().await?.iter().filter(|row| row.namespace == *ns) {
-        let disks = row.spec.disks.iter().enumerate();
-        let Some((index, disk)) = disks.into_iter().find(|(_, disk)| disk.volume.as_ref() == Some(name))
-        else {
+        let mut disks = row.spec.disks.iter().enumerate();
+        let Some((index, disk)) = disks.find(|(_, disk)| disk.volume.as_ref() == Some(name)) else {
             continue;
         };
         let Some(slot) = directory.get(ns, &row.name).filter(|slot| slot.vm_id == row.vm_id) else {

@@ -34,23 +34,30 @@ pub(super) fn resolve(spec: &VmSpec, base: &VmSpec) -> Result<Option<SecuritySpe
     {
         return closed("spec.security.core_scheduling", "`vcpu`");
     }
-    let both = SecuritySpec {
-        nested: asked.nested.or(base.nested),
-        core_scheduling: asked.core_scheduling.or(base.core_scheduling),
-    };
+    let both = over(asked, base);
     Ok((both != SecuritySpec::default()).then_some(both))
 }
 
-/// Whether a host does what a spec says.
+/// Each value as it is asked for, else as the template has it.
+#[must_use]
+pub fn over(asked: SecuritySpec, base: SecuritySpec) -> SecuritySpec {
+    SecuritySpec {
+        nested: asked.nested.or(base.nested),
+        core_scheduling: asked.core_scheduling.or(base.core_scheduling),
+    }
+}
+
+/// Whether a host does what a spec says; the host is looked at only if it says something.
 ///
 /// # Errors
 /// `unsupported`, with what is missing.
-pub fn offered(spec: &ResolvedSpec, offers: Offers) -> Result<(), ErrorBody> {
+pub fn offered(spec: &ResolvedSpec, offers: impl FnOnce() -> Offers) -> Result<(), ErrorBody> {
+    let Some(security) = spec.security else { return Ok(()) };
+    let offers = offers();
     let refuse = |field: &str, missing: &str, text: &str| {
         let error = ErrorBody::new(ErrorCode::Unsupported, format!("{field}: {text}"));
         Err(error.with("field", field).with("missing", missing))
     };
-    let security = spec.security.unwrap_or_default();
     if security.nested() && !offers.nested {
         let text = "guests of this host run no VMs; an operator allows it with vmm.nested of the host";
         return refuse("spec.security.nested", "vmm.nested", text);
@@ -100,17 +107,17 @@ mod tests {
     fn a_host_does_what_it_offers_and_says_what_it_lacks() {
         let mut vm = crate::journal::tests::vm(1, "a", 1).spec;
         let (none, all) = (Offers { nested: false, cores: false }, Offers { nested: true, cores: true });
-        assert_eq!(offered(&vm, none), Ok(()));
+        assert_eq!(offered(&vm, || none), Ok(()));
         let closed = SecuritySpec { nested: Some(false), core_scheduling: Some(CoreScheduling::Vm) };
         vm.security = Some(closed);
-        assert_eq!(offered(&vm, none), Ok(()));
+        assert_eq!(offered(&vm, || none), Ok(()));
         for (security, missing) in [
             (SecuritySpec { nested: Some(true), ..closed }, "vmm.nested"),
             (SecuritySpec { core_scheduling: Some(CoreScheduling::Vcpu), ..closed }, "core scheduling"),
         ] {
             vm.security = Some(security);
-            assert_eq!(offered(&vm, all), Ok(()));
-            let error = offered(&vm, none).unwrap_err();
+            assert_eq!(offered(&vm, || all), Ok(()));
+            let error = offered(&vm, || none).unwrap_err();
             assert_eq!((error.code, error.details["missing"].as_str()), (ErrorCode::Unsupported, missing));
         }
     }

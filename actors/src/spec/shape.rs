@@ -1,4 +1,5 @@
-//! How a guest's CPUs are laid out, how many of them an interface serves, and which pages its memory is of: checked, and whether the host has such pages.
+//! How a guest's CPUs are laid out, how many of them an interface serves, and which pages its memory is of: checked, and
+//! whether the host has such pages.
 
 use std::path::Path;
 

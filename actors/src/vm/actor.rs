@@ -59,6 +59,13 @@ const REBOOT_LOOP: u32 = 5;
 /// A reference to the actor of a VM.
 pub type VmRef = ActorRef<VmMsg>;
 
+/// Everything that an actor knows of its VM; `None` if it is gone.
+pub async fn view(actor: &VmRef) -> Option<Box<View>> {
+    let (reply, view) = tokio::sync::oneshot::channel();
+    let _ = actor.cast(VmMsg::View(reply));
+    view.await.ok()
+}
+
 /// The actor; it has no state of its own.
 #[derive(Debug)]
 pub struct VmActor;

@@ -153,7 +153,7 @@ async fn boot_steps(context: &TaskContext, work: &disks::Work) -> Result<Run, Ca
         .reserve(&row.namespace, row.vm_id, &row.spec)
         .map_err(|e| Cause::new(CauseKind::HostResource, e.message).with("step", "capacity"))?;
     // The operator may have thought better of it, or the kernel be another.
-    offered(&row.spec, offers(services))
+    offered(&row.spec, || offers(services))
         .map_err(|e| Cause::new(CauseKind::HostResource, e.message).with("step", "security"))?;
     services.network.attach(vm_net(row)).await.map_err(|e| {
         Cause::new(CauseKind::TapRefused, format!("the network could not be made: {}", chain(&e)))

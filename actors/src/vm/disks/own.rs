@@ -156,16 +156,17 @@ pub fn make(wanted: &Wanted, stop: &AtomicBool) -> Result<DiskMade, DiskError> {
 
 /// Makes a disk's file as long as it shall be; a longer one stays. What is no file is left to whoever uses it.
 fn lengthen(own: &Path, length: u64) -> io::Result<()> {
-    let is_shorter = |meta: fs::Metadata| meta.is_file() && meta.len() < length;
-    if !is_shorter(fs::symlink_metadata(own)?) {
-        return Ok(());
-    }
-    let file = open(own, OpenOptions::new().write(true))?;
-    if is_shorter(file.metadata()?) {
+    let meta = fs::symlink_metadata(own)?;
+    if meta.is_file() && meta.len() < length { at_least(own, length) } else { Ok(()) }
+}
+
+/// Makes a file at least so long, on disk; it is no link.
+pub(super) fn at_least(path: &Path, length: u64) -> io::Result<()> {
+    let file = open(path, OpenOptions::new().write(true))?;
+    if file.metadata()?.len() < length {
         file.set_len(length)?;
-        file.sync_all()?;
     }
-    Ok(())
+    file.sync_all()
 }
 
 /// Opens what is in a VM's folder: no link is followed, and nothing is waited for.

@@ -1,18 +1,17 @@
 //! The files of volumes: one for each, below a folder of its namespace that only we enter. A file that has its name is
 //! whole; what was begun when the daemon died is removed by the next one.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, lchown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use drover_schemas::body::spec::DiskFs;
 use drover_schemas::body::volume::VolumeCreateRequest;
 use drover_schemas::{ErrorBody, ErrorCode, Token};
-use rustix::fs::OFlags;
 
-use super::own::{self, DiskError, Source, Wanted};
+use super::own::{self, DiskError, Source, Wanted, at_least};
 use crate::chain;
 use crate::services::{Services, Shared};
 
@@ -107,14 +106,6 @@ pub async fn lengthen(
         };
         ErrorBody::new(code, format!("the volume is not made longer: {error}"))
     })
-}
-
-fn at_least(path: &Path, size: u64) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
-    if file.metadata()?.len() < size {
-        file.set_len(size)?;
-    }
-    file.sync_all()
 }
 
 /// How long the file of a volume is.
