@@ -462,6 +462,8 @@ async fn open_journal(setup: &HostSetup) -> Result<(JournalHandle, Snapshot), St
 
 /// How long a start waits for the bus to say whose the host's name is.
 const NAME_WITHIN: Duration = Duration::from_secs(1);
+/// How long what the daemon does beside its VMs has to end.
+const PARTS_TAKE: Duration = Duration::from_secs(1);
 /// How long a stop waits for the bus to forget that the host lives.
 const LEAVE: Duration = Duration::from_secs(1);
 /// How long the audit has to reach the journal when the daemon stops.
@@ -517,6 +519,11 @@ impl RunningHost {
     pub async fn shutdown(self, deadline: Duration) {
         for part in &self.parts {
             part.stop(None);
+        }
+        // One that is in the middle of saying that the host lives would say it after it has left.
+        let ended = futures_util::future::join_all(self.parts.iter().map(|part| part.wait(Some(PARTS_TAKE))));
+        if ended.await.iter().any(Result::is_err) {
+            warn!("a part of the host did not stop in time");
         }
         if self.bus.state.borrow().connected {
             let leave = self.services.claims.leave(&self.services.host, self.services.installation);

@@ -48,7 +48,7 @@ pub enum ServiceMsg {
 #[derive(Debug)]
 pub struct ServiceState {
     args: ServiceArgs,
-    _work: AbortOnDropHandle<()>,
+    work: AbortOnDropHandle<()>,
 }
 
 /// Starts a service below `root`. `work` gives the whole of its work, each time anew.
@@ -88,7 +88,7 @@ impl Actor for Service {
         args: ServiceArgs,
     ) -> Result<ServiceState, ActorProcessingErr> {
         let work = begin(&myself, &args);
-        Ok(ServiceState { args, _work: work })
+        Ok(ServiceState { args, work })
     }
 
     async fn handle(
@@ -103,8 +103,19 @@ impl Actor for Service {
                 state.args.metrics.actor_restarts.inc();
                 myself.send_after(AGAIN, || ServiceMsg::Begin);
             }
-            ServiceMsg::Begin => state._work = begin(&myself, &state.args),
+            ServiceMsg::Begin => state.work = begin(&myself, &state.args),
         }
+        Ok(())
+    }
+
+    /// Whoever waits for the service to stop knows that it does nothing any more.
+    async fn post_stop(
+        &self,
+        _: ActorRef<ServiceMsg>,
+        state: &mut ServiceState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.work.abort();
+        let _ = (&mut state.work).await;
         Ok(())
     }
 }
@@ -155,6 +166,8 @@ mod tests {
         assert_eq!(Arc::strong_count(&alive), 3);
         service.stop(None);
         service.wait(None).await.unwrap();
+        // It does nothing any more; only what would begin it again is left.
+        assert!(Arc::strong_count(&alive) <= 2);
         top.stop(None);
         handle.await.unwrap();
         while Arc::strong_count(&alive) > 1 {

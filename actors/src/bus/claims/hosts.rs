@@ -138,11 +138,21 @@ impl Claims {
     /// # Errors
     /// [`ClaimError::HostTaken`] if another installation lives under the name.
     pub async fn leave(&self, host: &Token, installation: InstallationId) -> Result<(), ClaimError> {
-        let revision = self.alive_is_ours(host, installation).await?;
         let key = host.to_string();
-        // Whoever has written meanwhile knows better.
-        let purged = self.hosts.purge(&key, revision).await;
-        purged.map(drop).map_err(|source| ClaimError::Bucket { operation: "remove", key, source })
+        for _ in 0..RACES {
+            let revision = self.alive_is_ours(host, installation).await?;
+            let purged = self.hosts.purge(&key, revision).await;
+            let purged = purged.map_err(|source| ClaimError::Bucket {
+                operation: "remove",
+                key: key.clone(),
+                source,
+            })?;
+            // What was still on its way from this host when it was looked at is the row now.
+            if purged != Written::Lost {
+                return Ok(());
+            }
+        }
+        Err(ClaimError::Contended { key })
     }
 
     /// The revision of the host's row, if nobody else lives under the name.
