@@ -304,6 +304,7 @@ if wants network; then
     step network "guests set up over the link" real network_link 1
     need_debian busybox=busybox-static
     step network "addresses and names for who asks" real names 2
+    step network "subnets that hosts take" real subnets 1
 fi
 
 if wants soak; then

@@ -6,6 +6,7 @@
 mod background;
 mod error;
 mod orphans;
+mod subnets;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -226,8 +227,10 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         users::claim_in_turn(installation, setup.state.clone(), setup.users, in_use.collect()).await?;
     info!(first_uid = claimed.first, uids = claimed.count, "users for VMs");
     let totals = Totals { first_uid: claimed.first, uids: claimed.count, ..setup.totals };
+    let who = (&setup.host, installation);
+    let networks = subnets::resolve((&bus, &setup.assets), &claims, &journal, who, setup.networks).await?;
     let notify = NotifySocket::bind(&run_root).map_err(|source| StartError::Notify { source })?;
-    let state = HostState::new(installation, totals, Arc::clone(&quotas), &setup.networks, &snapshot)
+    let state = HostState::new(installation, totals, Arc::clone(&quotas), &networks, &snapshot)
         .map_err(|source| StartError::Subnet { source })?;
     let folder = volumes::folder(&setup.disks);
     let found = tokio::task::spawn_blocking(move || volumes::found(&folder)).await;
@@ -237,7 +240,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     state.set_draining(journal.draining().map_err(load_error)?);
     let (failing, failed) = mpsc::channel(4);
     let (root, _) = Actor::spawn(Some("root".into()), Root, failing.clone()).await.map_err(actor("root"))?;
-    let network_config = NetworkConfig { installation, networks: setup.networks, nft: setup.nft };
+    let network_config = NetworkConfig { installation, networks, nft: setup.nft };
     let boot = pidfd::boot_id().map_err(|source| StartError::Boot { source })?;
     let last_boot = journal.last_boot().map_err(load_error)?;
     let rebooted = last_boot.is_some_and(|last| last != boot);

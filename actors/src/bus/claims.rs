@@ -18,6 +18,7 @@ pub mod decide;
 mod error;
 pub mod hosts;
 pub(crate) mod kv;
+pub mod subnets;
 
 use std::time::Duration;
 

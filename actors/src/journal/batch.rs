@@ -1,8 +1,10 @@
 //! What one commit does. All operations of a batch take effect together or not at all.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use drover_schemas::{RequestId, Token, VmId};
+use ipnet::Ipv4Net;
 
 use super::error::JournalError;
 use super::rows::{LeaseRow, OutboxRow, RequestRow, RequestState, UidRow, VmRow, encode_row};
@@ -87,6 +89,8 @@ pub enum Op {
     PutStreamIdentity(String),
     /// Whether the host takes new VMs.
     PutDraining(bool),
+    /// Notes the subnets that the host has out of pools of the fleet, by the names of its networks.
+    PutSubnets(BTreeMap<Token, Ipv4Net>),
     /// Notes the boot of the host in which every VM was looked at.
     PutBoot(String),
 }
@@ -246,6 +250,7 @@ pub(super) enum EncodedOp {
     },
     PutStreamIdentity(String),
     PutDraining(bool),
+    PutSubnets(String),
     PutBoot(String),
 }
 
@@ -294,6 +299,10 @@ fn encode_op(op: Op) -> Result<EncodedOp, JournalError> {
         }
         Op::PutStreamIdentity(identity) => EncodedOp::PutStreamIdentity(identity),
         Op::PutDraining(on) => EncodedOp::PutDraining(on),
+        Op::PutSubnets(subnets) => {
+            let pairs = subnets.iter().map(|(network, subnet)| format!("{network}={subnet}"));
+            EncodedOp::PutSubnets(pairs.collect::<Vec<_>>().join(" "))
+        }
         Op::PutBoot(boot) => EncodedOp::PutBoot(boot),
     })
 }

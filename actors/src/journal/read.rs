@@ -1,14 +1,17 @@
 //! Reads: the snapshot at start, request ids, and pages of the outbox.
 
+use std::collections::BTreeMap;
+
 use drover_schemas::{RequestId, Token, VmId};
+use ipnet::Ipv4Net;
 use redb::{ReadTransaction, ReadableTable as _, TableDefinition};
 use serde::de::DeserializeOwned;
 
 use super::error::JournalError;
 use super::rows::{LeaseRow, OutboxRow, Position, RequestRow, UidRow, VmRow, decode_row};
 use super::store::{
-    Bytes, IN_FLIGHT, LEASES, META, META_BOOT, META_DRAINING, META_STREAM, OUTBOX_AGENT, OUTBOX_STATE,
-    POSITIONS, REQUEST_COUNTS, REQUESTS, ReadFailure, UIDS, VMS,
+    Bytes, IN_FLIGHT, LEASES, META, META_BOOT, META_DRAINING, META_STREAM, META_SUBNETS, OUTBOX_AGENT,
+    OUTBOX_STATE, POSITIONS, REQUEST_COUNTS, REQUESTS, ReadFailure, UIDS, VMS,
 };
 use super::{JournalHandle, REQUEST_AHEAD_MS, REQUEST_WINDOW_MS};
 
@@ -186,6 +189,23 @@ impl JournalHandle {
         self.0
             .store
             .read("meta", |txn| Ok(txn.open_table(META)?.get(META_BOOT)?.map(|v| v.value().to_owned())))
+    }
+
+    /// The subnets that the host has out of pools of the fleet, by the names of its networks.
+    ///
+    /// # Errors
+    /// [`JournalError::Read`] if the file fails.
+    pub fn subnets(&self) -> Result<BTreeMap<Token, Ipv4Net>, JournalError> {
+        let text = self
+            .0
+            .store
+            .read("meta", |txn| Ok(txn.open_table(META)?.get(META_SUBNETS)?.map(|v| v.value().to_owned())))?;
+        // One that cannot be read is claimed again: the host's claim on the bus has it still.
+        let pair = |pair: &str| {
+            let (network, subnet) = pair.split_once('=')?;
+            Some((Token::new(network).ok()?, subnet.parse().ok()?))
+        };
+        Ok(text.unwrap_or_default().split_whitespace().filter_map(pair).collect())
     }
 
     /// Whether an operator told the host to take no new VMs.

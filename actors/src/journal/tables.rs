@@ -9,8 +9,8 @@ use super::batch::{EncodedBatch, EncodedOp, EventClass};
 use super::error::JournalError;
 use super::rows::{LeaseRow, RequestRow, RequestState, UidRow, VmRow, decode_row, encode_row};
 use super::store::{
-    Bytes, COUNTERS, Changes, IN_FLIGHT, LEASES, META, META_BOOT, META_DRAINING, META_STREAM, NAMES,
-    OUTBOX_AGENT, OUTBOX_STATE, POSITIONS, REQUEST_COUNTS, REQUEST_TIMES, REQUESTS, UIDS, VMS,
+    Bytes, COUNTERS, Changes, IN_FLIGHT, LEASES, META, META_BOOT, META_DRAINING, META_STREAM, META_SUBNETS,
+    NAMES, OUTBOX_AGENT, OUTBOX_STATE, POSITIONS, REQUEST_COUNTS, REQUEST_TIMES, REQUESTS, UIDS, VMS,
 };
 
 type Result<T> = std::result::Result<T, redb::Error>;
@@ -210,6 +210,9 @@ impl<'t> Tables<'t> {
             }
             EncodedOp::PutBoot(boot) => {
                 self.meta.insert(META_BOOT, boot.as_str())?;
+            }
+            EncodedOp::PutSubnets(subnets) => {
+                self.meta.insert(META_SUBNETS, subnets.as_str())?;
             }
             EncodedOp::PutDraining(true) => {
                 self.meta.insert(META_DRAINING, "true")?;

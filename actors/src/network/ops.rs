@@ -33,6 +33,7 @@ use super::mtu::Mtu;
 use super::names::{self, Mark};
 use super::nft::{Base, BaseNet, Member, Nft, NftError};
 use super::tap::{self, TapError, TapKind};
+use crate::bus::claims::subnets::SubnetPool;
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -45,6 +46,9 @@ pub struct NetworkDef {
     /// Its addresses; the first host is the gateway.
     #[serde(default = "default_subnet")]
     pub subnet: Ipv4Net,
+    /// In its place: another subnet on each host of the fleet, out of a pool that all have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet_from: Option<SubnetPool>,
     /// Its addresses of IPv6, with the same places in it as the others; no IPv6 if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<Ipv6Net>,
@@ -83,12 +87,19 @@ fn default_egress_deny() -> Vec<IpNet> {
 }
 
 impl NetworkDef {
+    /// Whether its subnet is one of its own, and not the one of all who do not say.
+    #[must_use]
+    pub fn has_own_subnet(&self) -> bool {
+        self.subnet != default_subnet()
+    }
+
     /// A network with the defaults.
     #[must_use]
     pub fn named(name: Token) -> Self {
         Self {
             name,
             subnet: default_subnet(),
+            subnet_from: None,
             ipv6: None,
             mtu: Mtu::default(),
             isolate: default_isolate(),

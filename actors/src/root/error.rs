@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use drover_schemas::ErrorBody;
 
+use super::subnets::NoSubnet;
 use crate::bus::claims::ClaimError;
 use crate::bus::connect::ConnectError;
 use crate::host::SubnetError;
 use crate::host::users::UsersError;
 use crate::hypervisor::run_dir::RunRootError;
-use crate::journal::OpenError;
+use crate::journal::{JournalError, OpenError};
 use crate::network::NetworkError;
 use crate::restored::CatchUpError;
 
@@ -93,6 +94,20 @@ pub enum StartError {
         /// Why.
         #[source]
         source: SubnetError,
+    },
+    /// A network has none out of its pool.
+    #[error("find the subnets of the networks")]
+    Pool {
+        /// Why.
+        #[from]
+        source: NoSubnet,
+    },
+    /// The journal does not keep which ones the networks have.
+    #[error("keep the subnets of the networks")]
+    Subnets {
+        /// Why.
+        #[source]
+        source: Box<JournalError>,
     },
     /// An actor did not start.
     #[error("start the actor {actor}")]

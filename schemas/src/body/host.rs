@@ -226,6 +226,10 @@ pub struct HostClaim {
     /// The installation has not been heard since it was forgotten: the name is free.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub free: bool,
+    /// The subnets that its networks have out of pools of the fleet, by the names of the networks. No other host takes
+    /// them, until this one is forgotten.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub subnets: BTreeMap<Token, String>,
 }
 
 /// Request of `host.<host>.list`.

@@ -44,6 +44,19 @@ pub enum ClaimError {
         /// The key.
         key: String,
     },
+    /// Other hosts have all of a pool.
+    #[error(
+        "no subnet of /{prefix} is free in {pool} for network {network}: forget hosts that are gone (`drover host \
+         forget`), or configure a larger pool on all hosts"
+    )]
+    PoolUsedUp {
+        /// The network.
+        network: Token,
+        /// The pool.
+        pool: ipnet::Ipv4Net,
+        /// How long the prefix of a subnet is.
+        prefix: u8,
+    },
     /// Another installation uses the name of this host.
     #[error(
         "the host name {host} belongs to installation {installation}, which {}; give each host a name of its own{}",
@@ -68,6 +81,7 @@ impl ClaimError {
         let code = match self {
             Self::Bucket { .. } | Self::Contended { .. } => ErrorCode::Unavailable,
             Self::HostTaken { .. } => ErrorCode::Conflict,
+            Self::PoolUsedUp { .. } => ErrorCode::ResourceExhausted,
             _ => ErrorCode::Internal,
         };
         ErrorBody::new(code, self.to_string()).with("cause", "claims")

@@ -1,6 +1,8 @@
 //! Whose the name of a host is, and that the host lives. Two keys of the bucket of hosts: `<host>.claim` stays until
 //! an operator has the host forgotten, `<host>` goes 90 s after the host was heard last.
 
+use std::collections::BTreeMap;
+
 use drover_schemas::blob::Blob;
 use drover_schemas::body::host::HostClaim;
 use drover_schemas::{InstallationId, Token, codec};
@@ -13,13 +15,20 @@ pub const CLAIM_SUFFIX: &str = ".claim";
 /// Decides over what is recorded of a host's name. `None`: another installation has it.
 #[must_use]
 pub fn decide_host(found: Option<&HostClaim>, ours: InstallationId, now_unix_ms: u64) -> Option<HostClaim> {
-    let fresh =
-        HostClaim { installation: ours, seen_unix_ms: now_unix_ms, forgotten_unix_ms: None, free: false };
+    let fresh = HostClaim {
+        installation: ours,
+        seen_unix_ms: now_unix_ms,
+        forgotten_unix_ms: None,
+        free: false,
+        subnets: BTreeMap::new(),
+    };
     match found {
         None => Some(fresh),
         Some(claim) if claim.installation == ours => {
+            // Others may have taken them since the host was forgotten.
+            let subnets = if claim.free { BTreeMap::new() } else { claim.subnets.clone() };
             // What was forgotten stays so, though the host is back.
-            Some(HostClaim { forgotten_unix_ms: claim.forgotten_unix_ms, ..fresh })
+            Some(HostClaim { forgotten_unix_ms: claim.forgotten_unix_ms, subnets, ..fresh })
         }
         Some(claim) if claim.free => Some(fresh),
         Some(_) => None,
@@ -175,7 +184,7 @@ impl Claims {
         Ok(ClaimError::HostTaken { host: host.clone(), installation, alive })
     }
 
-    async fn read_host_claim(&self, host: &Token) -> Result<(Option<HostClaim>, u64), ClaimError> {
+    pub(super) async fn read_host_claim(&self, host: &Token) -> Result<(Option<HostClaim>, u64), ClaimError> {
         let key = format!("{host}{CLAIM_SUFFIX}");
         let entry = self.hosts.get(&key).await;
         let entry =
@@ -185,7 +194,7 @@ impl Claims {
         Ok((Some(claim), entry.revision))
     }
 
-    async fn write_host_claim(
+    pub(super) async fn write_host_claim(
         &self,
         host: &Token,
         claim: &HostClaim,
@@ -210,11 +219,15 @@ mod tests {
         assert_eq!((first.installation, first.seen_unix_ms, first.free), (one, 10, false));
         assert_eq!(decide_host(Some(&first), two, 1 << 50), None, "however long it was silent");
         assert_eq!(decide_host(Some(&first), one, 20).unwrap().seen_unix_ms, 20);
-        let forgotten = HostClaim { forgotten_unix_ms: Some(30), free: true, ..first };
+        let subnets = BTreeMap::from([(Token::new("default").unwrap(), "10.64.0.0/20".to_owned())]);
+        let with = HostClaim { subnets: subnets.clone(), ..first.clone() };
+        assert_eq!(decide_host(Some(&with), one, 25).unwrap().subnets, subnets);
+        let forgotten = HostClaim { forgotten_unix_ms: Some(30), free: true, subnets, ..first };
         let next = decide_host(Some(&forgotten), two, 40).unwrap();
         assert_eq!((next.installation, next.forgotten_unix_ms), (two, None));
         let back = decide_host(Some(&forgotten), one, 50).unwrap();
         assert_eq!((back.forgotten_unix_ms, back.free), (Some(30), false), "what it had stays forgotten");
+        assert!(back.subnets.is_empty() && next.subnets.is_empty());
         assert_eq!(decide_host(Some(&back), two, 60), None);
     }
 }

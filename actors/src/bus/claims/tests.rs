@@ -1,8 +1,11 @@
+use std::collections::BTreeSet;
+
 use async_nats::jetstream;
 use drover_schemas::InstallationId;
 use futures_util::future::join_all;
 
 use super::decide::{PreviousVerdict, judge_previous, remembered};
+use super::subnets::{SubnetPool, Wanted, overlap};
 use super::*;
 use crate::bus::assets;
 use crate::bus::testing::NatsServer;
@@ -290,4 +293,49 @@ async fn two_installations_cannot_share_a_host_name() {
     let stream = js.get_stream("KV_DROVER_HOSTS").await.unwrap();
     let raw = stream.get_last_raw_message_by_subject("$KV.DROVER_HOSTS.h1").await.unwrap();
     assert_eq!(raw.headers.get("Nats-TTL").unwrap().as_str(), "90s");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_hosts_at_once_no_two_have_the_same_subnet() {
+    let Some(server) = NatsServer::start("").await else { return };
+    let ((a, _), (b, _)) = tokio::join!(claims(&server), claims(&server));
+    let pool: SubnetPool = serde_json::from_str(r#"{"pool": "10.64.0.0/20", "prefix": 24}"#).unwrap();
+    let network = token("default");
+    let used = ["10.64.15.0/30".parse().unwrap()];
+    let take = async |n: u128, had| {
+        let claims = if n.is_multiple_of(2) { &a } else { &b };
+        let (host, installation) = (token(&format!("h{n}")), InstallationId::from_u128(n));
+        claims.claim_host(&host, installation, NOW).await?;
+        claims.claim_subnet(&host, installation, Wanted { network: &network, pool, had, used: &used }).await
+    };
+    // Fifteen fit. Those that give way to each other try again, as a daemon does that is started again.
+    let taken = join_all((1..=15).map(async |n| {
+        loop {
+            match take(n, None).await {
+                Err(ClaimError::Contended { .. } | ClaimError::PoolUsedUp { .. }) => {
+                    tokio::task::yield_now().await
+                }
+                other => break other.unwrap().subnet,
+            }
+        }
+    }))
+    .await;
+    let all: BTreeSet<_> = taken.iter().collect();
+    assert!(all.len() == 15 && !all.iter().any(|subnet| overlap(subnet, &used[0])), "{taken:?}");
+    assert!(matches!(take(16, None).await, Err(ClaimError::PoolUsedUp { .. })));
+    // Each keeps what it has, whether it remembers or not.
+    for (n, subnet) in (1..).zip(&taken) {
+        for had in [None, Some(*subnet)] {
+            let again = take(n, had).await.unwrap();
+            assert_eq!((again.subnet, again.contested), (*subnet, None));
+        }
+    }
+    // A host that was forgotten has nothing, and one that comes back hears who has it now.
+    a.free_host(&token("h1"), NOW).await.unwrap();
+    assert_eq!(take(16, None).await.unwrap().subnet, taken[0]);
+    let back = take(1, Some(taken[0])).await.unwrap();
+    assert_eq!((back.subnet, back.contested), (taken[0], Some(token("h16"))));
+    // What a host has no more is for others.
+    a.keep_subnets(&token("h2"), InstallationId::from_u128(2), &[]).await.unwrap();
+    assert_eq!(take(17, None).await.unwrap().subnet, taken[1]);
 }

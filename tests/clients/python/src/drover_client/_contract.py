@@ -1133,6 +1133,12 @@ class HostClaim(TypedDict):
     installation: InstallationId
     # When it said so last, by its own clock; every few minutes.
     seen_unix_ms: int
+    # The subnets that its networks have out of pools of the fleet, by the names of the networks. No other host takes them, until this one is forgotten.
+    subnets: NotRequired[HostClaimSubnets]
+
+
+class HostClaimSubnets(TypedDict):
+    """The subnets that its networks have out of pools of the fleet, by the names of the networks. No other host takes them, until this one is forgotten."""
 
 
 class HostEntry(TypedDict):
