@@ -305,6 +305,7 @@ if wants network; then
     need_debian busybox=busybox-static
     step network "addresses and names for who asks" real names 2
     step network "subnets that hosts take" real subnets 1
+    step network "networks of several bridges" real bridges 1
 fi
 
 if wants soak; then

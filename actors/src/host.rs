@@ -14,9 +14,11 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::sync::watch;
 
 use crate::journal::{LeaseRow, Snapshot, UidRow, VmRow};
+use crate::network::lease::PoolError;
 use crate::network::{NetworkDef, NicLease, Pool};
-use crate::network::{dhcp, egress, forward};
+use crate::network::{bridges, dhcp, egress, forward};
 use crate::quota::{self, Quotas};
+use crate::spec::shape;
 
 mod disks;
 mod forwards;
@@ -35,8 +37,6 @@ pub use volumes::Volumes;
 const OWN_DESCRIPTORS: u64 = 64;
 /// Files that it has open for a running VM: its process and its link, and some for requests about it.
 const VM_DESCRIPTORS: u64 = 4;
-/// Interfaces that a bridge takes: `BR_MAX_PORTS` of Linux (`net/bridge/br_private.h`) without port 0.
-const BRIDGE_PORTS: u64 = 1_023;
 
 /// The promises of a host.
 #[derive(Debug)]
@@ -184,6 +184,13 @@ impl HostState {
         inner.pools.iter().map(|(network, pool)| (network.clone(), free(pool))).collect()
     }
 
+    /// The subnet of each network.
+    #[must_use]
+    pub fn subnets(&self) -> BTreeMap<Token, String> {
+        let inner = self.lock();
+        inner.pools.iter().map(|(network, pool)| (network.clone(), pool.subnet().to_string())).collect()
+    }
+
     fn promise(&self, namespace: &Token, spec: &ResolvedSpec) -> Promise {
         Promise {
             namespace: namespace.clone(),
@@ -225,7 +232,7 @@ impl HostState {
         }
         for network in &want.ports {
             let wanted = want.ports.iter().filter(|port| *port == network).count() as u64;
-            let left = BRIDGE_PORTS.saturating_sub(inner.ports(network));
+            let left = bridges::PORTS.saturating_sub(inner.ports(network));
             if wanted > left {
                 let what = format!("ports of network {network}");
                 return Err(exhausted(&what, left, wanted, "stop a VM of that network"));
@@ -312,7 +319,8 @@ impl HostState {
     /// them back with [`HostState::give_back`] if they never get there.
     ///
     /// # Errors
-    /// `resource_exhausted`, or `invalid_argument` for a network that is not there.
+    /// `resource_exhausted`, `invalid_argument` for a network that is not there or an address that is none of it, or
+    /// `conflict` if another VM has the address.
     pub fn lease(&self, namespace: &Token, vm_id: VmId, spec: &ResolvedSpec) -> Result<Leases, ErrorBody> {
         let now = self.began.elapsed();
         let mut inner = self.lock();
@@ -324,23 +332,14 @@ impl HostState {
         self.check_forwards(&spec.nics)?;
         self.volumes.claim(namespace, vm_id, &spec.disks)?;
         self.forwards.claim(namespace, vm_id, &spec.nics).inspect_err(|_| self.volumes.release(vm_id))?;
-        let mut leased = Vec::new();
-        for (index, nic) in spec.nics.iter().enumerate() {
-            match inner.address(&nic.network, now) {
-                Ok((subnet, ipv4)) => {
-                    let network = nic.network.clone();
-                    let ipv6 = self.ipv6.get(&network).copied();
-                    let lease = NicLease::new(self.installation, vm_id, index, network, subnet, ipv4);
-                    leased.push(lease.with_ipv6(ipv6));
-                }
-                Err(error) => {
-                    inner.free_addresses(&leased, now, Duration::ZERO);
-                    self.forwards.release(vm_id);
-                    self.volumes.release(vm_id);
-                    return Err(error);
-                }
+        let leased = match self.lease_nics(&mut inner, vm_id, &spec.nics, now) {
+            Ok(leased) => leased,
+            Err(error) => {
+                self.forwards.release(vm_id);
+                self.volumes.release(vm_id);
+                return Err(error);
             }
-        }
+        };
         let Some(uid) = inner.uid(&self.totals, now) else {
             inner.free_addresses(&leased, now, Duration::ZERO);
             self.forwards.release(vm_id);
@@ -357,6 +356,37 @@ impl HostState {
         inner.vms += 1;
         inner.held.insert(vm_id, held(namespace, spec));
         Ok(Leases { vm_id, uid, nics: leased })
+    }
+
+    /// All interfaces of a VM, or none.
+    fn lease_nics(
+        &self,
+        inner: &mut Inner,
+        vm_id: VmId,
+        nics: &[NicSpec],
+        now: Duration,
+    ) -> Result<Vec<NicLease>, ErrorBody> {
+        // Those that have to have a certain one come first, before one of the others is given it.
+        let mut order: Vec<usize> = (0..nics.len()).collect();
+        order.sort_by_key(|index| nics[*index].ipv4.is_none());
+        let mut leased = BTreeMap::new();
+        for index in order {
+            let nic = &nics[index];
+            match inner.address(index, nic, now) {
+                Ok((subnet, ipv4)) => {
+                    let network = nic.network.clone();
+                    let ipv6 = self.ipv6.get(&network).copied();
+                    let lease = NicLease::new(self.installation, vm_id, index, network, subnet, ipv4);
+                    leased.insert(index, lease.with_ipv6(ipv6));
+                }
+                Err(error) => {
+                    let leased: Vec<NicLease> = leased.into_values().collect();
+                    inner.free_addresses(&leased, now, Duration::ZERO);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(leased.into_values().collect())
     }
 
     /// Takes back leases that were never durable.
@@ -442,7 +472,7 @@ impl HostState {
                 as u64,
             running_limit: self.most_running(),
             running: inner.runtime.len() as u64,
-            ports: BRIDGE_PORTS * inner.pools.len() as u64,
+            ports: bridges::PORTS * inner.pools.len() as u64,
             ports_used: inner.runtime.values().map(|promise| promise.ports.len() as u64).sum(),
         }
     }
@@ -465,13 +495,19 @@ impl Inner {
         self.runtime.values().fold((0, 0), |sum, used| (sum.0 + used.cpus, sum.1 + used.memory_bytes))
     }
 
-    /// Ports of a network's bridge that VMs have or have been promised.
+    /// Ports of a network's bridges that VMs have or have been promised.
     fn ports(&self, network: &Token) -> u64 {
         self.runtime.values().flat_map(|promise| &promise.ports).filter(|port| *port == network).count()
             as u64
     }
 
-    fn address(&mut self, network: &Token, now: Duration) -> Result<(Ipv4Net, Ipv4Addr), ErrorBody> {
+    fn address(
+        &mut self,
+        index: usize,
+        nic: &NicSpec,
+        now: Duration,
+    ) -> Result<(Ipv4Net, Ipv4Addr), ErrorBody> {
+        let network = &nic.network;
         let known: Vec<String> = self.pools.keys().map(Token::to_string).collect();
         let Some(pool) = self.pools.get_mut(network) else {
             return Err(ErrorBody::new(
@@ -480,9 +516,17 @@ impl Inner {
             )
             .with("field", "spec.nics"));
         };
-        let ipv4 = pool.allocate(None, now).map_err(|error| {
-            ErrorBody::new(ErrorCode::ResourceExhausted, format!("network {network}: {error}"))
-                .with("resource", "addresses")
+        let wanted = shape::address(index, nic)?;
+        let ipv4 = pool.allocate(wanted, now).map_err(|error| {
+            let field = format!("spec.nics[{index}].ipv4");
+            let text = format!("network {network}: {error}");
+            match error {
+                PoolError::Outside { .. } => {
+                    ErrorBody::new(ErrorCode::InvalidArgument, text).with("field", field)
+                }
+                PoolError::Taken { .. } => ErrorBody::new(ErrorCode::Conflict, text).with("field", field),
+                _ => ErrorBody::new(ErrorCode::ResourceExhausted, text).with("resource", "addresses"),
+            }
         })?;
         Ok((pool.subnet(), ipv4))
     }

@@ -6,6 +6,7 @@
 //! requests that arrive while a firewall transaction runs are merged into the next one.
 
 pub mod actor;
+pub mod bridges;
 pub mod counters;
 pub mod dhcp;
 pub mod dns;

@@ -143,6 +143,7 @@ fn over(
     egress::read_all(&nics)?;
     limit::read_all(&nics)?;
     shape::queues(&nics, cpus)?;
+    shape::addresses(&nics)?;
     let disks = disks::resolve(disks, images)?;
     let boot = resolve_boot(spec.boot.as_ref(), base.boot.as_ref(), images)?;
     let placement = spec.placement.clone().or_else(|| base.placement.clone()).unwrap_or_default();

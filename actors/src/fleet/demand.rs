@@ -1,9 +1,10 @@
 //! What a spec asks of a host, as far as a host can tell that may have other templates and images: pure.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use drover_schemas::Token;
-use drover_schemas::body::spec::{CoreScheduling, DiskFs, HugePages, Os, PlacementSpec, VmSpec};
+use drover_schemas::body::spec::{CoreScheduling, DiskFs, HugePages, NicSpec, Os, PlacementSpec, VmSpec};
 
 use crate::spec::security::over;
 use crate::spec::{Templates, boot_parts, template_of};
@@ -36,6 +37,8 @@ pub mod feature {
     pub const LIMITS: &str = "network.limits";
     /// Interfaces with several pairs of queues.
     pub const QUEUES: &str = "network.queues";
+    /// Interfaces whose address is said by their spec.
+    pub const ADDRESSES: &str = "network.addresses";
     /// CPUs that are laid out as a spec says.
     pub const TOPOLOGY: &str = "cpus.topology";
     /// Memory of huge pages of 2 MiB, of which the host has some reserved.
@@ -73,6 +76,8 @@ pub struct Demand {
     pub memory_bytes: Option<u64>,
     /// How many interfaces in each network.
     pub networks: BTreeMap<Token, u64>,
+    /// Addresses that interfaces have to have, and of which network.
+    pub addresses: Vec<(Token, Ipv4Addr)>,
     /// Images by name or digest.
     pub images: Vec<String>,
     /// Volumes of the namespace.
@@ -100,6 +105,9 @@ impl Demand {
         for nic in &nics {
             *networks.entry(nic.network.clone()).or_default() += 1;
         }
+        // What is no address is told by who makes the VM.
+        let address = |nic: &NicSpec| Some((nic.network.clone(), nic.ipv4.as_ref()?.parse().ok()?));
+        let addresses = nics.iter().filter_map(address).collect();
         let boot = boot_parts(spec.boot.as_ref(), base.boot.as_ref());
         let mut images: Vec<String> = disks.iter().filter_map(|disk| disk.image.clone()).collect();
         images.extend([boot.kernel, boot.initramfs, boot.firmware].into_iter().flatten().cloned());
@@ -165,6 +173,9 @@ impl Demand {
         if nics.iter().any(|nic| nic.queues > 1) {
             features.push(feature::QUEUES.to_owned());
         }
+        if nics.iter().any(|nic| nic.ipv4.is_some()) {
+            features.push(feature::ADDRESSES.to_owned());
+        }
         let own = disks.iter().filter(|disk| !disk.readonly);
         features.extend(placement.features.iter().cloned());
         Self {
@@ -173,6 +184,7 @@ impl Demand {
             cpus: spec.cpus.or(base.cpus).map(u64::from),
             memory_bytes: spec.memory.or(base.memory).map(|memory| memory.0),
             networks,
+            addresses,
             images,
             volumes,
             copies: own
@@ -217,6 +229,14 @@ mod tests {
         assert_eq!(demand.features, [feature::LINUX, feature::TOPOLOGY, feature::PAGES_1G]);
         let spec: VmSpec = serde_json::from_str(r#"{"nics": [{"queues": 1}, {"queues": 2}]}"#).unwrap();
         assert_eq!(Demand::of(&namespace, &spec, &templates).features, [feature::LINUX, feature::QUEUES]);
+        let spec: VmSpec = serde_json::from_str(
+            r#"{"nics": [{"ipv4": "10.1.2.3"}, {"network": "blue", "ipv4": "no"}, {}]}"#,
+        )
+        .unwrap();
+        let demand = Demand::of(&namespace, &spec, &templates);
+        assert_eq!(demand.features, [feature::LINUX, feature::ADDRESSES]);
+        let address = Ipv4Addr::new(10, 1, 2, 3);
+        assert_eq!(demand.addresses, [(Token::new("default").unwrap(), address)]);
         let asked = r#"{"security": {"nested": true, "core_scheduling": "vcpu"}}"#;
         let demand = Demand::of(&namespace, &serde_json::from_str(asked).unwrap(), &templates);
         assert_eq!(demand.features, [feature::LINUX, feature::SECURITY, feature::NESTED, feature::CORES]);

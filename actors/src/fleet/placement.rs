@@ -7,10 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use drover_schemas::Token;
 use drover_schemas::body::host::{Capacity, HostRecord};
+use ipnet::Ipv4Net;
 
 use super::demand::{Demand, feature};
 use crate::bus::claims::HOST_TTL;
@@ -102,6 +104,16 @@ pub enum Unfit {
     Network {
         /// Which.
         network: Token,
+    },
+    /// An address is of none of its networks.
+    #[error("network {network} is {subnet}, which {address} is not of")]
+    Address {
+        /// The network.
+        network: Token,
+        /// Its subnet there.
+        subnet: String,
+        /// The address.
+        address: Ipv4Addr,
     },
     /// Something does not suffice.
     #[error("has {left} {what} left, {needed} needed")]
@@ -204,7 +216,15 @@ fn wrong_kind(demand: &Demand, record: &HostRecord) -> Option<Unfit> {
     }
     let networks = record.networks.as_ref()?;
     let missing = demand.networks.keys().find(|network| !networks.contains_key(*network));
-    missing.map(|network| Unfit::Network { network: network.clone() })
+    if let Some(network) = missing {
+        return Some(Unfit::Network { network: network.clone() });
+    }
+    demand.addresses.iter().find_map(|(network, address)| {
+        let subnet = record.subnets.get(network)?;
+        let parsed: Ipv4Net = subnet.parse().ok()?;
+        let (network, subnet) = (network.clone(), subnet.clone());
+        (!parsed.contains(address)).then_some(Unfit::Address { network, subnet, address: *address })
+    })
 }
 
 /// The length of an image of the host, by name or digest.

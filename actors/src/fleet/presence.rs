@@ -32,7 +32,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_IMAGES: usize = 256;
 
 /// Features that every build of this version offers, for peers of other versions.
-const FEATURES: [&str; 18] = [
+const FEATURES: [&str; 19] = [
     "vm.v1",
     "guest.v1",
     "events.v1",
@@ -49,6 +49,7 @@ const FEATURES: [&str; 18] = [
     feature::SEED,
     feature::LIMITS,
     feature::QUEUES,
+    feature::ADDRESSES,
     feature::TOPOLOGY,
     feature::SECURITY,
 ];
@@ -120,6 +121,7 @@ pub fn record(services: &Services, now: HostPhase) -> HostRecord {
         vmm_version: services.programs.version.text.clone(),
         overhead_bytes: services.limits.vmm_overhead_bytes,
         networks: Some(services.state.free_addresses()),
+        subnets: services.state.subnets(),
         templates: Some(services.templates.names().cloned().collect()),
         own_templates: services.templates.own_names(),
         volumes: services.state.volumes().names(),

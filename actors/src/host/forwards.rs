@@ -204,6 +204,7 @@ mod tests {
             egress: None,
             limits: None,
             setup: Default::default(),
+            ipv4: None,
             queues: 1,
         }]
     }

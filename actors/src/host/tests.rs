@@ -89,25 +89,54 @@ fn nic(network: &str) -> NicSpec {
         egress: None,
         limits: None,
         setup: Default::default(),
+        ipv4: None,
         queues: 1,
     }
 }
 
 #[test]
-fn a_bridge_has_so_many_ports_and_no_more() {
-    let host = state(10_000, 1_000_000);
+fn a_network_has_so_many_ports_and_no_more() {
+    let host = state(1_000_000, 100_000_000);
     let two = with_nics(vec![nic("default"), nic("default")]);
-    for id in 0..BRIDGE_PORTS / 2 {
+    for id in 0..bridges::PORTS / 2 - 1 {
         host.adopt(&ns("default"), VmId::from_u128(id.into()), &two);
     }
-    let error = host.reserve(&ns("default"), VmId::from_u128(9_000), &two).unwrap_err();
+    host.adopt(&ns("default"), VmId::from_u128(100_000), &with_nics(vec![nic("default")]));
+    let error = host.reserve(&ns("default"), VmId::from_u128(100_001), &two).unwrap_err();
     assert_eq!(
         (error.details["resource"].as_str(), error.details["left"].as_str()),
         ("ports of network default", "1")
     );
-    assert_eq!((host.capacity().ports_used, host.capacity().ports), (1_022, 1_023));
+    assert_eq!((host.capacity().ports_used, host.capacity().ports), (61_439, 61_440));
     host.unreserve(VmId::from_u128(1));
-    assert_eq!(host.capacity().ports_used, 1_020);
+    assert_eq!(host.capacity().ports_used, 61_437);
+}
+
+#[test]
+fn an_interface_has_the_address_that_it_asks_for_or_none() {
+    let host = state(10, 1_000);
+    let with = |ipv4: &str| NicSpec { ipv4: Some(ipv4.to_owned()), ..nic("default") };
+    // The first that is free would be 10.0.0.2.
+    let spec = with_nics(vec![nic("default"), with("10.0.0.2")]);
+    let leased = host.lease(&ns("default"), VmId::from_u128(1), &spec).unwrap();
+    let addresses: Vec<String> = leased.nics.iter().map(|nic| nic.ipv4.to_string()).collect();
+    assert_eq!(addresses, ["10.0.0.3", "10.0.0.2"]);
+    for (wanted, code, says) in [
+        ("10.0.0.2", ErrorCode::Conflict, "leased to another VM"),
+        ("10.0.0.1", ErrorCode::InvalidArgument, "not one for guests of 10.0.0.0/29"),
+        ("10.0.0.9", ErrorCode::InvalidArgument, "not one for guests of 10.0.0.0/29"),
+    ] {
+        let spec = with_nics(vec![nic("default"), with(wanted)]);
+        let error = host.lease(&ns("default"), VmId::from_u128(2), &spec).unwrap_err();
+        assert_eq!((error.code, error.details["field"].as_str()), (code, "spec.nics[1].ipv4"), "{error}");
+        assert!(error.message.contains(says), "{error}");
+        assert_eq!(host.capacity().addresses_used, 2);
+    }
+    // One that rests is given to who asks for it.
+    host.give_back(&leased);
+    let spec = with_nics(vec![with("10.0.0.2")]);
+    let again = host.lease(&ns("default"), VmId::from_u128(3), &spec).unwrap();
+    assert_eq!(again.nics[0].ipv4.to_string(), "10.0.0.2");
 }
 
 #[test]

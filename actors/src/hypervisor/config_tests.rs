@@ -35,6 +35,7 @@ fn spec(os: Os) -> ResolvedSpec {
             egress: None,
             limits: None,
             setup: Default::default(),
+            ipv4: None,
             queues: 1,
         }],
         seed: None,

@@ -1,12 +1,13 @@
 //! What differs between the network that should be and the one that is: pure.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use drover_schemas::id::VmId;
 use ipnet::IpNet;
 
-use super::known::Known;
+use super::bridges::Further;
+use super::known::{Bridged, Known};
 use super::lease::NicLease;
 use super::link::LinkInfo;
 use super::names;
@@ -42,6 +43,8 @@ pub enum Wrong {
     AddressGone,
     /// It lacks its address of IPv6.
     Ipv6Gone,
+    /// A bridge of a network is not joined to its first one, or not as it should be.
+    BridgeApart,
     /// A TAP is not under its bridge.
     PortLoose,
     /// A TAP is down.
@@ -102,6 +105,7 @@ impl fmt::Display for Finding {
             Wrong::BridgeMtu => write!(f, "the bridge of network {of} had another MTU"),
             Wrong::AddressGone => write!(f, "the bridge of network {of} had lost its address"),
             Wrong::Ipv6Gone => write!(f, "the bridge of network {of} had lost its IPv6 address"),
+            Wrong::BridgeApart => write!(f, "a bridge of network {of} was cut off from the others"),
             Wrong::PortLoose => write!(f, "TAP {of} was taken from its bridge"),
             Wrong::PortDown => write!(f, "TAP {of} was down"),
             Wrong::PortMtu => write!(f, "TAP {of} had another MTU"),
@@ -173,31 +177,64 @@ pub fn of_rules(known: &Known, table: &str, present: Option<&Present>, laid: Opt
 pub fn of_links(known: &Known, links: &[LinkInfo], addresses: &[(u32, IpNet)]) -> Vec<Finding> {
     let by_name: HashMap<&str, &LinkInfo> = links.iter().map(|link| (link.name.as_str(), link)).collect();
     let mut found = Vec::new();
+    let vms = known.vms();
     for network in &known.networks {
-        let name = network.def.name.as_str();
-        let Some(bridge) = by_name.get(network.bridge.as_str()) else {
-            found.push(Finding::new(Wrong::BridgeGone, name));
-            continue;
-        };
-        if !bridge.up {
-            found.push(Finding::new(Wrong::BridgeDown, name));
-        }
-        if bridge.mtu != network.def.mtu.get() {
-            found.push(Finding::new(Wrong::BridgeMtu, name));
-        }
-        let has = |net: IpNet| addresses.contains(&(bridge.index, net));
-        if !has(network.gateway_net().into()) {
-            found.push(Finding::new(Wrong::AddressGone, name));
-        }
-        if !network.ipv6_nets().into_iter().all(|net| has(net.into())) {
-            found.push(Finding::new(Wrong::Ipv6Gone, name));
+        found.extend(of_bridge(network, &by_name, addresses));
+        let made = known.further_of(&network.def.name);
+        for number in network.needed(&vms).into_iter().chain(made).collect::<BTreeSet<_>>() {
+            found.extend(of_further(network, &network.further(number), &by_name));
         }
     }
     let group = names::group(known.installation);
-    for vm in known.vms() {
-        found.extend(vm.nics.iter().filter_map(|nic| of_nic(known, &by_name, group, &vm, nic)));
+    for vm in &vms {
+        found.extend(vm.nics.iter().filter_map(|nic| of_nic(known, &by_name, group, vm, nic)));
     }
     found
+}
+
+/// The bridge with the gateway's addresses.
+fn of_bridge(
+    network: &Bridged,
+    by_name: &HashMap<&str, &LinkInfo>,
+    addresses: &[(u32, IpNet)],
+) -> Vec<Finding> {
+    let name = network.def.name.as_str();
+    let Some(bridge) = by_name.get(network.bridge.as_str()) else {
+        return vec![Finding::new(Wrong::BridgeGone, name)];
+    };
+    let has = |net: IpNet| addresses.contains(&(bridge.index, net));
+    let wrong = [
+        (!bridge.up, Wrong::BridgeDown),
+        (bridge.mtu != network.def.mtu.get(), Wrong::BridgeMtu),
+        (!has(network.gateway_net().into()), Wrong::AddressGone),
+        (!network.ipv6_nets().into_iter().all(|net| has(net.into())), Wrong::Ipv6Gone),
+    ];
+    wrong.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, wrong)| Finding::new(wrong, name)).collect()
+}
+
+/// One behind it.
+fn of_further(network: &Bridged, further: &Further, by_name: &HashMap<&str, &LinkInfo>) -> Option<Finding> {
+    let (name, mtu) = (network.def.name.as_str(), network.def.mtu.get());
+    let get = |name: &String| by_name.get(name.as_str()).copied();
+    let is_joined = |end: &String, bridge: &String, isolated: bool| {
+        get(end).is_some_and(|end| {
+            let under = get(bridge).map(|bridge| bridge.index);
+            under.is_some() && end.controller == under && end.up && end.isolated == isolated && end.mtu == mtu
+        })
+    };
+    let wrong = match get(&further.bridge) {
+        None => Wrong::BridgeGone,
+        Some(bridge) if !bridge.up => Wrong::BridgeDown,
+        Some(bridge) if bridge.mtu != mtu => Wrong::BridgeMtu,
+        Some(_)
+            if is_joined(&further.upper, &network.bridge, network.def.isolate)
+                && is_joined(&further.lower, &further.bridge, false) =>
+        {
+            return None;
+        }
+        Some(_) => Wrong::BridgeApart,
+    };
+    Some(Finding::new(wrong, name))
 }
 
 fn of_nic(
@@ -208,7 +245,8 @@ fn of_nic(
     nic: &NicLease,
 ) -> Option<Finding> {
     let network = known.network(&nic.network)?;
-    let bridge = by_name.get(network.bridge.as_str()).map(|bridge| bridge.index);
+    let bridge = network.bridge_of(network.number_of(nic));
+    let bridge = by_name.get(bridge.as_str()).map(|bridge| bridge.index);
     let wrong = match by_name.get(nic.tap.as_str()) {
         None => Wrong::TapGone,
         Some(tap) if tap.controller.is_none() || tap.controller != bridge => Wrong::PortLoose,

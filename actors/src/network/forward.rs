@@ -284,6 +284,7 @@ mod tests {
             egress: None,
             limits: None,
             setup: Default::default(),
+            ipv4: None,
             queues: 1,
         }
     }

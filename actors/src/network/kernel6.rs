@@ -47,6 +47,11 @@ pub(super) fn port(tap: &str) -> Result<(), NetworkError> {
     set(tap, "disable_ipv6", "1").map(drop)
 }
 
+/// The host has no address at an interface, whether a network has IPv6 or not.
+pub(super) fn silence(name: &str) -> Result<(), NetworkError> {
+    if is_there() { set(name, "disable_ipv6", "1").map(drop) } else { Ok(()) }
+}
+
 /// Packets are routed; whether they were not. A host that routes takes no router's word any more unless it is told to:
 /// interfaces that did, and are not ours, go on so.
 pub(super) fn forwarding(is_ours: impl Fn(&str) -> bool) -> Result<bool, NetworkError> {

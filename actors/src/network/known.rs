@@ -2,7 +2,7 @@
 //!
 //! The network actor keeps it; the watch reads it to tell what others did from what was to be.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -11,6 +11,7 @@ use drover_schemas::token::Token;
 use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::sync::watch;
 
+use super::bridges::Further;
 use super::guests::Guests;
 use super::ipv6;
 use super::lease::{NicLease, gateway};
@@ -21,9 +22,11 @@ use super::ops::{NetworkDef, VmNet};
 /// A network as the kernel is to show it.
 #[derive(Debug, Clone)]
 pub struct Bridged {
+    /// Whose it is.
+    pub installation: InstallationId,
     /// What the configuration says.
     pub def: NetworkDef,
-    /// Name of the bridge.
+    /// Name of the bridge that has the gateway's addresses.
     pub bridge: String,
     /// Its alias.
     pub alias: String,
@@ -69,17 +72,28 @@ pub struct Known {
 /// Whose a TAP is and how it is plugged.
 #[derive(Debug)]
 struct Place {
-    vm_id: VmId,
+    /// Nobody's, if it joins two bridges.
+    vm_id: Option<VmId>,
     bridge: String,
     isolated: bool,
+    mtu: u32,
+}
+
+/// A bridge behind the first one of a network.
+#[derive(Debug)]
+struct Made {
+    network: Token,
+    number: u32,
     mtu: u32,
 }
 
 #[derive(Debug, Default)]
 struct State {
     vms: HashMap<VmId, VmNet>,
-    /// Where each TAP is.
-    taps: HashMap<String, Place>,
+    /// Where each TAP is, and each end of what joins two bridges.
+    ports: HashMap<String, Place>,
+    /// Bridges behind the first one of a network that were made, by name.
+    further: BTreeMap<String, Made>,
     /// Numbers of bridges as last seen, by name.
     bridges: HashMap<String, u32>,
     /// The same VMs, for those who answer them.
@@ -91,6 +105,7 @@ impl Known {
     #[must_use]
     pub fn new(installation: InstallationId, networks: &[NetworkDef]) -> Self {
         let bridged = |def: &NetworkDef| Bridged {
+            installation,
             bridge: names::bridge(installation, &def.name),
             alias: names::bridge_alias(installation, &def.name),
             mac: names::bridge_mac(installation, &def.name),
@@ -124,9 +139,9 @@ impl Known {
         state.forget(vm.vm_id);
         for nic in &vm.nics {
             let Some(network) = self.network(&nic.network) else { continue };
-            let (bridge, isolated, mtu) =
-                (network.bridge.clone(), network.def.isolate, network.def.mtu.get());
-            state.taps.insert(nic.tap.clone(), Place { vm_id: vm.vm_id, bridge, isolated, mtu });
+            let (isolated, mtu) = (network.def.isolate, network.def.mtu.get());
+            let bridge = network.bridge_of(network.number_of(nic));
+            state.ports.insert(nic.tap.clone(), Place { vm_id: Some(vm.vm_id), bridge, isolated, mtu });
         }
         state.guests.insert(&vm);
         state.vms.insert(vm.vm_id, vm);
@@ -135,6 +150,40 @@ impl Known {
     /// Forgets a VM: its interfaces are to go. Gives what was known of it.
     pub fn remove(&self, vm_id: VmId) -> Option<VmNet> {
         self.write().forget(vm_id)
+    }
+
+    /// Notes a further bridge of a network, which is there from now on.
+    pub fn note_further(&self, network: &Bridged, number: u32, further: &Further) {
+        let mut state = self.write();
+        let mtu = network.def.mtu.get();
+        let made = Made { network: network.def.name.clone(), number, mtu };
+        state.further.insert(further.bridge.clone(), made);
+        let place = |bridge: &str, isolated| Place { vm_id: None, bridge: bridge.to_owned(), isolated, mtu };
+        state.ports.insert(further.upper.clone(), place(&network.bridge, network.def.isolate));
+        state.ports.insert(further.lower.clone(), place(&further.bridge, false));
+    }
+
+    /// The numbers of the further bridges that a network has.
+    #[must_use]
+    pub fn further_of(&self, network: &Token) -> Vec<u32> {
+        let state = self.read();
+        let of = state.further.values().filter(|made| made.network == *network);
+        of.map(|made| made.number).collect()
+    }
+
+    /// Whether a further bridge is there, as far as is known.
+    #[must_use]
+    pub fn has_further(&self, bridge: &str) -> bool {
+        self.read().further.contains_key(bridge)
+    }
+
+    /// Whether an interface is one of a network's own: a bridge, or what joins two.
+    #[must_use]
+    pub fn is_of_networks(&self, name: &str) -> bool {
+        let state = self.read();
+        self.networks.iter().any(|network| network.bridge == name)
+            || state.further.contains_key(name)
+            || state.ports.get(name).is_some_and(|place| place.vm_id.is_none())
     }
 
     /// Notes the number of a bridge.
@@ -170,16 +219,24 @@ impl Known {
     /// Whose the TAP is.
     #[must_use]
     pub fn owner(&self, tap: &str) -> Option<VmId> {
-        self.read().taps.get(tap).map(|place| place.vm_id)
+        self.read().ports.get(tap).and_then(|place| place.vm_id)
+    }
+
+    /// Whether an interface is under a bridge of ours.
+    #[must_use]
+    pub fn is_port(&self, name: &str) -> bool {
+        self.read().ports.contains_key(name)
     }
 
     /// Whether an interface of ours is not as it should be; `found` is `None` if it is gone. Others are always right.
     #[must_use]
     pub fn is_wrong(&self, name: &str, found: Option<&LinkInfo>) -> bool {
         let state = self.read();
-        let place = state.taps.get(name);
+        let place = state.ports.get(name);
         let network = self.networks.iter().find(|network| network.bridge == name);
-        if place.is_none() && network.is_none() {
+        let bridge_mtu = network.map(|network| network.def.mtu.get());
+        let bridge_mtu = bridge_mtu.or_else(|| state.further.get(name).map(|made| made.mtu));
+        if place.is_none() && bridge_mtu.is_none() {
             return false;
         }
         let Some(found) = found.filter(|link| link.up) else { return true };
@@ -189,10 +246,7 @@ impl Known {
                     || found.isolated != place.isolated
                     || found.mtu != place.mtu
             }
-            None => {
-                state.bridges.get(name) != Some(&found.index)
-                    || network.is_some_and(|network| network.def.mtu.get() != found.mtu)
-            }
+            None => state.bridges.get(name) != Some(&found.index) || bridge_mtu != Some(found.mtu),
         }
     }
 
@@ -223,7 +277,7 @@ impl State {
         let vm = self.vms.remove(&vm_id)?;
         self.guests.remove(&vm);
         for NicLease { tap, .. } in &vm.nics {
-            self.taps.remove(tap);
+            self.ports.remove(tap);
         }
         Some(vm)
     }

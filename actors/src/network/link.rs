@@ -10,7 +10,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMe
 use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoPortData, LinkAttribute, LinkFlags, LinkInfo as InfoOf, LinkMessage,
 };
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 /// A step with an interface failed.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +31,7 @@ pub enum LinkError {
     },
     /// The bridge has as many ports as it can.
     #[error(
-        "bridge {bridge} has all of its 1,023 ports; stop a VM of this network, or use another network or host"
+        "bridge {bridge} has all of its 1,023 ports; take away what others put under it, or use another network or host"
     )]
     Full {
         /// The bridge.
@@ -109,8 +109,17 @@ pub struct BridgeShape<'a> {
     pub mac: [u8; 6],
     /// The longest packet that passes it.
     pub mtu: u32,
-    /// Its address: the gateway of its network.
-    pub address: Ipv4Net,
+    /// What the host is to it.
+    pub host: Host,
+}
+
+/// What the host is to a bridge.
+#[derive(Debug, Clone, Copy)]
+pub enum Host {
+    /// It has this address, the gateway of its network.
+    Gateway(Ipv4Net),
+    /// Nothing: it has no address there and answers nobody. The bridge is in this group of interfaces.
+    Nobody(u32),
 }
 
 /// What a TAP under a bridge should be.
@@ -190,27 +199,60 @@ impl Links {
     /// # Errors
     /// The kernel refuses, or the interface is somebody else's.
     pub async fn ensure_bridge(&self, shape: &BridgeShape<'_>) -> Result<u32, LinkError> {
-        let &BridgeShape { name, alias, mac, mtu, address } = shape;
+        let &BridgeShape { name, alias, mac, mtu, host } = shape;
         if self.get(name).await?.is_none() {
-            let message = LinkBridge::new(name).address(mac.to_vec()).build();
-            match self.handle.link().add(message).execute().await {
-                Err(error) if errno(&error) != Some(libc::EEXIST) => {
-                    return Err(step("create bridge", name, error));
-                }
-                _ => {}
-            }
+            self.add(name, "create bridge", LinkBridge::new(name).address(mac.to_vec()).build()).await?;
         }
         let link = self.must_get(name).await?;
-        if !is_marked(&link, alias)? {
-            self.change(&link, "mark", |message| message.alias(alias)).await?;
+        let group = match host {
+            Host::Gateway(_) => link.group,
+            Host::Nobody(group) => group,
+        };
+        if !is_marked(&link, alias)? || link.group != group {
+            self.change(&link, "mark", |message| message.alias(alias).link_group(group)).await?;
         }
         if link.mac != mac {
             self.change(&link, "set the MAC of", |message| message.address(mac.to_vec())).await?;
         }
         self.ensure_mtu(&link, mtu).await?;
-        self.ensure_address(&link, address.into()).await?;
+        match host {
+            Host::Gateway(address) => self.ensure_address(&link, address.into()).await?,
+            Host::Nobody(_) => self.change(&link, "silence", |message| message.arp(false)).await?,
+        }
         self.set_up(&link).await?;
         Ok(link.index)
+    }
+
+    /// Makes a pair of interfaces with what goes in at one coming out at the other, unless it is there.
+    ///
+    /// # Errors
+    /// The kernel refuses, or one of them is somebody else's.
+    pub async fn ensure_pair(&self, [upper, lower]: [&str; 2], alias: &str) -> Result<(), LinkError> {
+        let (found, other) = (self.get(upper).await?, self.get(lower).await?);
+        if found.is_some() && other.is_some() {
+            return Ok(());
+        }
+        // One without the other joins nothing.
+        for link in [found, other].into_iter().flatten() {
+            is_marked(&link, alias)?;
+            self.remove(&link).await?;
+        }
+        self.add(upper, "create", LinkVeth::new(upper, lower).build()).await
+    }
+
+    /// Adds an interface; somebody may have been faster.
+    async fn add(&self, name: &str, what: &'static str, message: LinkMessage) -> Result<(), LinkError> {
+        match self.handle.link().add(message).execute().await {
+            Err(error) if errno(&error) != Some(libc::EEXIST) => Err(step(what, name, error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn remove(&self, link: &LinkInfo) -> Result<(), LinkError> {
+        match self.handle.link().del(link.index).execute().await {
+            Err(error) if errno(&error) != Some(libc::ENODEV) => Err(step("remove", &link.name, error)),
+            _ => Ok(()),
+        }
     }
 
     async fn ensure_mtu(&self, link: &LinkInfo, mtu: u32) -> Result<(), LinkError> {
@@ -332,10 +374,7 @@ impl Links {
         if link.alias.as_deref() != Some(alias) {
             return Err(LinkError::NotOurs { name: name.to_owned(), alias: link.alias });
         }
-        match self.handle.link().del(link.index).execute().await {
-            Err(error) if errno(&error) != Some(libc::ENODEV) => Err(step("remove", name, error)),
-            _ => Ok(()),
-        }
+        self.remove(&link).await
     }
 
     /// Whether an address of this namespace lies in `subnet` on another interface than `bridge`: then guests and

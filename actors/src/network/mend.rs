@@ -79,6 +79,7 @@ impl NetOps {
         self.mend_rules(true, &mut repair).await?;
         self.ensure_bridges().await?;
         self.mend_links(&mut repair).await?;
+        self.remove_empty_bridges().await?;
         if !any {
             // The first start, or the first one on this boot: nothing was wrong, nothing was there.
             repair.mended.clear();
@@ -112,7 +113,13 @@ impl NetOps {
     async fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
         for network in &self.known.networks {
-            match self.links.set_down(&network.bridge).await {
+            let further =
+                self.known.further_of(&network.def.name).into_iter().map(|number| network.bridge_of(number));
+            let mut closed = self.links.set_down(&network.bridge).await;
+            for bridge in further {
+                closed = closed.and(self.links.set_down(&bridge).await);
+            }
+            match closed {
                 Ok(()) => {
                     tracing::error!(network = %network.def.name, "no rules can be laid: the network is closed");
                 }

@@ -48,6 +48,17 @@ pub fn bridge(installation: InstallationId, network: &Token) -> String {
     format!("drb{}", hex(&hash[..6]))
 }
 
+/// Names of a further bridge of a network, and of the ends of what joins it to the first: the one there, and its own.
+#[must_use]
+pub fn further(installation: InstallationId, network: &Token, number: u32) -> [String; 3] {
+    let name = |kind: &str| {
+        let (id, number) = (installation.as_u128().to_be_bytes(), number.to_be_bytes());
+        let hash = digest(&[kind.as_bytes(), &id, network.as_str().as_bytes(), &number]);
+        format!("{kind}{}", hex(&hash[..6]))
+    };
+    ["drb", "dru", "drl"].map(name)
+}
+
 /// MAC of interface `index` of a VM: `52:54:` (locally administered) and 32 bits of a hash.
 ///
 /// Two of 1,000 VMs on one host share one with a chance of about 1 in 10,000; the anti-spoof rules then still
@@ -66,6 +77,14 @@ pub fn bridge_mac(installation: InstallationId, network: &Token) -> [u8; 6] {
     [0x52, 0x55, hash[0], hash[1], hash[2], hash[3]]
 }
 
+/// MAC of a further bridge. Nobody speaks to it.
+#[must_use]
+pub fn further_mac(installation: InstallationId, network: &Token, number: u32) -> [u8; 6] {
+    let id = installation.as_u128().to_be_bytes();
+    let hash = digest(&[b"further mac", &id, network.as_str().as_bytes(), &number.to_be_bytes()]);
+    [0x52, 0x55, hash[0], hash[1], hash[2], hash[3]]
+}
+
 /// Name of the installation's nftables tables: `drover-` and the random end of its id.
 #[must_use]
 pub fn table(installation: InstallationId) -> String {
@@ -81,13 +100,20 @@ pub fn group(installation: InstallationId) -> u32 {
     u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]) & 0x7fff_ffff | 1
 }
 
+/// The group of its further bridges and of what joins them, at which the host itself neither speaks nor listens.
+#[must_use]
+pub fn inner_group(installation: InstallationId) -> u32 {
+    // The lowest bit is another one.
+    group(installation) & !1 | 2
+}
+
 /// Alias of a TAP: the mark by which its owner is known.
 #[must_use]
 pub fn tap_alias(installation: InstallationId, vm_id: VmId) -> String {
     format!("drover:{installation}:{vm_id}")
 }
 
-/// Alias of a bridge.
+/// Alias of a network's bridge; of a further one its number follows.
 #[must_use]
 pub fn bridge_alias(installation: InstallationId, network: &Token) -> String {
     format!("drover:{installation}:net:{network}")
@@ -98,7 +124,7 @@ pub fn bridge_alias(installation: InstallationId, network: &Token) -> String {
 pub enum Mark {
     /// A TAP of a VM.
     Tap(InstallationId, VmId),
-    /// The bridge of a network.
+    /// A bridge of a network, or what joins two of them.
     Bridge(InstallationId, String),
 }
 
@@ -125,9 +151,11 @@ mod tests {
         fn names_fit_the_kernel_and_marks_come_back(a in any::<u128>(), b in any::<u128>(), index in 0_usize..8) {
             let (installation, vm_id) = (InstallationId::from_u128(a), VmId::from_u128(b));
             let network = Token::new("default").unwrap();
-            for name in [tap(installation, vm_id, index), bridge(installation, &network)] {
+            let names = [tap(installation, vm_id, index), bridge(installation, &network)];
+            for name in names.into_iter().chain(further(installation, &network, 63)) {
                 prop_assert!(name.len() <= IFNAME_MAX);
             }
+            prop_assert_ne!(group(installation), inner_group(installation));
             prop_assert_eq!(
                 read_alias(&tap_alias(installation, vm_id)),
                 Some(Mark::Tap(installation, vm_id))

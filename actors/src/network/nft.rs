@@ -88,6 +88,8 @@ pub enum NftError {
 pub struct Base {
     /// The group of interfaces that every TAP of the installation is in.
     pub group: u32,
+    /// The group of the bridges at which the host is nobody, and of what joins them to others.
+    pub inner: u32,
     /// The networks.
     pub networks: Vec<BaseNet>,
 }

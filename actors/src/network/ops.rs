@@ -4,7 +4,7 @@
 //! elements, and its elements go before its TAP, so a port without rules never carries traffic of a guest:
 //! the VMM attaches only after the answer.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
@@ -28,7 +28,7 @@ use super::kernel6;
 use super::known::{Bridged, Known};
 use super::lease::NicLease;
 use super::limit::Limits;
-use super::link::{BridgeShape, LinkError, Links, PortShape};
+use super::link::{BridgeShape, Host, LinkError, LinkInfo, Links, PortShape};
 use super::mtu::Mtu;
 use super::names::{self, Mark};
 use super::nft::{Base, BaseNet, Member, Nft, NftError};
@@ -291,7 +291,8 @@ impl NetOps {
             dns: network.def.dns.serve,
         };
         let networks = self.known.networks.iter().map(net).collect();
-        Base { group: names::group(self.known.installation), networks }
+        let installation = self.known.installation;
+        Base { group: names::group(installation), inner: names::inner_group(installation), networks }
     }
 
     /// Bridges and their addresses.
@@ -299,13 +300,14 @@ impl NetOps {
     /// # Errors
     /// A step fails; what was done before it stays and is found again.
     pub(super) async fn ensure_bridges(&self) -> Result<(), NetworkError> {
+        let vms = self.known.vms();
         for network in &self.known.networks {
             let shape = BridgeShape {
                 name: &network.bridge,
                 alias: &network.alias,
                 mac: network.mac,
                 mtu: network.def.mtu.get(),
-                address: network.gateway_net(),
+                host: Host::Gateway(network.gateway_net()),
             };
             let index = self.links.ensure_bridge(&shape).await?;
             self.known.note_bridge(&network.bridge, index);
@@ -316,6 +318,66 @@ impl NetOps {
             if !ipv6.is_empty() {
                 kernel6::bridge(&network.bridge)?;
                 self.links.ensure_ipv6(&network.bridge, &ipv6).await?;
+            }
+            let made = self.known.further_of(&network.def.name);
+            for number in network.needed(&vms).into_iter().chain(made).collect::<BTreeSet<_>>() {
+                self.ensure_further(network, number).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A bridge behind the first one of its network, joined to it.
+    async fn ensure_further(&self, network: &Bridged, number: u32) -> Result<(), NetworkError> {
+        let further = network.further(number);
+        let group = names::inner_group(self.known.installation);
+        let mtu = network.def.mtu.get();
+        let shape = BridgeShape {
+            name: &further.bridge,
+            alias: &further.alias,
+            mac: further.mac,
+            mtu,
+            host: Host::Nobody(group),
+        };
+        let index = self.links.ensure_bridge(&shape).await?;
+        self.known.note_bridge(&further.bridge, index);
+        self.links.ensure_pair([&further.upper, &further.lower], &further.alias).await?;
+        for name in [&further.bridge, &further.upper, &further.lower] {
+            kernel6::silence(name)?;
+        }
+        // Guests reach the first bridge and its gateway, and what is behind other bridges only where guests reach each other.
+        for (end, bridge, isolated) in
+            [(&further.upper, &network.bridge, network.def.isolate), (&further.lower, &further.bridge, false)]
+        {
+            let shape = PortShape { alias: &further.alias, bridge, group, isolated, mtu };
+            self.links.ensure_port(end, shape).await?;
+        }
+        self.known.note_further(network, number, &further);
+        Ok(())
+    }
+
+    /// Removes bridges of ours that no network has any more and nothing is under: those of networks that were taken out of
+    /// the configuration, and further ones that have become empty.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked, or refuses.
+    pub(super) async fn remove_empty_bridges(&self) -> Result<(), NetworkError> {
+        let links = self.links.list().await?;
+        let is_left = |link: &&LinkInfo| {
+            let mark = link.alias.as_deref().and_then(names::read_alias);
+            matches!(mark, Some(Mark::Bridge(owner, _)) if owner == self.known.installation)
+                && !self.known.is_of_networks(&link.name)
+        };
+        let left: Vec<&LinkInfo> = links.iter().filter(is_left).collect();
+        let is_used = |bridge: u32| {
+            let under = |link: &&LinkInfo| link.controller == Some(bridge);
+            links.iter().filter(under).any(|port| !left.iter().any(|link| link.index == port.index))
+        };
+        for link in &left {
+            // What joins two bridges goes with the lower one.
+            if !is_used(link.controller.unwrap_or(link.index)) {
+                tracing::info!(interface = link.name, "a bridge that no network needs is removed");
+                self.links.delete(&link.name, link.alias.as_deref().unwrap_or_default()).await?;
             }
         }
         Ok(())
@@ -330,9 +392,7 @@ impl NetOps {
             return Ok(false);
         }
         let was_off = switch_on(IP_FORWARD).map_err(NetworkError::Forwarding)?;
-        let is_ours = |name: &str| {
-            self.known.owner(name).is_some() || self.known.networks.iter().any(|one| one.bridge == name)
-        };
+        let is_ours = |name: &str| self.known.is_port(name) || self.known.is_of_networks(name);
         Ok(self.known.has_ipv6() && kernel6::forwarding(is_ours)? || was_off)
     }
 
@@ -353,7 +413,11 @@ impl NetOps {
     }
 
     async fn plug_one(&self, vm: &VmNet, nic: &NicLease, kind: TapKind) -> Result<(), NetworkError> {
-        self.network(&nic.network)?;
+        let network = self.network(&nic.network)?;
+        let number = network.number_of(nic);
+        if number > 0 && !self.known.has_further(&network.bridge_of(number)) {
+            self.ensure_further(network, number).await?;
+        }
         let existing = self.links.get(&nic.tap).await?;
         // A TAP that a VMM uses is busy and needs no ioctl: this is an adoption.
         let alias = self.known.alias(vm.vm_id);
@@ -374,7 +438,7 @@ impl NetOps {
         let network = self.network(&nic.network)?;
         let shape = PortShape {
             alias: &self.known.alias(vm_id),
-            bridge: &network.bridge,
+            bridge: &network.bridge_of(network.number_of(nic)),
             group: names::group(self.known.installation),
             isolated: network.def.isolate,
             mtu: network.def.mtu.get(),

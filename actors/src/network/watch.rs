@@ -101,7 +101,7 @@ async fn is_wrong(
             // What a bridge tells of a port does not say all of it.
             let by_bridge = link.header.interface_family == AddressFamily::Bridge;
             let link = info(link);
-            let ours = known.owner(&link.name).is_some();
+            let ours = known.is_port(&link.name);
             if !(by_bridge && ours || known.is_wrong(&link.name, Some(&link))) {
                 return Ok(false);
             }

@@ -1,6 +1,8 @@
-//! How a guest's CPUs are laid out, how many of them an interface serves, and which pages its memory is of: checked, and
-//! whether the host has such pages.
+//! How a guest's CPUs are laid out, how many of them an interface serves and which address that has, and which pages its
+//! memory is of: checked, and whether the host has such pages.
 
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use drover_schemas::body::spec::{CpuTopology, HugePages, NicSpec, ResolvedSpec, VmSpec};
@@ -52,6 +54,35 @@ pub(super) fn queues(nics: &[NicSpec], cpus: u32) -> Result<(), ErrorBody> {
             Err(invalid(&format!("spec.nics[{index}].queues"), text))
         }
     }
+}
+
+/// The address that an interface is to have.
+///
+/// # Errors
+/// `invalid_argument` if it is none.
+pub fn address(index: usize, nic: &NicSpec) -> Result<Option<Ipv4Addr>, ErrorBody> {
+    let Some(text) = &nic.ipv4 else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| {
+        let text = format!("{text:?} is no address of IPv4; write one such as 10.77.0.9");
+        invalid(&format!("spec.nics[{index}].ipv4"), text)
+    })
+}
+
+/// Whether the addresses that interfaces are to have are some, and different ones in each network.
+///
+/// # Errors
+/// `invalid_argument` with the interface.
+pub(super) fn addresses(nics: &[NicSpec]) -> Result<(), ErrorBody> {
+    let mut seen = HashSet::new();
+    for (index, nic) in nics.iter().enumerate() {
+        let Some(wanted) = address(index, nic)? else { continue };
+        if !seen.insert((&nic.network, wanted)) {
+            let text =
+                format!("another interface of this VM has {wanted} in network {} already", nic.network);
+            return Err(invalid(&format!("spec.nics[{index}].ipv4"), text));
+        }
+    }
+    Ok(())
 }
 
 /// The pages of a spec over its template.
@@ -128,6 +159,18 @@ mod tests {
         topology(&most, &none, 1).unwrap_err();
         let zero = spec(r#"{"cpu_topology": {"packages": 0}}"#);
         topology(&zero, &none, 1).unwrap_err();
+    }
+
+    #[test]
+    fn an_address_is_one_of_ipv4_and_of_one_interface() {
+        let nics = |text: &str| -> Vec<NicSpec> { serde_json::from_str(text).unwrap() };
+        let fits = nics(r#"[{"ipv4": "10.0.0.9"}, {"network": "blue", "ipv4": "10.0.0.9"}, {}, {}]"#);
+        assert_eq!(addresses(&fits), Ok(()));
+        for second in [r#"{"ipv4": "10.0.0.9"}"#, r#"{"ipv4": "10.0.0.9/24"}"#, r#"{"ipv4": "fd00::9"}"#] {
+            let error = addresses(&nics(&format!(r#"[{{"ipv4": "10.0.0.9"}}, {second}]"#))).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument);
+            assert_eq!(error.details["field"], "spec.nics[1].ipv4", "{second}");
+        }
     }
 
     #[test]

@@ -134,6 +134,7 @@ mod tests {
             egress: None,
             limits: None,
             setup,
+            ipv4: None,
             queues: 1,
         };
         let leases = [lease(0), lease(1), lease(2)];

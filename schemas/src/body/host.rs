@@ -185,6 +185,9 @@ pub struct HostRecord {
     /// Free addresses of each network; absent where the host does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub networks: Option<BTreeMap<Token, u64>>,
+    /// The subnet of each network; a network that is not among them is of a host that does not say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub subnets: BTreeMap<Token, String>,
     /// Templates by name; absent where the host does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub templates: Option<Vec<Token>>,

@@ -123,6 +123,10 @@ pub struct NicSpec {
     /// How fast the guest may be by it; as fast as it can if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<NicLimits>,
+    /// The address of IPv4 that it has, one of the host's network that no other VM has; the next that is free if left out.
+    /// Its place in the network's subnet is that of its address of IPv6 too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<String>,
     /// Who gives the guest the interface's address.
     #[serde(default, skip_serializing_if = "NicSetup::is_usual")]
     pub setup: NicSetup,

@@ -121,13 +121,17 @@ fn requests_are_pinned() {
         egress: None,
         limits: None,
         setup: NicSetup::Agent,
+        ipv4: None,
         queues: 1,
     };
     let spec = VmSpec { nics: Some(vec![nic.clone()]), ..VmSpec::default() };
     check("bus", "create-forwards", &CreateRequest { name: token("web"), spec, wait: None }, decode);
     let nic = NicSpec { forwards: Vec::new(), queues: 2, ..nic };
-    let spec = VmSpec { nics: Some(vec![nic]), ..VmSpec::default() };
+    let spec = VmSpec { nics: Some(vec![nic.clone()]), ..VmSpec::default() };
     check("bus", "create-queues", &CreateRequest { name: token("web"), spec, wait: None }, decode);
+    let nic = NicSpec { ipv4: Some("10.77.3.4".to_owned()), queues: 1, ..nic };
+    let spec = VmSpec { nics: Some(vec![nic]), ..VmSpec::default() };
+    check("bus", "create-address", &CreateRequest { name: token("web"), spec, wait: None }, decode);
     let spec = VmSpec {
         template: Some(token("linux-microvm")),
         cpus: Some(2),
@@ -138,6 +142,7 @@ fn requests_are_pinned() {
             egress: None,
             limits: None,
             setup: NicSetup::Kernel,
+            ipv4: None,
             queues: 1,
         }]),
         restart: Some(RestartSpec::default()),

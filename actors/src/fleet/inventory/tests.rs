@@ -27,6 +27,7 @@ fn record(host: &str, cpus: u64) -> HostRecord {
         networks: None,
         templates: None,
         own_templates: BTreeMap::new(),
+        subnets: BTreeMap::new(),
         volumes: BTreeMap::new(),
         images: None,
         load_percent: 0,

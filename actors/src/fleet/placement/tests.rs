@@ -35,6 +35,7 @@ fn record(name: &str) -> HostRecord {
         networks: Some([(token("default"), 50)].into()),
         templates: Some(vec![token("linux-default")]),
         own_templates: BTreeMap::new(),
+        subnets: BTreeMap::new(),
         volumes: BTreeMap::new(),
         images: Some(vec![HostImage { name: "root".into(), sha256: "aa".into(), size_bytes: 2 * GIB }]),
         load_percent: 0,
@@ -49,6 +50,7 @@ fn demand() -> Demand {
         cpus: Some(2),
         memory_bytes: Some(4 * GIB),
         networks: [(token("default"), 1)].into(),
+        addresses: Vec::new(),
         images: vec!["root".into()],
         copies: vec!["root".into()],
         disk_bytes: 0,
@@ -92,6 +94,14 @@ fn each_thing_that_is_missing_is_a_reason() {
     assert_eq!(rank(&other, [seen(&own)], 0).fit, []);
     assert_eq!(asks(|d| d.images.push("sha256:bb".into())), "has no image sha256:bb");
     assert_eq!(asks(|d| d.networks = [(token("blue"), 1)].into()), "has no network blue");
+    let elsewhere = (token("default"), "10.78.0.9".parse().unwrap());
+    let asked = Demand { addresses: vec![elsewhere], ..demand() };
+    assert_eq!(rank(&asked, [seen(&fits)], 0).fit, [token("h1")], "a host that does not say is asked");
+    let there =
+        |subnet: &str| HostRecord { subnets: [(token("default"), subnet.to_owned())].into(), ..record("h1") };
+    assert_eq!(rank(&asked, [seen(&there("10.78.0.0/20"))], 0).fit, [token("h1")]);
+    let unfit = reason(&there("10.77.0.0/20"), &asked);
+    assert_eq!(unfit, "network default is 10.77.0.0/20, which 10.78.0.9 is not of");
     assert_eq!(asks(|d| d.cpus = Some(17)), "has 16 virtual CPUs left, 17 needed");
     assert!(asks(|d| d.memory_bytes = Some(64 * GIB)).contains("bytes of memory"));
     // Of a template that only others have nobody here has checked the size.

@@ -102,10 +102,15 @@ pub(super) fn is_limited(set: &str) -> bool {
     LIMITS.contains(&set)
 }
 
-/// The document as `nft` reads it. The crate has no words for sets whose elements count or limit.
+/// The document as `nft` reads it. The crate has no words for sets whose elements count or limit, and the wrong ones for what
+/// is not tracked.
 pub(super) fn document(document: &Nftables<'_>) -> serde_json::Result<String> {
     let mut json = serde_json::to_value(document)?;
     for command in json["nftables"].as_array_mut().into_iter().flatten() {
+        let statements = command.pointer_mut("/add/rule/expr").and_then(serde_json::Value::as_array_mut);
+        for statement in statements.into_iter().flatten().filter(|statement| *statement == "notrack") {
+            *statement = serde_json::json!({"notrack": null});
+        }
         let Some(set) = command.pointer_mut("/add/set") else { continue };
         let name = set["name"].as_str().unwrap_or_default();
         let of_elements = if COUNTERS.contains(&name) {

@@ -306,6 +306,7 @@ pub(super) fn lay(table: &str, base: &Base, add: &[Member], remove: &[Member]) -
     doc.add_chain("forward", Some(("forward", NfChainType::Filter, NfHook::Forward, 0)));
     doc.add_chain("input", Some(("input", NfChainType::Filter, NfHook::Input, 0)));
     doc.add_chain("led", Some(("led", NfChainType::Filter, NfHook::Postrouting, 0)));
+    inner(&mut doc, base.inner);
     for network in &base.networks {
         routed(&mut doc, network);
     }
@@ -405,6 +406,8 @@ fn forwarded(doc: &mut Doc<'_>, base: &Base) {
     for network in &base.networks {
         doc.add_rule("prerouting", vec![from(&network.bridge), ACCEPT]);
     }
+    let inner = eq(meta(MetaKey::Iifgroup), Expression::Number(base.inner));
+    doc.add_rule("prerouting", vec![inner, ACCEPT]);
     for chain in ["prerouting", "output"] {
         for kind in kinds(base.has_ipv6()) {
             let mut rule = vec![with_ports(), local(), dnat(kind)];
@@ -436,6 +439,21 @@ fn egress(doc: &mut Doc<'_>, ip: &'static str, of: fn(&'static str) -> &'static 
     doc.add_rule(EGRESS, vec![with_ports(), allowed, RETURN]);
     let closed = eq(field(ip, "saddr"), text(&format!("@{}", of(EGRESS_CLOSED))));
     doc.add_rule(EGRESS, vec![closed, count, drop]);
+}
+
+/// The host is nobody at bridges behind the first of a network. Where the kernel lets rules for IP see what passes a bridge
+/// (`br_netfilter`), they see it again at the first, which is where it is looked at, and where a connection begins: one that
+/// had begun before would keep its address.
+fn inner(doc: &mut Doc<'_>, group: u32) {
+    let group = || Expression::Number(group);
+    let (from, to) = (eq(meta(MetaKey::Iifgroup), group()), eq(meta(MetaKey::Oifgroup), group()));
+    let [count, drop] = counted_drop();
+    doc.add_chain("inner", Some(("inner", NfChainType::Filter, NfHook::Prerouting, -300)));
+    doc.add_rule("inner", vec![from.clone(), Statement::Notrack]);
+    doc.add_rule("postrouting", vec![to.clone(), ACCEPT]);
+    doc.add_rule("forward", vec![from.clone(), to, ACCEPT]);
+    doc.add_rule("forward", vec![from.clone(), count.clone(), drop.clone()]);
+    doc.add_rule("input", vec![from, count, drop]);
 }
 
 /// Guests go out masqueraded; nothing comes in but answers and forwarded ports; the host answers a ping.

@@ -38,7 +38,7 @@ const BEFORE_IP: i32 = -200;
 pub(super) fn between_guests(doc: &mut Doc<'_>, base: &Base) {
     const CHAIN: &str = "between";
     doc.add_chain(CHAIN, Some((CHAIN, NfChainType::Filter, NfHook::Forward, BEFORE_IP)));
-    let ours = eq(meta(MetaKey::Iifgroup), Expression::Number(base.group));
+    let ours = eq(meta(MetaKey::Oifgroup), Expression::Number(base.group));
     let udp = eq(field("ip", "protocol"), text("udp"));
     let to_servers = eq(field("udp", "dport"), TO_SERVERS);
     doc.add_rule(CHAIN, vec![ours, eq(field("ether", "type"), text("ip")), udp, to_servers, DROP]);

@@ -1257,6 +1257,8 @@ class HostRecord(TypedDict):
     own_templates: NotRequired[HostRecordOwnTemplates]
     # As in `info`: `ready`, `draining` and so on.
     phase: NotRequired[str]
+    # The subnet of each network; a network that is not among them is of a host that does not say.
+    subnets: NotRequired[HostRecordSubnets]
     # Templates by name; absent where the host does not say.
     templates: NotRequired[list[Token] | None]
     # Version of drover.
@@ -1275,6 +1277,10 @@ class HostRecordNetworks(TypedDict):
 
 class HostRecordOwnTemplates(TypedDict):
     """Beside these, the templates of single namespaces."""
+
+
+class HostRecordSubnets(TypedDict):
+    """The subnet of each network; a network that is not among them is of a host that does not say."""
 
 
 class HostRecordVolumes(TypedDict):
@@ -1887,6 +1893,8 @@ class NicSpec(TypedDict):
     egress: NotRequired[EgressSpec | None]
     # Ports of the host that lead to this interface; at most 64 of a VM.
     forwards: NotRequired[list[ForwardSpec]]
+    # The address of IPv4 that it has, one of the host's network that no other VM has; the next that is free if left out. Its place in the network's subnet is that of its address of IPv6 too.
+    ipv4: NotRequired[str | None]
     # How fast the guest may be by it; as fast as it can if left out.
     limits: NotRequired[NicLimits | None]
     # The host's network to join.
