@@ -306,6 +306,7 @@ if wants network; then
     step network "addresses and names for who asks" real names 2
     step network "subnets that hosts take" real subnets 1
     step network "networks of several bridges" real bridges 1
+    step network "networks that come and go" real networks 1
 fi
 
 if wants soak; then

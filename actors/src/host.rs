@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use drover_schemas::body::host::Capacity;
 use drover_schemas::body::spec::{NicSpec, ResolvedSpec};
 use drover_schemas::{ErrorBody, ErrorCode, InstallationId, Token, VmId};
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::Ipv4Net;
 use tokio::sync::watch;
 
 use crate::journal::{LeaseRow, Snapshot, UidRow, VmRow};
@@ -22,6 +22,7 @@ use crate::spec::shape;
 
 mod disks;
 mod forwards;
+mod networks;
 mod subnets;
 mod types;
 pub mod users;
@@ -29,6 +30,7 @@ mod volumes;
 
 use disks::disk_bytes;
 pub use forwards::{Forwards, PortRange};
+pub use networks::Kept;
 pub use subnets::{SubnetError, SubnetFault};
 pub use types::{Leases, Totals};
 pub use volumes::Volumes;
@@ -47,12 +49,8 @@ pub struct HostState {
     inner: Mutex<Inner>,
     forwards: Forwards,
     volumes: Volumes,
-    /// Networks whose guests reach each other.
-    shared: BTreeSet<Token>,
-    /// Subnets of those with IPv6.
-    ipv6: BTreeMap<Token, Ipv6Net>,
-    /// Networks that have no DHCP.
-    without_dhcp: BTreeSet<Token>,
+    /// What the networks are, which verbs change. Asked while `inner` is locked, never the other way round.
+    networks: RwLock<Vec<NetworkDef>>,
     began: Instant,
     draining: AtomicBool,
     /// Counts changes of what is promised.
@@ -133,9 +131,7 @@ impl HostState {
         Ok(Self {
             forwards,
             volumes,
-            ipv6: networks.iter().filter_map(|def| Some((def.name.clone(), def.ipv6?.trunc()))).collect(),
-            shared: networks.iter().filter(|def| !def.isolate).map(|def| def.name.clone()).collect(),
-            without_dhcp: networks.iter().filter(|def| !def.dhcp).map(|def| def.name.clone()).collect(),
+            networks: RwLock::new(networks.to_vec()),
             totals,
             quotas,
             installation,
@@ -282,16 +278,22 @@ impl HostState {
         self.forwards.claim(namespace, vm_id, nics)
     }
 
+    /// Asks what a network is, if there is one of that name.
+    fn network<T>(&self, name: &Token, ask: impl FnOnce(&NetworkDef) -> T) -> Option<T> {
+        let networks = self.networks.read().unwrap_or_else(PoisonError::into_inner);
+        networks.iter().find(|def| def.name == *name).map(ask)
+    }
+
     fn check_isolated(&self, nics: &[NicSpec]) -> Result<(), ErrorBody> {
-        egress::check_isolated(nics, |nic| !self.shared.contains(&nic.network))
+        egress::check_isolated(nics, |nic| self.network(&nic.network, |def| def.isolate).unwrap_or(true))
     }
 
     fn check_forwards(&self, nics: &[NicSpec]) -> Result<(), ErrorBody> {
-        forward::check_ipv6(nics, |nic| self.ipv6.contains_key(&nic.network))
+        forward::check_ipv6(nics, |nic| self.network(&nic.network, |def| def.ipv6.is_some()).unwrap_or(false))
     }
 
     fn check_dhcp(&self, nics: &[NicSpec]) -> Result<(), ErrorBody> {
-        dhcp::check_served(nics, |nic| !self.without_dhcp.contains(&nic.network))
+        dhcp::check_served(nics, |nic| self.network(&nic.network, |def| def.dhcp).unwrap_or(true))
     }
 
     /// Takes what an earlier spec asks for over again, whose change was never durable.
@@ -375,7 +377,7 @@ impl HostState {
             match inner.address(index, nic, now) {
                 Ok((subnet, ipv4)) => {
                     let network = nic.network.clone();
-                    let ipv6 = self.ipv6.get(&network).copied();
+                    let ipv6 = self.network(&network, |def| def.ipv6).flatten().map(|subnet| subnet.trunc());
                     let lease = NicLease::new(self.installation, vm_id, index, network, subnet, ipv4);
                     leased.insert(index, lease.with_ipv6(ipv6));
                 }

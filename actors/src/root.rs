@@ -228,7 +228,9 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
     info!(first_uid = claimed.first, uids = claimed.count, "users for VMs");
     let totals = Totals { first_uid: claimed.first, uids: claimed.count, ..setup.totals };
     let who = (&setup.host, installation);
-    let networks = subnets::resolve((&bus, &setup.assets), &claims, &journal, who, setup.networks).await?;
+    let made = journal.networks().map_err(load_error)?;
+    let networks = with_made(setup.networks, &made);
+    let networks = subnets::resolve((&bus, &setup.assets), &claims, &journal, who, networks).await?;
     let notify = NotifySocket::bind(&run_root).map_err(|source| StartError::Notify { source })?;
     let state = HostState::new(installation, totals, Arc::clone(&quotas), &networks, &snapshot)
         .map_err(|source| StartError::Subnet { source })?;
@@ -284,6 +286,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         overlays: setup.overlays,
         backups: setup.state.join("backups"),
         not_imported: std::sync::Mutex::default(),
+        made_networks: tokio::sync::Mutex::new(made),
         cgroups: Cgroups::open(installation, &setup.programs.launcher),
         programs: setup.programs,
         limits: setup.limits,
@@ -461,6 +464,18 @@ async fn open_journal(setup: &HostSetup) -> Result<(JournalHandle, Snapshot), St
         );
     }
     Ok((journal, snapshot))
+}
+
+/// The networks of the configuration, and those that verbs made.
+fn with_made(mut networks: Vec<NetworkDef>, made: &[NetworkDef]) -> Vec<NetworkDef> {
+    for def in made {
+        if networks.iter().any(|other| other.name == def.name) {
+            warn!(network = %def.name, "a network of this name was made by a verb: the one of the configuration counts");
+        } else {
+            networks.push(def.clone());
+        }
+    }
+    networks
 }
 
 /// How long a start waits for the bus to say whose the host's name is.

@@ -51,6 +51,7 @@ mod contract;
 mod events;
 mod fleet;
 mod guest;
+mod networks;
 mod pool;
 mod stats;
 mod templates;
@@ -445,6 +446,7 @@ impl Router {
             "volume.create" | "volume.grow" | "volume.list" | "volume.remove" => {
                 self.volumes(verb, request).await
             }
+            "network.create" | "network.list" | "network.remove" => self.networks(verb, request).await,
             "placed" => {
                 let body: PlacedRequest = request.decode()?;
                 body_of(request, &self.creator.placed(&body))
@@ -461,6 +463,14 @@ impl Router {
             _ => Err(unknown_verb(&request.subject)),
         }
     }
+}
+
+/// Whoever asked may be gone: what was begun is ended all the same.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ErrorBody>> + Send + 'static,
+) -> Result<T, ErrorBody> {
+    let panicked = |error: tokio::task::JoinError| ErrorBody::new(ErrorCode::Internal, error.to_string());
+    tokio::spawn(work).await.unwrap_or_else(|error| Err(panicked(error)))
 }
 
 /// The namespace of a create; that of a placed one stands in a header.

@@ -28,7 +28,7 @@ use crate::images::Images;
 use crate::images::fleet::FleetImages;
 use crate::journal::{JournalHandle, VmRow};
 use crate::metrics::Metrics;
-use crate::network::NetworkHandle;
+use crate::network::{NetworkDef, NetworkHandle};
 use crate::quota::EventBudget;
 use crate::samples::guest::GuestSamples;
 use crate::spec::Templates;
@@ -125,6 +125,8 @@ pub struct Services {
     pub limits: Limits,
     /// Why orphans of this installation were not imported.
     pub not_imported: Mutex<BTreeMap<VmId, String>>,
+    /// The networks that verbs made; who has it changes them.
+    pub made_networks: tokio::sync::Mutex<Vec<NetworkDef>>,
     /// Promises and leases.
     pub state: HostState,
     /// Events that namespaces may cause.

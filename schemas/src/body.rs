@@ -8,6 +8,7 @@ pub mod events;
 pub mod guest;
 pub mod host;
 pub mod image;
+pub mod network;
 pub mod samples;
 pub mod spec;
 pub mod status;

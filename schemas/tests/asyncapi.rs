@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use drover_schemas::audit::AuditEvent;
 use drover_schemas::body::events::{EventsLastReply, EventsLastRequest, EventsReadReply, EventsReadRequest};
-use drover_schemas::body::{guest, host, image, samples, template, vm, volume};
+use drover_schemas::body::{guest, host, image, network, samples, template, vm, volume};
 use drover_schemas::contract::ContractReply;
 use drover_schemas::event::{HostEvent, RejectedEvent, VmEvent, ce};
 use drover_schemas::guest::{
@@ -155,6 +155,10 @@ fn schemas() -> Map<String, Value> {
         image::ImageNameRequest,
         image::ImageVerifyReply,
         image::ImageGcReply,
+        network::NetworkCreateRequest,
+        network::NetworkCreateReply,
+        network::NetworkRemoveRequest,
+        network::NetworksReply,
         volume::VolumeCreateRequest,
         volume::VolumeCreateReply,
         volume::VolumeGrowRequest,

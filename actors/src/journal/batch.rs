@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 
 use super::error::JournalError;
 use super::rows::{LeaseRow, OutboxRow, RequestRow, RequestState, UidRow, VmRow, encode_row};
+use crate::network::NetworkDef;
 
 /// Which part of the outbox an event belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +92,8 @@ pub enum Op {
     PutDraining(bool),
     /// Notes the subnets that the host has out of pools of the fleet, by the names of its networks.
     PutSubnets(BTreeMap<Token, Ipv4Net>),
+    /// Notes the networks that verbs made.
+    PutNetworks(Vec<NetworkDef>),
     /// Notes the boot of the host in which every VM was looked at.
     PutBoot(String),
 }
@@ -251,6 +254,7 @@ pub(super) enum EncodedOp {
     PutStreamIdentity(String),
     PutDraining(bool),
     PutSubnets(String),
+    PutNetworks(String),
     PutBoot(String),
 }
 
@@ -302,6 +306,13 @@ fn encode_op(op: Op) -> Result<EncodedOp, JournalError> {
         Op::PutSubnets(subnets) => {
             let pairs = subnets.iter().map(|(network, subnet)| format!("{network}={subnet}"));
             EncodedOp::PutSubnets(pairs.collect::<Vec<_>>().join(" "))
+        }
+        Op::PutNetworks(networks) => {
+            // In words, as the configuration has them: so do later versions read them.
+            let text = serde_json::to_string(&networks);
+            let failed =
+                |source: serde_json::Error| JournalError::Networks { step: "written", source: source.into() };
+            EncodedOp::PutNetworks(text.map_err(failed)?)
         }
         Op::PutBoot(boot) => EncodedOp::PutBoot(boot),
     })

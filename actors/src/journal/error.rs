@@ -153,6 +153,15 @@ pub enum JournalError {
         #[source]
         source: Arc<EncodeError>,
     },
+    /// The networks that verbs made cannot be read or written.
+    #[error("the networks in the journal cannot be {step}")]
+    Networks {
+        /// Which.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: Arc<serde_json::Error>,
+    },
     /// The writer panicked; nothing of the batch is kept.
     #[error("the journal's writer panicked on this batch: {message}")]
     Panicked {

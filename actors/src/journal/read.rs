@@ -10,10 +10,11 @@ use serde::de::DeserializeOwned;
 use super::error::JournalError;
 use super::rows::{LeaseRow, OutboxRow, Position, RequestRow, UidRow, VmRow, decode_row};
 use super::store::{
-    Bytes, IN_FLIGHT, LEASES, META, META_BOOT, META_DRAINING, META_STREAM, META_SUBNETS, OUTBOX_AGENT,
-    OUTBOX_STATE, POSITIONS, REQUEST_COUNTS, REQUESTS, ReadFailure, UIDS, VMS,
+    Bytes, IN_FLIGHT, LEASES, META, META_BOOT, META_DRAINING, META_NETWORKS, META_STREAM, META_SUBNETS,
+    OUTBOX_AGENT, OUTBOX_STATE, POSITIONS, REQUEST_COUNTS, REQUESTS, ReadFailure, UIDS, VMS,
 };
 use super::{JournalHandle, REQUEST_AHEAD_MS, REQUEST_WINDOW_MS};
+use crate::network::NetworkDef;
 
 /// Everything that a starting daemon needs.
 #[derive(Debug, Clone, Default)]
@@ -206,6 +207,19 @@ impl JournalHandle {
             Some((Token::new(network).ok()?, subnet.parse().ok()?))
         };
         Ok(text.unwrap_or_default().split_whitespace().filter_map(pair).collect())
+    }
+
+    /// The networks that verbs made. What is no list of networks to this version is an error: VMs may have interfaces in them.
+    ///
+    /// # Errors
+    /// [`JournalError`] if the file fails, or says what cannot be read.
+    pub fn networks(&self) -> Result<Vec<NetworkDef>, JournalError> {
+        let text = self.0.store.read("meta", |txn| {
+            Ok(txn.open_table(META)?.get(META_NETWORKS)?.map(|v| v.value().to_owned()))
+        })?;
+        let Some(text) = text else { return Ok(Vec::new()) };
+        serde_json::from_str(&text)
+            .map_err(|source| JournalError::Networks { step: "read", source: source.into() })
     }
 
     /// Whether an operator told the host to take no new VMs.

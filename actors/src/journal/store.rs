@@ -51,6 +51,7 @@ pub(super) const META_STREAM: &str = "stream";
 pub(super) const META_BOOT: &str = "boot";
 pub(super) const META_DRAINING: &str = "draining";
 pub(super) const META_SUBNETS: &str = "subnets";
+pub(super) const META_NETWORKS: &str = "networks";
 const COUNTER_COMMITS: &str = "commits";
 
 /// Memory for redb's page cache. The journal of 1,000 VMs is a few MiB.

@@ -9,8 +9,9 @@ use super::batch::{EncodedBatch, EncodedOp, EventClass};
 use super::error::JournalError;
 use super::rows::{LeaseRow, RequestRow, RequestState, UidRow, VmRow, decode_row, encode_row};
 use super::store::{
-    Bytes, COUNTERS, Changes, IN_FLIGHT, LEASES, META, META_BOOT, META_DRAINING, META_STREAM, META_SUBNETS,
-    NAMES, OUTBOX_AGENT, OUTBOX_STATE, POSITIONS, REQUEST_COUNTS, REQUEST_TIMES, REQUESTS, UIDS, VMS,
+    Bytes, COUNTERS, Changes, IN_FLIGHT, LEASES, META, META_BOOT, META_DRAINING, META_NETWORKS, META_STREAM,
+    META_SUBNETS, NAMES, OUTBOX_AGENT, OUTBOX_STATE, POSITIONS, REQUEST_COUNTS, REQUEST_TIMES, REQUESTS,
+    UIDS, VMS,
 };
 
 type Result<T> = std::result::Result<T, redb::Error>;
@@ -213,6 +214,9 @@ impl<'t> Tables<'t> {
             }
             EncodedOp::PutSubnets(subnets) => {
                 self.meta.insert(META_SUBNETS, subnets.as_str())?;
+            }
+            EncodedOp::PutNetworks(networks) => {
+                self.meta.insert(META_NETWORKS, networks.as_str())?;
             }
             EncodedOp::PutDraining(true) => {
                 self.meta.insert(META_DRAINING, "true")?;

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use drover_schemas::body::status::NicStatus;
 use drover_schemas::id::VmId;
+use drover_schemas::token::Token;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr};
 
 use super::counters::{Counted, Counting};
 use super::lease::NicLease;
 use super::mend::{Before, Repair, Why};
 use super::nft::Member;
-use super::ops::{NetOps, NetworkConfig, NetworkError, SweepReport, VmNet, members, statuses};
+use super::ops::{NetOps, NetworkConfig, NetworkDef, NetworkError, SweepReport, VmNet, members, statuses};
 use crate::chain::chain;
 
 /// How long a caller of [`NetworkHandle`] waits.
@@ -35,6 +36,10 @@ pub enum NetworkMsg {
     Detach(VmId, Vec<NicLease>, Reply<()>),
     /// Make bridges and rules, with the VMs that have interfaces already.
     Restore(Vec<Before>, Reply<Repair>),
+    /// Make a network.
+    AddNetwork(Box<NetworkDef>, Reply<()>),
+    /// Remove a network that no VM has an interface in.
+    RemoveNetwork(Token, Reply<()>),
     /// Mend what others changed.
     Mend(Why, Reply<Repair>),
     /// Report what belongs to no known VM.
@@ -135,6 +140,8 @@ async fn work(ops: &NetOps, batch: Vec<NetworkMsg>) {
             NetworkMsg::Detach(vm_id, nics, reply) => detach.push((vm_id, nics, reply)),
             NetworkMsg::Change(vm, reply) => answer(reply, rules(ops, vm).await),
             NetworkMsg::Restore(vms, reply) => answer(reply, ops.restore(vms).await),
+            NetworkMsg::AddNetwork(def, reply) => answer(reply, ops.add_network(&def).await),
+            NetworkMsg::RemoveNetwork(name, reply) => answer(reply, ops.remove_network(&name).await),
             NetworkMsg::Mend(why, reply) => answer(reply, ops.mend(why).await),
             NetworkMsg::Sweep(known, reply) => answer(reply, ops.sweep(&known).await),
             NetworkMsg::Teardown(reply) => answer(reply, ops.teardown().await),
@@ -313,6 +320,29 @@ impl NetworkHandle {
     /// A step failed.
     pub async fn restore(&self, vms: Vec<Before>) -> Result<Repair, NetworkError> {
         self.call(|reply| NetworkMsg::Restore(vms, reply)).await
+    }
+
+    /// How many bridges a network is made of.
+    #[must_use]
+    pub fn bridges_of(&self, name: &Token) -> u32 {
+        let further = self.ops.known.further_of(name).len();
+        u32::try_from(further).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
+    /// Makes a network that the host did not have.
+    ///
+    /// # Errors
+    /// Its addresses are somebody else's, or a step fails; nothing of it is left.
+    pub async fn add_network(&self, def: NetworkDef) -> Result<(), NetworkError> {
+        self.call(|reply| NetworkMsg::AddNetwork(Box::new(def), reply)).await
+    }
+
+    /// Removes a network that no VM has an interface in.
+    ///
+    /// # Errors
+    /// A step fails; what is left goes when the daemon starts again.
+    pub async fn remove_network(&self, name: Token) -> Result<(), NetworkError> {
+        self.call(|reply| NetworkMsg::RemoveNetwork(name, reply)).await
     }
 
     /// Compares the network with what it should be, and mends it.

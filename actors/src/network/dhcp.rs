@@ -23,7 +23,7 @@ use self::wire::{FRAME_MAX, Wire};
 use super::actor::NetworkHandle;
 use super::guests::Guest;
 use super::known::{Bridged, Known};
-use super::served::{Served, changed};
+use super::served::{Served, changed, lasting, tell_gone};
 use crate::metrics::{Metrics, OutcomeLabels};
 use crate::rate::{Bucket, Rate};
 
@@ -41,14 +41,19 @@ pub async fn serve(
     served: impl Fn(&Served<'_>) + Sync,
 ) {
     let known = &network.ops.known;
-    let on = |bridged: &&Bridged| bridged.def.dhcp;
-    let each = known.networks.iter().filter(on).map(|bridged| {
-        let server = Server { known, bridged, metrics, declined: &declined };
-        server.run(&served)
-    });
-    join_all(each).await;
-    // A host without networks has nobody to answer, and that does not end.
-    std::future::pending().await
+    let mut changes = known.networks_changes();
+    loop {
+        let networks = changes.borrow_and_update().clone();
+        let servers = networks.iter().filter(|bridged| bridged.def.dhcp).map(|bridged| {
+            let server = Server { known, bridged, metrics, declined: &declined };
+            server.run(&served)
+        });
+        tokio::select! {
+            () = lasting(join_all(servers)) => {}
+            () = changed(&mut changes) => {}
+        }
+        tell_gone(&networks, &changes.borrow(), "dhcp", &served);
+    }
 }
 
 struct Server<'a, D> {

@@ -35,7 +35,7 @@ use super::actor::NetworkHandle;
 use super::guests::{Guest, Guests};
 use super::ipv6;
 use super::ops::NetOps;
-use super::served::{Served, changed};
+use super::served::{Served, changed, lasting, tell_gone};
 use crate::metrics::{Metrics, OutcomeLabels};
 
 /// Questions that wait for somebody outside: of the host, of a namespace, of a guest. Each has a socket.
@@ -56,31 +56,37 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub async fn serve(network: &NetworkHandle, metrics: &Metrics, served: impl Fn(&Served<'_>) + Sync) {
     let asked = Arc::new(Shares::new(ASKED));
     let known = &network.ops.known;
-    let suffixes: Vec<Name> = known.networks.iter().map(|of| of.def.dns.suffix.name().clone()).collect();
     let served = &served;
-    let each = known.networks.iter().filter(|bridged| bridged.def.dns.serve).map(|bridged| {
-        let desk = Arc::new(Desk {
-            ops: Arc::clone(&network.ops),
-            network: bridged.def.name.clone(),
-            bridge: bridged.bridge.clone(),
-            suffix: bridged.def.dns.suffix.name().clone(),
-            upstreams: bridged.def.dns.upstreams.all().to_vec(),
-            others: suffixes.clone(),
-            subnets: std::iter::once(IpNet::V4(bridged.def.subnet.trunc()))
-                .chain(bridged.def.ipv6.map(|subnet| IpNet::V6(subnet.trunc())))
-                .collect(),
-            // It is asked at the first, and heard there by IPv4 alone.
-            gateway: std::iter::once(IpAddr::V4(bridged.gateway()))
-                .chain(bridged.def.ipv6.map(|subnet| IpAddr::V6(ipv6::gateway(subnet.trunc()))))
-                .collect(),
-            metrics: metrics.clone(),
-            asked: Arc::clone(&asked),
+    let mut changes = known.networks_changes();
+    loop {
+        let networks = changes.borrow_and_update().clone();
+        let suffixes: Vec<Name> = networks.iter().map(|of| of.def.dns.suffix.name().clone()).collect();
+        let desks = networks.iter().filter(|bridged| bridged.def.dns.serve).map(|bridged| {
+            let desk = Arc::new(Desk {
+                ops: Arc::clone(&network.ops),
+                network: bridged.def.name.clone(),
+                bridge: bridged.bridge.clone(),
+                suffix: bridged.def.dns.suffix.name().clone(),
+                upstreams: bridged.def.dns.upstreams.all().to_vec(),
+                others: suffixes.clone(),
+                subnets: std::iter::once(IpNet::V4(bridged.def.subnet.trunc()))
+                    .chain(bridged.def.ipv6.map(|subnet| IpNet::V6(subnet.trunc())))
+                    .collect(),
+                // It is asked at the first, and heard there by IPv4 alone.
+                gateway: std::iter::once(IpAddr::V4(bridged.gateway()))
+                    .chain(bridged.def.ipv6.map(|subnet| IpAddr::V6(ipv6::gateway(subnet.trunc()))))
+                    .collect(),
+                metrics: metrics.clone(),
+                asked: Arc::clone(&asked),
+            });
+            desk.run(served)
         });
-        desk.run(served)
-    });
-    join_all(each).await;
-    // A host without such networks has nobody to answer, and that does not end.
-    std::future::pending().await
+        tokio::select! {
+            () = lasting(join_all(desks)) => {}
+            () = changed(&mut changes) => {}
+        }
+        tell_gone(&networks, &changes.borrow(), "dns", served);
+    }
 }
 
 /// Where a network's names are asked for.

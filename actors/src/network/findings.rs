@@ -178,7 +178,7 @@ pub fn of_links(known: &Known, links: &[LinkInfo], addresses: &[(u32, IpNet)]) -
     let by_name: HashMap<&str, &LinkInfo> = links.iter().map(|link| (link.name.as_str(), link)).collect();
     let mut found = Vec::new();
     let vms = known.vms();
-    for network in &known.networks {
+    for network in known.networks().iter() {
         found.extend(of_bridge(network, &by_name, addresses));
         let made = known.further_of(&network.def.name);
         for number in network.needed(&vms).into_iter().chain(made).collect::<BTreeSet<_>>() {

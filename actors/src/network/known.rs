@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use drover_schemas::id::{InstallationId, VmId};
 use drover_schemas::token::Token;
@@ -35,6 +35,18 @@ pub struct Bridged {
 }
 
 impl Bridged {
+    /// The network that `def` is of.
+    #[must_use]
+    pub fn new(installation: InstallationId, def: &NetworkDef) -> Self {
+        Self {
+            installation,
+            bridge: names::bridge(installation, &def.name),
+            alias: names::bridge_alias(installation, &def.name),
+            mac: names::bridge_mac(installation, &def.name),
+            def: def.clone(),
+        }
+    }
+
     /// The bridge's own address.
     #[must_use]
     pub fn gateway(&self) -> Ipv4Addr {
@@ -57,13 +69,16 @@ impl Bridged {
     }
 }
 
+/// The networks of a host, as they are at a time.
+pub type Networks = Arc<Vec<Arc<Bridged>>>;
+
 /// What should be.
 #[derive(Debug)]
 pub struct Known {
     /// Whose it is.
     pub installation: InstallationId,
-    /// The networks.
-    pub networks: Vec<Bridged>,
+    /// The networks, which verbs change.
+    networks: watch::Sender<Networks>,
     state: RwLock<State>,
     /// A bridge has another number.
     pub(super) moved: watch::Sender<()>,
@@ -104,16 +119,10 @@ impl Known {
     /// Networks without VMs.
     #[must_use]
     pub fn new(installation: InstallationId, networks: &[NetworkDef]) -> Self {
-        let bridged = |def: &NetworkDef| Bridged {
-            installation,
-            bridge: names::bridge(installation, &def.name),
-            alias: names::bridge_alias(installation, &def.name),
-            mac: names::bridge_mac(installation, &def.name),
-            def: def.clone(),
-        };
+        let bridged = networks.iter().map(|def| Arc::new(Bridged::new(installation, def)));
         Self {
             installation,
-            networks: networks.iter().map(bridged).collect(),
+            networks: watch::Sender::new(Arc::new(bridged.collect())),
             state: RwLock::default(),
             moved: watch::Sender::default(),
         }
@@ -127,10 +136,50 @@ impl Known {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The networks as they are now.
+    #[must_use]
+    pub fn networks(&self) -> Networks {
+        self.networks.borrow().clone()
+    }
+
+    /// The same, and each change of it.
+    #[must_use]
+    pub fn networks_changes(&self) -> watch::Receiver<Networks> {
+        self.networks.subscribe()
+    }
+
     /// The network of that name.
     #[must_use]
-    pub fn network(&self, name: &Token) -> Option<&Bridged> {
-        self.networks.iter().find(|network| network.def.name == *name)
+    pub fn network(&self, name: &Token) -> Option<Arc<Bridged>> {
+        self.networks.borrow().iter().find(|network| network.def.name == *name).cloned()
+    }
+
+    /// Takes a network in, in the place of one of its name.
+    pub fn add_network(&self, def: &NetworkDef) {
+        let bridged = Arc::new(Bridged::new(self.installation, def));
+        self.networks.send_modify(|networks| {
+            let others = networks.iter().filter(|network| network.def.name != def.name).cloned();
+            *networks = Arc::new(others.chain([bridged]).collect());
+        });
+    }
+
+    /// Forgets a network, which no VM has an interface in.
+    pub fn remove_network(&self, name: &Token) {
+        let Some(network) = self.network(name) else { return };
+        let mut state = self.write();
+        state.bridges.remove(&network.bridge);
+        for number in state.further_of(name) {
+            let further = network.further(number);
+            state.further.remove(&further.bridge);
+            state.bridges.remove(&further.bridge);
+            state.ports.remove(&further.upper);
+            state.ports.remove(&further.lower);
+        }
+        drop(state);
+        self.networks.send_modify(|networks| {
+            *networks =
+                Arc::new(networks.iter().filter(|network| network.def.name != *name).cloned().collect());
+        });
     }
 
     /// Takes a VM whose interfaces are as they should be, in place of what was known of it.
@@ -166,9 +215,7 @@ impl Known {
     /// The numbers of the further bridges that a network has.
     #[must_use]
     pub fn further_of(&self, network: &Token) -> Vec<u32> {
-        let state = self.read();
-        let of = state.further.values().filter(|made| made.network == *network);
-        of.map(|made| made.number).collect()
+        self.read().further_of(network)
     }
 
     /// Whether a further bridge is there, as far as is known.
@@ -181,7 +228,7 @@ impl Known {
     #[must_use]
     pub fn is_of_networks(&self, name: &str) -> bool {
         let state = self.read();
-        self.networks.iter().any(|network| network.bridge == name)
+        self.networks.borrow().iter().any(|network| network.bridge == name)
             || state.further.contains_key(name)
             || state.ports.get(name).is_some_and(|place| place.vm_id.is_none())
     }
@@ -233,8 +280,9 @@ impl Known {
     pub fn is_wrong(&self, name: &str, found: Option<&LinkInfo>) -> bool {
         let state = self.read();
         let place = state.ports.get(name);
-        let network = self.networks.iter().find(|network| network.bridge == name);
-        let bridge_mtu = network.map(|network| network.def.mtu.get());
+        let networks = self.networks();
+        let bridge_mtu = networks.iter().find(|network| network.bridge == name);
+        let bridge_mtu = bridge_mtu.map(|network| network.def.mtu.get());
         let bridge_mtu = bridge_mtu.or_else(|| state.further.get(name).map(|made| made.mtu));
         if place.is_none() && bridge_mtu.is_none() {
             return false;
@@ -253,7 +301,7 @@ impl Known {
     /// Whether the address is the gateway of a network.
     #[must_use]
     pub fn is_gateway(&self, address: IpAddr) -> bool {
-        self.networks.iter().any(|network| match address {
+        self.networks.borrow().iter().any(|network| match address {
             IpAddr::V4(address) => network.gateway() == address,
             IpAddr::V6(address) => network.ipv6_nets().iter().any(|net| net.addr() == address),
         })
@@ -262,7 +310,7 @@ impl Known {
     /// Whether a network has IPv6.
     #[must_use]
     pub fn has_ipv6(&self) -> bool {
-        self.networks.iter().any(|network| network.def.ipv6.is_some())
+        self.networks.borrow().iter().any(|network| network.def.ipv6.is_some())
     }
 
     /// The alias of a VM's TAPs.
@@ -273,6 +321,11 @@ impl Known {
 }
 
 impl State {
+    fn further_of(&self, network: &Token) -> Vec<u32> {
+        let of = self.further.values().filter(|made| made.network == *network);
+        of.map(|made| made.number).collect()
+    }
+
     fn forget(&mut self, vm_id: VmId) -> Option<VmNet> {
         let vm = self.vms.remove(&vm_id)?;
         self.guests.remove(&vm);

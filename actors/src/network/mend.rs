@@ -11,7 +11,6 @@ use std::sync::atomic::Ordering;
 use drover_schemas::id::VmId;
 
 use super::findings::{Finding, Wrong, of_links, of_rules, port};
-use super::kernel6;
 use super::names;
 use super::nft::{Member, Present};
 use super::ops::{NetOps, NetworkError, VmNet};
@@ -52,16 +51,8 @@ impl NetOps {
     /// # Errors
     /// A step for the host fails; what was done before it stays and is found again.
     pub async fn restore(&self, vms: Vec<Before>) -> Result<Repair, NetworkError> {
-        for network in &self.known.networks {
-            let ipv6 = network.def.ipv6.map(|subnet| subnet.trunc().into());
-            for subnet in [network.def.subnet.trunc().into()].into_iter().chain(ipv6) {
-                if let Some(other) = self.links.conflict(subnet, &network.bridge).await? {
-                    return Err(NetworkError::Overlap { network: network.def.name.clone(), subnet, other });
-                }
-            }
-            if ipv6.is_some() && !kernel6::is_there() {
-                return Err(NetworkError::NoIpv6 { network: network.def.name.clone() });
-            }
+        for network in self.known.networks().iter() {
+            self.check_machine(network).await?;
         }
         let links = self.links.list().await?;
         let there: HashMap<&str, Option<&str>> =
@@ -112,7 +103,7 @@ impl NetOps {
     /// No guest speaks while there are no rules.
     async fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
-        for network in &self.known.networks {
+        for network in self.known.networks().iter() {
             let further =
                 self.known.further_of(&network.def.name).into_iter().map(|number| network.bridge_of(number));
             let mut closed = self.links.set_down(&network.bridge).await;
@@ -145,6 +136,14 @@ impl NetOps {
         repair.mended.append(&mut repair.left);
         repair.left.extend(refused);
         Ok(())
+    }
+
+    /// Lays all rules, whatever is there.
+    ///
+    /// # Errors
+    /// They cannot be laid.
+    pub(super) async fn lay_anew(&self) -> Result<(), NetworkError> {
+        self.mend_rules(true, &mut Repair::default()).await
     }
 
     fn laid(&self) -> std::sync::MutexGuard<'_, Option<String>> {

@@ -9,8 +9,8 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use drover_schemas::body::status::NicStatus;
 use drover_schemas::id::{InstallationId, VmId};
@@ -34,6 +34,7 @@ use super::names::{self, Mark};
 use super::nft::{Base, BaseNet, Member, Nft, NftError};
 use super::tap::{self, TapError, TapKind};
 use crate::bus::claims::subnets::SubnetPool;
+use crate::chain;
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -275,12 +276,12 @@ impl NetOps {
         Ok(Self { known, links, nft, laid: Mutex::default(), closed: AtomicBool::default() })
     }
 
-    fn network(&self, name: &Token) -> Result<&Bridged, NetworkError> {
+    fn network(&self, name: &Token) -> Result<Arc<Bridged>, NetworkError> {
         self.known.network(name).ok_or_else(|| NetworkError::UnknownNetwork { network: name.clone() })
     }
 
     pub(super) fn base(&self) -> Base {
-        let net = |network: &Bridged| BaseNet {
+        let net = |network: &Arc<Bridged>| BaseNet {
             bridge: network.bridge.clone(),
             mac: network.mac,
             subnet: network.def.subnet.trunc(),
@@ -290,7 +291,7 @@ impl NetOps {
             dhcp: network.def.dhcp,
             dns: network.def.dns.serve,
         };
-        let networks = self.known.networks.iter().map(net).collect();
+        let networks = self.known.networks().iter().map(net).collect();
         let installation = self.known.installation;
         Base { group: names::group(installation), inner: names::inner_group(installation), networks }
     }
@@ -301,7 +302,7 @@ impl NetOps {
     /// A step fails; what was done before it stays and is found again.
     pub(super) async fn ensure_bridges(&self) -> Result<(), NetworkError> {
         let vms = self.known.vms();
-        for network in &self.known.networks {
+        for network in self.known.networks().iter() {
             let shape = BridgeShape {
                 name: &network.bridge,
                 alias: &network.alias,
@@ -383,12 +384,59 @@ impl NetOps {
         Ok(())
     }
 
+    /// Whether the machine has room for a network: its addresses are nobody else's, and the kernel has IPv6 if it wants it.
+    ///
+    /// # Errors
+    /// It has not, or the kernel cannot be asked.
+    pub(super) async fn check_machine(&self, network: &Bridged) -> Result<(), NetworkError> {
+        let def = &network.def;
+        let ipv6 = def.ipv6.map(|subnet| subnet.trunc().into());
+        for subnet in [def.subnet.trunc().into()].into_iter().chain(ipv6) {
+            if let Some(other) = self.links.conflict(subnet, &network.bridge).await? {
+                return Err(NetworkError::Overlap { network: def.name.clone(), subnet, other });
+            }
+        }
+        if ipv6.is_some() && !kernel6::is_there() {
+            return Err(NetworkError::NoIpv6 { network: def.name.clone() });
+        }
+        Ok(())
+    }
+
+    /// Makes a network that the host did not have.
+    ///
+    /// # Errors
+    /// A step fails; nothing of it is left, as far as that can be removed.
+    pub async fn add_network(&self, def: &NetworkDef) -> Result<(), NetworkError> {
+        self.check_machine(&Bridged::new(self.known.installation, def)).await?;
+        self.known.add_network(def);
+        let made = async {
+            self.lay_anew().await?;
+            self.ensure_bridges().await?;
+            self.ensure_forwarding().map(drop)
+        };
+        let Err(failure) = made.await else { return Ok(()) };
+        if let Err(left) = self.remove_network(&def.name).await {
+            tracing::warn!(network = %def.name, error = %chain(&left), "something of a network may be left");
+        }
+        Err(failure)
+    }
+
+    /// Removes a network that no VM has an interface in: bridges first, so that none is without rules.
+    ///
+    /// # Errors
+    /// A step fails; what is left goes when the daemon starts again.
+    pub async fn remove_network(&self, name: &Token) -> Result<(), NetworkError> {
+        self.known.remove_network(name);
+        self.remove_empty_bridges().await?;
+        self.lay_anew().await
+    }
+
     /// Packets are routed between guests and the outside; not before there are rules.
     ///
     /// # Errors
     /// The kernel's setting cannot be written.
     pub(super) fn ensure_forwarding(&self) -> Result<bool, NetworkError> {
-        if self.known.networks.is_empty() {
+        if self.known.networks().is_empty() {
             return Ok(false);
         }
         let was_off = switch_on(IP_FORWARD).map_err(NetworkError::Forwarding)?;
@@ -416,7 +464,7 @@ impl NetOps {
         let network = self.network(&nic.network)?;
         let number = network.number_of(nic);
         if number > 0 && !self.known.has_further(&network.bridge_of(number)) {
-            self.ensure_further(network, number).await?;
+            self.ensure_further(&network, number).await?;
         }
         let existing = self.links.get(&nic.tap).await?;
         // A TAP that a VMM uses is busy and needs no ioctl: this is an adoption.

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::actor::NetworkHandle;
+use super::kernel6;
 use super::link::{LinkError, Links, info, local};
 use super::mend::{Repair, Why};
 use super::nft::events::{RuleEvents, Told};
@@ -54,7 +55,8 @@ pub async fn watch(
 ) -> Result<(), WatchError> {
     let mut rules =
         RuleEvents::listen(network.ops.nft.table(), network.ops.nft.own()).map_err(WatchError::Rules)?;
-    let ipv6 = network.ops.known.has_ipv6().then_some(MulticastGroup::Ipv6Ifaddr);
+    // A network may have it later.
+    let ipv6 = kernel6::is_there().then_some(MulticastGroup::Ipv6Ifaddr);
     let groups: Vec<_> = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr].into_iter().chain(ipv6).collect();
     let (connection, _, mut messages) = new_multicast_connection(&groups).map_err(WatchError::Links)?;
     let _connection = AbortOnDropHandle::new(tokio::spawn(connection));

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::StartError;
 use crate::bus::assets::{self, AssetsConfig};
-use crate::bus::claims::subnets::Wanted;
+use crate::bus::claims::subnets::{Wanted, local};
 use crate::bus::claims::{ClaimError, Claims};
 use crate::bus::connect::Bus;
 use crate::chain;
@@ -123,15 +123,4 @@ pub(super) async fn resolve(
         }
     }
     Ok(networks)
-}
-
-/// What the machine itself has addresses of.
-fn local() -> Vec<Ipv4Net> {
-    let Ok(found) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
-    let net = |of: nix::ifaddrs::InterfaceAddress| {
-        let (address, mask) = (of.address?, of.netmask?);
-        let (address, mask) = (address.as_sockaddr_in()?.ip(), mask.as_sockaddr_in()?.ip());
-        Ipv4Net::with_netmask(address, mask).ok().map(|net| net.trunc())
-    };
-    found.filter_map(net).collect()
 }

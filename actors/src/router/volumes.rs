@@ -11,7 +11,7 @@ use drover_schemas::body::volume::{
 };
 use drover_schemas::state::VmState;
 
-use super::{Answer, ErrorBody, ErrorCode, Request, Router, Token, body_of};
+use super::{Answer, ErrorBody, ErrorCode, Request, Router, Token, body_of, whole};
 use crate::chain;
 use crate::directory::Directory;
 use crate::hypervisor::config::disk_id;
@@ -35,14 +35,6 @@ impl Router {
             _ => body_of(request, &list(&self.services, request.decode()?).await?),
         }
     }
-}
-
-/// Whoever asked may be gone: what was begun is ended all the same.
-async fn whole<T: Send + 'static>(
-    work: impl Future<Output = Result<T, ErrorBody>> + Send + 'static,
-) -> Result<T, ErrorBody> {
-    let panicked = |error: tokio::task::JoinError| ErrorBody::new(ErrorCode::Internal, error.to_string());
-    tokio::spawn(work).await.unwrap_or_else(|error| Err(panicked(error)))
 }
 
 async fn create(services: &Shared, asked: VolumeCreateRequest) -> Result<VolumeCreateReply, ErrorBody> {

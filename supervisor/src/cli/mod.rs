@@ -10,6 +10,7 @@ mod exit;
 mod host;
 mod image;
 mod journal;
+mod network;
 pub mod output;
 mod progress;
 pub mod tally;
@@ -71,6 +72,9 @@ enum Command {
     /// Import, list and remove the images of a host.
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Networks of a host.
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
     /// Disks that outlive VMs: make, list and remove those of a namespace on a host.
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
@@ -144,6 +148,7 @@ pub async fn run(cli: &Cli) -> Result<u8, CliError> {
         Command::Doctor(args) => host::doctor(args, &cli.global).await,
         Command::Host(command) => host::run(command, &cli.global).await,
         Command::Image(command) => image::run(command, &cli.global).await,
+        Command::Network(command) => network::run(command, &cli.global).await,
         Command::Volume(command) => volume::run(command, &cli.global).await,
         Command::Template(command) => template::run(command, &cli.global).await,
         Command::Journal(command) => journal::run(command, &cli.global).await,

@@ -12,6 +12,9 @@ use drover_schemas::body::image::{
     ImageGcReply, ImageGetReply, ImageGetRequest, ImageImportReply, ImageImportRequest, ImageNameRequest,
     ImageTagReply, ImageTagRequest, ImageVerifyReply, ImagesReply, ImagesRequest,
 };
+use drover_schemas::body::network::{
+    NetworkCreateReply, NetworkCreateRequest, NetworkRemoveRequest, NetworksReply,
+};
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::{
     ChangeReply, CreateRequest, ListReply, ListRequest, ValidateReply, ValidateRequest,
@@ -394,6 +397,40 @@ impl Client {
         deadline: Duration,
     ) -> Result<Empty, ClientError> {
         self.host(host, "volume.remove", request, deadline).await
+    }
+
+    /// Makes a network of a host.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn network_create(
+        &self,
+        host: &Token,
+        request: &NetworkCreateRequest,
+        deadline: Duration,
+    ) -> Result<NetworkCreateReply, ClientError> {
+        self.host(host, "network.create", request, deadline).await
+    }
+
+    /// The networks of a host.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn networks(&self, host: &Token, deadline: Duration) -> Result<NetworksReply, ClientError> {
+        self.host(host, "network.list", &Empty {}, deadline).await
+    }
+
+    /// Removes a network that no VM has an interface in.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn network_remove(
+        &self,
+        host: &Token,
+        request: &NetworkRemoveRequest,
+        deadline: Duration,
+    ) -> Result<Empty, ClientError> {
+        self.host(host, "network.remove", request, deadline).await
     }
 
     pub(super) async fn host<Q, R>(

@@ -116,6 +116,18 @@ pub struct Wanted<'a> {
     pub used: &'a [Ipv4Net],
 }
 
+/// What the machine itself has addresses of.
+#[must_use]
+pub fn local() -> Vec<Ipv4Net> {
+    let Ok(found) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let net = |of: nix::ifaddrs::InterfaceAddress| {
+        let (address, mask) = (of.address?, of.netmask?);
+        let (address, mask) = (address.as_sockaddr_in()?.ip(), mask.as_sockaddr_in()?.ip());
+        Ipv4Net::with_netmask(address, mask).ok().map(|net| net.trunc())
+    };
+    found.filter_map(net).collect()
+}
+
 fn seed(host: &Token, network: &Token, attempt: usize) -> u64 {
     let mut hasher = DefaultHasher::new();
     (host, network, attempt).hash(&mut hasher);

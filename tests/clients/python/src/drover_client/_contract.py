@@ -72,6 +72,9 @@ VERBS: dict[str, Verb] = {
     "host.image.verify": Verb("host.{host}.image.verify", False, None),
     "host.info": Verb("host.{host}.info", False, None),
     "host.list": Verb("host.{host}.list", False, None),
+    "host.network.create": Verb("host.{host}.network.create", False, None),
+    "host.network.list": Verb("host.{host}.network.list", False, None),
+    "host.network.remove": Verb("host.{host}.network.remove", False, None),
     "host.orphans": Verb("host.{host}.orphans", False, None),
     "host.orphans.remove": Verb("host.{host}.orphans.remove", False, None),
     "host.placed": Verb("host.{host}.placed", False, None),
@@ -1793,6 +1796,92 @@ class NamespaceUse(TypedDict):
     vms: QuotaUse
 
 
+class NetworkCreateReply(TypedDict):
+    """Reply of `network.create`."""
+    # It was there already as it was asked for, and nothing was done.
+    already: NotRequired[bool]
+    # The network.
+    network: NetworkInfo
+
+
+class NetworkCreateRequest(TypedDict):
+    """Request of `network.create`."""
+    # Guests that ask by DHCP get their addresses; so if left out.
+    dhcp: NotRequired[bool | None]
+    # Names that guests ask the gateway for.
+    dns: NotRequired[NetworkDns | None]
+    # Where guests may not go, as prefixes; the ranges of clouds' metadata services if left out.
+    egress_deny: NotRequired[list[str] | None]
+    # Its addresses of IPv6, with the same places in it; no IPv6 if left out.
+    ipv6: NotRequired[str | None]
+    # Guests cannot reach each other; so if left out.
+    isolate: NotRequired[bool | None]
+    # The longest packet of its guests, in bytes from 1,280 to 9,216; 1,500 if left out.
+    mtu: NotRequired[int | None]
+    # The name that specs use.
+    name: Token
+    # Its addresses, as `10.78.0.0/20`; the first is the gateway's. This or `subnet_from` has to be said.
+    subnet: NotRequired[str | None]
+    # In its place: a subnet that no other host of the fleet has, out of a pool that all know.
+    subnet_from: NotRequired[NetworkPool | None]
+
+
+class NetworkDns(TypedDict):
+    """Names of a network."""
+    # The gateway answers, and guests are told to ask there; so if left out.
+    serve: NotRequired[bool | None]
+    # What follows the name of a VM; `vm.drover.internal` if left out.
+    suffix: NotRequired[str | None]
+    # Who is asked for other names, as `192.0.2.53` or `192.0.2.53:5353`; nobody if left out.
+    upstreams: NotRequired[list[str] | None]
+
+
+class NetworkInfo(TypedDict):
+    """A network of a host."""
+    # Addresses that guests can have in all.
+    addresses: int
+    # How many VMs have, or had until a moment ago.
+    addresses_used: int
+    # Linux bridges that it is made of.
+    bridges: int
+    # It is of the host's configuration, which alone can remove it; others were made by `network.create`.
+    configured: bool
+    # Guests that ask by DHCP get their addresses.
+    dhcp: bool
+    # Where guests may not go.
+    egress_deny: list[str]
+    # The gateway of its guests.
+    gateway: str
+    # Its addresses of IPv6.
+    ipv6: NotRequired[str | None]
+    # Guests cannot reach each other.
+    isolate: bool
+    # The longest packet of its guests, in bytes.
+    mtu: int
+    # Its name.
+    name: Token
+    # The pool that these are out of, if they are out of one.
+    pool: NotRequired[str | None]
+    # Its addresses.
+    subnet: str
+    # What follows the name of a VM, if the gateway answers.
+    suffix: NotRequired[str | None]
+
+
+class NetworkPool(TypedDict):
+    """A pool of subnets."""
+    # All of them together, the same on each host, as `10.64.0.0/12`.
+    pool: str
+    # How long the prefix of one is; 20 if left out.
+    prefix: NotRequired[int | None]
+
+
+class NetworkRemoveRequest(TypedDict):
+    """Request of `network.remove`."""
+    # Its name.
+    name: Token
+
+
 class NetworkRequest(TypedDict):
     """Looks at an interface of the guest, or sets it up. What is left out stays as it is; nothing but the servers of names outlives the guest's boot."""
     # All its addresses with their prefix lengths (`10.0.0.2/24`, `fd00::2/64`); others are taken away, of the kinds that are named here: a list with addresses of IPv6 only leaves those of IPv4 alone, and the other way round. An empty one takes those of IPv4 away. What a kernel gives an interface for its link (`fe80::`) is left alone.
@@ -1849,6 +1938,12 @@ class NetworkState(TypedDict):
     routes: NotRequired[list[NetworkRoute]]
     # Whether it is up.
     up: NotRequired[bool]
+
+
+class NetworksReply(TypedDict):
+    """Reply of `network.list`."""
+    # Networks by name.
+    networks: list[NetworkInfo]
 
 
 class NicLimits(TypedDict):
