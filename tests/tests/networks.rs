@@ -190,3 +190,40 @@ fn a_daemon_that_dies_while_networks_change_leaves_all_of_one_or_nothing() {
         assert_eq!(bus.status("old").await.unwrap().vm_id, old.vm_id);
     });
 }
+
+#[test]
+fn a_subnet_that_is_used_up_says_so_and_gives_what_rests_to_who_asks_for_it() {
+    let test = "a_subnet_that_is_used_up_says_so_and_gives_what_rests_to_who_asks_for_it";
+    run(test, Options::default(), async |world| {
+        let bus = world.bus.clone();
+        create(&bus, json!({"name": "tiny", "subnet": "10.94.0.0/29"})).await.unwrap();
+        let mut vms = Vec::new();
+        for name in ["a", "b", "c", "d", "e"] {
+            vms.push(at(&bus, name, json!({"network": "tiny"})).await);
+        }
+        let tiny = list(&bus).await["tiny"].clone();
+        assert_eq!((tiny.addresses, tiny.addresses_used), (5, 5));
+        let next = |nic: Value| json!({"spec": {"nics": [nic]}});
+        let error = refused(
+            "a sixth",
+            ErrorCode::ResourceExhausted,
+            bus.create("f", next(json!({"network": "tiny"}))).await,
+        );
+        assert!(error.message.contains("5 leased, 0 resting after use"), "{error}");
+        audit::told(&bus, "that it was refused", |event| {
+            event.verb.as_deref() == Some("create") && event.error == Some(ErrorCode::ResourceExhausted)
+        })
+        .await;
+        // One that has just been given back rests, so that nobody takes the next VM for the last.
+        bus.change("c", "delete").await.unwrap();
+        let error = bus.create("f", next(json!({"network": "tiny"}))).await;
+        let error = refused("a sixth", ErrorCode::ResourceExhausted, error);
+        assert!(error.message.contains("4 leased, 1 resting after use"), "{error}");
+        let again = at(&bus, "f", json!({"network": "tiny", "ipv4": vms[2].nics[0].ipv4})).await;
+        assert!(pings(&bus, "f", &again.nics[0].gateway).await);
+        for vm in ["a", "b", "d", "e", "f"] {
+            bus.change(vm, "delete").await.unwrap();
+        }
+        remove(&bus, "tiny").await.unwrap();
+    });
+}

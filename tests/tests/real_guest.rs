@@ -158,3 +158,51 @@ fn memory_of_huge_pages_is_refused_where_there_are_none() {
         assert_eq!(error.details["field"], "spec.nics[0].queues");
     });
 }
+
+/// Pages of 2 MiB that the machine has in reserve for as long as this lives.
+struct Reserved(u64);
+
+impl Reserved {
+    const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+    fn number(of: &str) -> Option<u64> {
+        std::fs::read_to_string(format!("{}/{of}", Self::POOL)).ok()?.trim().parse().ok()
+    }
+
+    fn set(pages: u64) {
+        let _ = std::fs::write(format!("{}/nr_hugepages", Self::POOL), pages.to_string());
+    }
+
+    /// So many more than there are, if the machine has the room.
+    fn more(pages: u64) -> Option<Self> {
+        let reserved = Self(Self::number("nr_hugepages")?);
+        Self::set(reserved.0 + pages);
+        (Self::number("nr_hugepages")? == reserved.0 + pages).then_some(reserved)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        Self::set(self.0);
+    }
+}
+
+#[test]
+fn a_guest_lies_on_huge_pages_where_there_are_some() {
+    let test = "a_guest_lies_on_huge_pages_where_there_are_some";
+    let Some(_reserved) = Reserved::more(72) else {
+        return println!("SKIP {test}: this machine cannot keep 144 MiB in pages of 2 MiB");
+    };
+    run(test, emulated(), async |world| {
+        let bus = world.bus.clone();
+        let free = || Reserved::number("free_hugepages").unwrap();
+        let before = free();
+        boot(&bus, "web", json!({"hugepages": "2MiB", "memory": "128MiB"})).await;
+        assert_eq!(sh(&bus, "web", "echo here").await, "here");
+        // A guest of 128 MiB that has booted has touched some of them, and all that it touches is of them.
+        assert!((before - 64..before - 16).contains(&free()), "{before} pages before, {} now", free());
+        bus.change("web", "delete").await.unwrap();
+        until("the pages are back", async || (free() == before).then_some(())).await;
+        events::log(&bus).await;
+    });
+}
