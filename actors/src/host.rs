@@ -30,7 +30,7 @@ mod volumes;
 
 use disks::disk_bytes;
 pub use forwards::{Forwards, PortRange};
-pub use networks::Kept;
+pub use networks::{Kept, MadeNetworks};
 pub use subnets::{SubnetError, SubnetFault};
 pub use types::{Leases, Totals};
 pub use volumes::Volumes;

@@ -37,7 +37,7 @@ use crate::fleet::inventory::Inventory;
 use crate::fleet::quarantine::{self, Quarantine};
 use crate::fleet::states::States;
 use crate::host::users::{self, WantedUsers};
-use crate::host::{HostState, Totals};
+use crate::host::{HostState, MadeNetworks, Totals};
 use crate::host_log::{HostLog, HostNote};
 use crate::hypervisor::cgroup::Cgroups;
 use crate::hypervisor::notify::NotifySocket;
@@ -286,7 +286,7 @@ pub async fn start(setup: HostSetup) -> Result<RunningHost, StartError> {
         overlays: setup.overlays,
         backups: setup.state.join("backups"),
         not_imported: std::sync::Mutex::default(),
-        made_networks: tokio::sync::Mutex::new(made),
+        made_networks: MadeNetworks::new(made),
         cgroups: Cgroups::open(installation, &setup.programs.launcher),
         programs: setup.programs,
         limits: setup.limits,

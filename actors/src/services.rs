@@ -18,7 +18,7 @@ use crate::fleet::fence::Fence;
 use crate::fleet::inventory::Inventory;
 use crate::fleet::quarantine::Quarantine;
 use crate::fleet::states::States;
-use crate::host::HostState;
+use crate::host::{HostState, MadeNetworks};
 use crate::host_log::HostLog;
 use crate::hypervisor::cgroup::{Cgroups, VmCgroup};
 use crate::hypervisor::launcher::Launcher;
@@ -28,7 +28,7 @@ use crate::images::Images;
 use crate::images::fleet::FleetImages;
 use crate::journal::{JournalHandle, VmRow};
 use crate::metrics::Metrics;
-use crate::network::{NetworkDef, NetworkHandle};
+use crate::network::NetworkHandle;
 use crate::quota::EventBudget;
 use crate::samples::guest::GuestSamples;
 use crate::spec::Templates;
@@ -125,8 +125,8 @@ pub struct Services {
     pub limits: Limits,
     /// Why orphans of this installation were not imported.
     pub not_imported: Mutex<BTreeMap<VmId, String>>,
-    /// The networks that verbs made; who has it changes them.
-    pub made_networks: tokio::sync::Mutex<Vec<NetworkDef>>,
+    /// The networks that verbs made.
+    pub made_networks: MadeNetworks,
     /// Promises and leases.
     pub state: HostState,
     /// Events that namespaces may cause.

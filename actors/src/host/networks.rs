@@ -1,11 +1,42 @@
 //! The networks of a host, as verbs change them.
 
-use std::sync::PoisonError;
+use std::sync::{PoisonError, RwLock};
 
 use drover_schemas::Token;
 
 use super::{HostState, SubnetError, subnets};
 use crate::network::{NetworkDef, Pool};
+
+/// The networks that verbs made, as they were asked for and as the journal has them.
+#[derive(Debug, Default)]
+pub struct MadeNetworks {
+    changing: tokio::sync::Mutex<()>,
+    all: RwLock<Vec<NetworkDef>>,
+}
+
+impl MadeNetworks {
+    /// Those of the journal.
+    #[must_use]
+    pub fn new(all: Vec<NetworkDef>) -> Self {
+        Self { all: RwLock::new(all), ..Self::default() }
+    }
+
+    /// They.
+    #[must_use]
+    pub fn all(&self) -> Vec<NetworkDef> {
+        self.all.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whoever changes them waits for this first; whoever looks does not.
+    pub async fn change(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changing.lock().await
+    }
+
+    /// Notes what is in the journal now.
+    pub fn set(&self, all: Vec<NetworkDef>) {
+        *self.all.write().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+}
 
 /// What stands in the way of removing a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

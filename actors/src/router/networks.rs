@@ -28,7 +28,7 @@ impl Router {
             "network.remove" => body_of(request, &remove(&self.services, request.decode()?).await?),
             _ => {
                 let _: Empty = request.decode()?;
-                body_of(request, &list(&self.services).await)
+                body_of(request, &list(&self.services))
             }
         }
     }
@@ -52,7 +52,8 @@ async fn create(services: &Shared, asked: NetworkCreateRequest) -> Result<Networ
     let def = def_of(&asked)?;
     let services = services.clone();
     whole(async move {
-        let mut made = services.made_networks.lock().await;
+        let _alone = services.made_networks.change().await;
+        let made = services.made_networks.all();
         let networks = services.state.networks();
         if let Some(there) = networks.iter().find(|there| there.name == def.name) {
             if !made.contains(&def) {
@@ -77,8 +78,9 @@ async fn create(services: &Shared, asked: NetworkCreateRequest) -> Result<Networ
             give_up(&services, &made, &resolved).await;
             return Err(error);
         }
-        made.push(def);
-        Ok(NetworkCreateReply { network: info(&services, &made, &resolved), already: false })
+        let network = info(&services, &all, &resolved);
+        services.made_networks.set(all);
+        Ok(NetworkCreateReply { network, already: false })
     })
     .await
 }
@@ -126,13 +128,10 @@ async fn store(
     claimed: Option<&NetworkDef>,
     gone: Option<&Token>,
 ) -> Result<(), ErrorBody> {
-    let mut subnets = services.journal.subnets().map_err(|error| error.to_body())?;
-    if let Some(def) = claimed.filter(|def| def.subnet_from.is_some()) {
-        subnets.insert(def.name.clone(), def.subnet);
-    }
-    if let Some(gone) = gone {
-        subnets.remove(gone);
-    }
+    let networks = services.state.networks();
+    let pooled = networks.iter().chain(claimed).filter(|def| def.subnet_from.is_some());
+    let pooled = pooled.filter(|def| Some(&def.name) != gone);
+    let subnets = pooled.map(|def| (def.name.clone(), def.subnet)).collect();
     let batch = Batch::new().essential().with(Op::PutNetworks(made.to_vec())).with(Op::PutSubnets(subnets));
     services.journal.commit(batch).await.map(drop).map_err(|error| error.to_body())
 }
@@ -151,7 +150,8 @@ async fn remove(services: &Shared, asked: NetworkRemoveRequest) -> Result<Empty,
     let services = services.clone();
     whole(async move {
         let name = asked.name;
-        let mut made = services.made_networks.lock().await;
+        let _alone = services.made_networks.change().await;
+        let made = services.made_networks.all();
         if !made.iter().any(|def| def.name == name) {
             let configured = services.state.networks().iter().any(|def| def.name == name);
             return Err(if configured {
@@ -176,7 +176,7 @@ async fn remove(services: &Shared, asked: NetworkRemoveRequest) -> Result<Empty,
             }
             return Err(error);
         }
-        *made = all;
+        services.made_networks.set(all);
         give_back(&services, &name).await;
         services.network.remove_network(name).await.map_err(|error| refused(&error))?;
         Ok(Empty {})
@@ -195,8 +195,8 @@ async fn in_use(services: &Shared, name: &Token, leased: usize) -> ErrorBody {
     ErrorBody::new(ErrorCode::Conflict, text).with("addresses", leased)
 }
 
-async fn list(services: &Shared) -> NetworksReply {
-    let made = services.made_networks.lock().await;
+fn list(services: &Shared) -> NetworksReply {
+    let made = services.made_networks.all();
     let mut networks: Vec<NetworkInfo> =
         services.state.networks().iter().map(|def| info(services, &made, def)).collect();
     networks.sort_by(|one, other| one.name.cmp(&other.name));
