@@ -19,7 +19,8 @@ pub const KIND: &str = "hibernating";
 pub const FIELD: &str = "of_the_next_version";
 
 /// Maps whose keys are names of the user's or of the host's: these are no fields.
-const NAMES: [&str; 7] = ["labels", "states", "confinement", "env", "evidence", "details", "networks"];
+const NAMES: [&str; 8] =
+    ["labels", "states", "confinement", "env", "evidence", "details", "networks", "subnets"];
 /// A map with one of these alone says by its key what it is, and will have no other.
 const VARIANTS: [&str; 3] = ["result", "stream", "error"];
 
