@@ -86,9 +86,9 @@ fn networks_come_and_go_while_vms_run() {
         for (network, code, says) in [
             (json!({"name": "red"}), ErrorCode::InvalidArgument, "subnet_from"),
             (json!({"name": "red", "subnet": "10.91.0.0/31"}), ErrorCode::InvalidArgument, "too small"),
-            (json!({"name": "red", "subnet": "10.91.0.0"}), ErrorCode::InvalidArgument, "red"),
+            (json!({"name": "red", "subnet": "10.91.0.0"}), ErrorCode::InvalidArgument, "red: subnet: "),
             (json!({"name": "red", "subnet": "10.91.0.0/24", "mtu": 99}), ErrorCode::InvalidArgument, "MTU"),
-            (json!({"name": "red", "subnet": "10.90.0.128/25"}), conflict, "network blue"),
+            (json!({"name": "red", "subnet": "10.90.0.128/25"}), conflict, "network red: the subnet"),
             (json!({"name": "red", "subnet": "192.0.2.0/24"}), conflict, "192.0.2.1"),
             (json!({"name": "blue", "subnet": "10.92.0.0/24"}), ErrorCode::AlreadyExists, "another network"),
             (

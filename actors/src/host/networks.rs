@@ -66,8 +66,8 @@ impl HostState {
     /// # Errors
     /// [`SubnetError`].
     pub fn check_network(&self, def: &NetworkDef) -> Result<(), SubnetError> {
-        let mut all = self.networks();
-        all.push(def.clone());
+        // First: it is the one that is said to be wrong.
+        let all: Vec<NetworkDef> = std::iter::once(def.clone()).chain(self.networks()).collect();
         subnets::pools(&all).map(drop)
     }
 

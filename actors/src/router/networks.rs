@@ -45,7 +45,11 @@ fn def_of(asked: &NetworkCreateRequest) -> Result<NetworkDef, ErrorBody> {
         _ => {}
     }
     let value = serde_json::to_value(asked).map_err(|error| invalid(error.to_string()))?;
-    serde_json::from_value(value).map_err(|error| invalid(format!("network {}: {error}", asked.name)))
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let field = error.path().to_string();
+        let text = format!("network {}: {field}: {}", asked.name, error.inner());
+        invalid(text).with("field", field)
+    })
 }
 
 async fn create(services: &Shared, asked: NetworkCreateRequest) -> Result<NetworkCreateReply, ErrorBody> {
