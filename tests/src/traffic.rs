@@ -177,6 +177,19 @@ pub async fn exec(bus: &Bus, vm: &str, argv: &[&str]) -> ExecResult {
     }
 }
 
+/// Creates a VM with one interface, and waits for its agent.
+///
+/// # Panics
+/// It is refused.
+pub async fn up_at(bus: &Bus, name: &str, nic: Value) -> VmStatus {
+    bus.create(name, json!({"spec": {"nics": [nic]}, "wait": "agent"})).await.expect("it is created").vm
+}
+
+/// Whether a guest reaches an address.
+pub async fn pings(bus: &Bus, vm: &str, address: &str) -> bool {
+    exec(bus, vm, &["ping", "-c", "1", "-W", "2", address]).await.exit_code == Some(0)
+}
+
 /// Starts a program of Python in a guest, which goes on by itself.
 ///
 /// # Panics

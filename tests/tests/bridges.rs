@@ -10,7 +10,7 @@ use drover_schemas::body::samples::NicSample;
 use drover_schemas::body::status::VmStatus;
 use drover_schemas::body::vm::StatsReply;
 use drover_tests::client::{Bus, refused};
-use drover_tests::traffic::{Ear, HOST, Line, Outside, exec, serve, speak, who_tcp};
+use drover_tests::traffic::{Ear, HOST, Line, Outside, exec, pings, serve, speak, up_at, who_tcp};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
 use drover_tests::{events, leak};
@@ -63,7 +63,7 @@ async fn started(world: &mut World) {
 }
 
 async fn at(bus: &Bus, name: &str, nic: Value) -> VmStatus {
-    let vm = bus.create(name, json!({"spec": {"nics": [nic]}, "wait": "agent"})).await.unwrap().vm;
+    let vm = up_at(bus, name, nic).await;
     if let (Some(own), Some(gateway)) = (&vm.nics[0].ipv6, &vm.nics[0].ipv6_gateway) {
         // A guest of processes has no kernel of its own that would.
         let words = format!(
@@ -74,10 +74,6 @@ async fn at(bus: &Bus, name: &str, nic: Value) -> VmStatus {
         assert_eq!(done.exit_code, Some(0), "{done:?}");
     }
     vm
-}
-
-async fn pings(bus: &Bus, vm: &str, address: &str) -> bool {
-    exec(bus, vm, &["ping", "-c", "1", "-W", "2", address]).await.exit_code == Some(0)
 }
 
 /// The same by IPv6, which nobody has on a kernel without it.

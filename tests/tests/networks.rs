@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use drover_schemas::body::guest::Empty;
 use drover_schemas::body::network::{NetworkCreateReply, NetworkInfo, NetworksReply};
-use drover_schemas::body::status::VmStatus;
 use drover_schemas::{ErrorCode, RequestId};
 use drover_tests::client::{Bus, Failure, refused};
-use drover_tests::traffic::{Line, Outside, exec};
+use drover_tests::traffic::{Line, Outside, exec, pings, up_at};
 use drover_tests::wait::until;
 use drover_tests::world::{Options, World, run};
 use drover_tests::{audit, leak};
@@ -29,14 +28,6 @@ async fn remove(bus: &Bus, name: &str) -> Result<Empty, Failure> {
 async fn list(bus: &Bus) -> BTreeMap<String, NetworkInfo> {
     let reply: NetworksReply = bus.look("drover.v1.host.h1.network.list", &json!({})).await.unwrap();
     reply.networks.into_iter().map(|network| (network.name.to_string(), network)).collect()
-}
-
-async fn at(bus: &Bus, name: &str, nic: Value) -> VmStatus {
-    bus.create(name, json!({"spec": {"nics": [nic]}, "wait": "agent"})).await.unwrap().vm
-}
-
-async fn pings(bus: &Bus, vm: &str, address: &str) -> bool {
-    exec(bus, vm, &["ping", "-c", "1", "-W", "2", address]).await.exit_code == Some(0)
 }
 
 /// The bridges that are there, and what the rules know of a subnet.
@@ -68,8 +59,8 @@ fn networks_come_and_go_while_vms_run() {
         line.is_alive().await;
 
         // It is a network like all others.
-        let a = at(&bus, "a", json!({"network": "blue", "setup": "dhcp"})).await;
-        let b = at(&bus, "b", json!({"network": "blue", "ipv4": "10.90.0.77"})).await;
+        let a = up_at(&bus, "a", json!({"network": "blue", "setup": "dhcp"})).await;
+        let b = up_at(&bus, "b", json!({"network": "blue", "ipv4": "10.90.0.77"})).await;
         let asks = "busybox udhcpc -i eth0 -f -n -q -t 10 -T 2 -s /bin/true 2>&1";
         assert_eq!(exec(&bus, "a", &["sh", "-c", asks]).await.exit_code, Some(0));
         let named = "busybox nslookup a.blue.internal 10.90.0.1";
@@ -181,7 +172,7 @@ fn a_daemon_that_dies_while_networks_change_leaves_all_of_one_or_nothing() {
         }
         println!("NETWORKS {with} deaths left the network, {without} none");
         if list(&bus).await.contains_key("blue") {
-            let vm = at(&bus, "web", json!({"network": "blue"})).await;
+            let vm = up_at(&bus, "web", json!({"network": "blue"})).await;
             assert!(pings(&bus, "web", &vm.nics[0].gateway).await);
             bus.change("web", "delete").await.unwrap();
             remove(&bus, "blue").await.unwrap();
@@ -199,7 +190,7 @@ fn a_subnet_that_is_used_up_says_so_and_gives_what_rests_to_who_asks_for_it() {
         create(&bus, json!({"name": "tiny", "subnet": "10.94.0.0/29"})).await.unwrap();
         let mut vms = Vec::new();
         for name in ["a", "b", "c", "d", "e"] {
-            vms.push(at(&bus, name, json!({"network": "tiny"})).await);
+            vms.push(up_at(&bus, name, json!({"network": "tiny"})).await);
         }
         let tiny = list(&bus).await["tiny"].clone();
         assert_eq!((tiny.addresses, tiny.addresses_used), (5, 5));
@@ -219,7 +210,7 @@ fn a_subnet_that_is_used_up_says_so_and_gives_what_rests_to_who_asks_for_it() {
         let error = bus.create("f", next(json!({"network": "tiny"}))).await;
         let error = refused("a sixth", ErrorCode::ResourceExhausted, error);
         assert!(error.message.contains("4 leased, 1 resting after use"), "{error}");
-        let again = at(&bus, "f", json!({"network": "tiny", "ipv4": vms[2].nics[0].ipv4})).await;
+        let again = up_at(&bus, "f", json!({"network": "tiny", "ipv4": vms[2].nics[0].ipv4})).await;
         assert!(pings(&bus, "f", &again.nics[0].gateway).await);
         for vm in ["a", "b", "d", "e", "f"] {
             bus.change(vm, "delete").await.unwrap();

@@ -1,6 +1,6 @@
 //! What differs between the network that should be and the one that is: pure.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use drover_schemas::id::VmId;
@@ -180,8 +180,7 @@ pub fn of_links(known: &Known, links: &[LinkInfo], addresses: &[(u32, IpNet)]) -
     let vms = known.vms();
     for network in known.networks().iter() {
         found.extend(of_bridge(network, &by_name, addresses));
-        let made = known.further_of(&network.def.name);
-        for number in network.needed(&vms).into_iter().chain(made).collect::<BTreeSet<_>>() {
+        for number in known.further(network, &vms) {
             found.extend(of_further(network, &network.further(number), &by_name));
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! The network actor keeps it; the watch reads it to tell what others did from what was to be.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -216,6 +216,12 @@ impl Known {
     #[must_use]
     pub fn further_of(&self, network: &Token) -> Vec<u32> {
         self.read().further_of(network)
+    }
+
+    /// The further bridges that a network is to have: those that VMs need, and those that were made.
+    #[must_use]
+    pub fn further(&self, network: &Bridged, vms: &[VmNet]) -> BTreeSet<u32> {
+        network.needed(vms).into_iter().chain(self.further_of(&network.def.name)).collect()
     }
 
     /// Whether a further bridge is there, as far as is known.

@@ -4,7 +4,7 @@
 //! elements, and its elements go before its TAP, so a port without rules never carries traffic of a guest:
 //! the VMM attaches only after the answer.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
@@ -320,8 +320,7 @@ impl NetOps {
                 kernel6::bridge(&network.bridge)?;
                 self.links.ensure_ipv6(&network.bridge, &ipv6).await?;
             }
-            let made = self.known.further_of(&network.def.name);
-            for number in network.needed(&vms).into_iter().chain(made).collect::<BTreeSet<_>>() {
+            for number in self.known.further(network, &vms) {
                 self.ensure_further(network, number).await?;
             }
         }

@@ -115,7 +115,7 @@ pub(super) async fn resolve(
     if has != had {
         let batch = Batch::new().essential().with(Op::PutSubnets(has.clone()));
         journal.commit(batch).await.map_err(|source| StartError::Subnets { source: Box::new(source) })?;
-        // What a network had that is not there any more is for others; the next start gives back what this one cannot.
+        // What a network had that is not there any more is for others.
         let kept: Vec<&Token> = has.keys().collect();
         let give_back = tokio::time::timeout(KNOWN_WITHIN, claims.keep_subnets(host, installation, &kept));
         if !matches!(give_back.await, Ok(Ok(()))) {

@@ -140,7 +140,7 @@ async fn store(
     services.journal.commit(batch).await.map(drop).map_err(|error| error.to_body())
 }
 
-/// Tells the fleet that the host has no subnet for a network any more. Where the bus is away the next start does.
+/// Tells the fleet that the host has no subnet for a network any more. Where it cannot be told the subnet stays taken.
 async fn give_back(services: &Shared, gone: &Token) {
     let networks = services.state.networks();
     let kept: Vec<&Token> = networks.iter().map(|def| &def.name).filter(|name| *name != gone).collect();
